@@ -1,0 +1,1 @@
+"""nbqueue: a distributed task queue that is native to Jupyter."""

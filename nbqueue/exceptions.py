@@ -1,0 +1,152 @@
+"""Every exception of nbqueue.
+
+    NBQueueError
+    ├── ImproperlyConfigured            a setting, URL, key or file can't be used
+    ├── SendFailed                      not sent; sending again is safe
+    │   └── PayloadTooLarge             more than the broker should carry
+    ├── SendUncertain                   the broker went away before it confirmed; sending again is safe too
+    ├── BackendUnavailable              the backend can't be reached
+    ├── BadMessage                      unsigned, altered, truncated or garbage: refused before it is parsed
+    ├── NotPicklable                    something a task needs can't travel; names it
+    ├── AmbiguousLabel                  a label fits more than one task; names them
+    ├── TaskError                       how a task ended, or why it can't
+    │   ├── NotRegistered               the worker knows no task of this name
+    │   ├── UnknownTask                 nobody sent this id, or its record has expired
+    │   ├── ResultExpired               the task ended, its result is no longer kept
+    │   ├── TaskRevokedError            cancelled, or 'expired' before it started
+    │   ├── WorkerLostError             its child or worker died while it ran
+    │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
+    │   ├── PythonMismatch              sent from another Python minor version
+    │   └── RemoteError                 the task's own exception could not travel; carries its name and text
+    └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
+
+Control flow inside tasks, not errors of a caller: `Ignore`, `Reject`, `Retry`,
+`SoftTimeLimitExceeded`, `TimeLimitExceeded`.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+__all__ = [
+    "AmbiguousLabel",
+    "BackendUnavailable",
+    "BadMessage",
+    "ImproperlyConfigured",
+    "LeaseLost",
+    "NBQueueError",
+    "NotPicklable",
+    "NotRegistered",
+    "PayloadTooLarge",
+    "PythonMismatch",
+    "RemoteError",
+    "ResultExpired",
+    "SendFailed",
+    "SendUncertain",
+    "TaskError",
+    "TaskRevokedError",
+    "TimeoutError",
+    "UnknownTask",
+    "WorkerLostError",
+]
+
+
+class NBQueueError(Exception):
+    """Is the root of everything nbqueue raises on its own account."""
+
+
+class ImproperlyConfigured(NBQueueError):
+    """Says which setting, URL, key or file can't be used, and what to write instead."""
+
+
+class SendFailed(NBQueueError):
+    """Says that a task was not sent; the same call may be made again."""
+
+
+class PayloadTooLarge(SendFailed):
+    """Says that code, arguments or result are larger than a message may be."""
+
+
+class SendUncertain(NBQueueError):
+    """Says that the broker went away before it confirmed; the same id sent again runs once."""
+
+
+class BackendUnavailable(NBQueueError):
+    """Says that the backend did not answer."""
+
+
+class BadMessage(NBQueueError):
+    """Says why bytes from the broker or backend were refused.
+
+    `reason` is one word for counters: `format`, `version`, `key`, `signature`, `fields`, `place`, `replay`.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class NotPicklable(NBQueueError):
+    """Names what can't travel to a worker, and the variable it hangs on."""
+
+
+class AmbiguousLabel(NBQueueError):
+    """Names the tasks that a label fits."""
+
+
+class TaskError(NBQueueError):
+    """Is the root of the ways a task can end without a value."""
+
+
+class NotRegistered(TaskError, KeyError):
+    """Says that no task of this name is registered where it was looked for."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class UnknownTask(TaskError):
+    """Says that nobody sent this id, or that nothing is known of it any more."""
+
+
+class ResultExpired(TaskError):
+    """Says that the task ended and its result is no longer kept."""
+
+
+class TaskRevokedError(TaskError):
+    """Says that the task was cancelled, or that it expired before a worker started it."""
+
+
+class WorkerLostError(TaskError):
+    """Says which process died under the task, and how."""
+
+
+class LeaseLost(TaskError):
+    """Says that another worker owns the task now."""
+
+
+class PythonMismatch(TaskError):
+    """Says that code from one Python minor version reached a worker of another."""
+
+
+class RemoteError(TaskError):
+    """Stands for an exception whose class can't be had here: its type, message and traceback as text."""
+
+    def __init__(self, type_name: str, message: str = "", remote_traceback: str = "") -> None:
+        super().__init__(type_name, message, remote_traceback)
+        self.type_name = type_name
+        self.message = message
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+class TimeoutError(NBQueueError, builtins.TimeoutError):  # noqa: A001 - Celery's name
+    """Says that a wait ran out of time; the task itself goes on."""
+
+

@@ -1,0 +1,64 @@
+-- Claims up to `limit` entries for one consumer: first those that came back, then new ones, queue by queue,
+-- after moving delayed ones that are due. Returns: numbers of each entry (msgpack), their bytes as one
+-- string, and the milliseconds until the next delayed one is due (-1: none).
+local consumer, limit, records, queues = unpack(cmsgpack.unpack(ARGV[1]))
+local now = now_ms()
+local meta, data, next_due = {}, {}, -1
+
+local function move_due(queue)
+  local delayed, bodies = key(queue, "delayed"), key(queue, "bodies")
+  local ids = redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, 100)
+  for _, id in ipairs(ids) do
+    local packed = redis.call("HGET", bodies, id)
+    redis.call("ZREM", delayed, id)
+    redis.call("HDEL", bodies, id)
+    if packed then
+      local header, body = unpack(cmsgpack.unpack(packed))
+      redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+    end
+  end
+  local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")
+  if first[2] then
+    local wait = math.max(0, tonumber(first[2]) - now)
+    if next_due < 0 or wait < next_due then next_due = wait end
+  end
+end
+
+local function read(stream, want)
+  local reply = redis.pcall("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", want, "STREAMS", stream, ">")
+  if type(reply) == "table" and reply.err then
+    if not string.find(reply.err, "NOGROUP", 1, true) then return redis.error_reply(reply.err) end
+    -- Lost with the server's memory, or never made: from 0, so that nothing that waits is passed over.
+    redis.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+    reply = redis.call("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", want, "STREAMS", stream, ">")
+  end
+  if not reply then return {} end
+  return reply[1][2]
+end
+
+for number, queue in ipairs(queues) do
+  move_due(queue)
+  for _, lane in ipairs({"r", "n"}) do
+    local stream = key(queue, lane)
+    local want = limit - #meta
+    if want > 0 then
+      for _, item in ipairs(read(stream, want)) do
+        local entry, f = item[1], fields_of(item[2] or {})
+        local id = id_of(f, entry)
+        local header, body = f.h or "", f.b or ""
+        local verdict = admit(queue, stream, entry, id, string.match(header, '"nonce":"([^"]*)"') or "", records)
+        if verdict then
+          local record, mark = verdict[1], verdict[2]
+          table.insert(meta, {number, lane == "r" and 1 or 0, entry, tonumber(f.a or 1), tonumber(f.c or 0),
+            tonumber(f.w or 0), #id, #header, #body, #record, #mark})
+          table.insert(data, id)
+          table.insert(data, header)
+          table.insert(data, body)
+          table.insert(data, record)
+          table.insert(data, mark)
+        end
+      end
+    end
+  end
+end
+return {cmsgpack.pack(meta), table.concat(data), next_due}

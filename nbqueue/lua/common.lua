@@ -1,0 +1,90 @@
+-- Shared by every script: names of keys, time, and what happens to an entry when it is claimed or returned.
+-- Scripts take one argument, a msgpack array, and keep to the keys of one server.
+local GROUP = "nbq"
+
+local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
+
+local function now_ms()
+  local t = redis.call("TIME")
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function fields_of(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+-- A garbage entry may have no id; it still needs a place among the claims.
+local function id_of(fields, entry) return fields.i or ("?" .. entry) end
+
+local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
+
+-- Two live copies of one task (a publish sent twice, or replayed): only the first claimed may run.
+-- Returns nil for the other; else whatever is known of the task that the claimer must look at.
+local function admit(queue, stream, entry, id, nonce, records)
+  if redis.call("HSETNX", key(queue, "claims"), id, entry) == 0 then
+    if redis.call("HGET", key(queue, "claims"), id) ~= entry then
+      redis.call("XACK", stream, GROUP, entry)
+      redis.call("XDEL", stream, entry)
+      count("repeat")
+      return nil
+    end
+  end
+  local record = ""
+  if records ~= "" then
+    record = redis.call("GET", records .. id) or ""
+    -- The usual case, its own pending record, needs no second look.
+    if record ~= "" and nonce ~= "" and string.find(record, '"status":"PENDING"', 1, true)
+      and string.find(record, nonce, 1, true) then record = "" end
+  end
+  local mark = redis.call("HGET", "nbq:revoked", id) or ""
+  return {record, mark}
+end
+
+-- Puts an entry back at the head of its queue under a new entry id. That an entry never changes hands is
+-- what makes XACK = 1 the proof of ownership everywhere. Returns attempt, child deaths and worker losses.
+local function put_back(queue, stream, entry, charge)
+  local found = redis.call("XRANGE", stream, entry, entry)[1]
+  if redis.call("XACK", stream, GROUP, entry) ~= 1 or not found then return nil end
+  redis.call("XDEL", stream, entry)
+  local f = fields_of(found[2])
+  local id = id_of(f, entry)
+  local attempt, deaths, losses = tonumber(f.a or 1), tonumber(f.c or 0), tonumber(f.w or 0)
+  if charge ~= "none" then attempt = attempt + 1 end
+  if charge == "child" then deaths = deaths + 1 end
+  if charge == "worker" then losses = losses + 1 end
+  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
+  redis.call("XADD", key(queue, "r"), "*", "i", f.i or "", "h", f.h or "", "b", f.b or "",
+    "a", attempt, "c", deaths, "w", losses)
+  return {attempt, deaths, losses}
+end
+
+-- One stream entry a session carries all its facts, as a JSON array.
+local function tell(sessions, maxlen, ttl_ms)
+  for session, facts in pairs(sessions) do
+    local stream = "nbq:session:" .. session
+    redis.call("XADD", stream, "MAXLEN", "~", maxlen, "*", "f", "[" .. table.concat(facts, ",") .. "]")
+    redis.call("PEXPIRE", stream, ttl_ms)
+  end
+end
+
+local function collect(sessions, session, fact)
+  if session == "" then return end
+  if not sessions[session] then sessions[session] = {} end
+  table.insert(sessions[session], fact)
+end
+
+-- How many members of a map have ended, and how: read at constant cost.
+local function count_member(groups, group, state)
+  if group == "" then return end
+  if not groups[group] then groups[group] = {} end
+  groups[group][state] = (groups[group][state] or 0) + 1
+end
+
+local function write_counts(groups, ttl_ms)
+  for group, states in pairs(groups) do
+    for state, n in pairs(states) do redis.call("HINCRBY", "nbq:progress:" .. group, state, n) end
+    redis.call("PEXPIRE", "nbq:progress:" .. group, ttl_ms)
+  end
+end

@@ -1,0 +1,39 @@
+-- Puts messages on their queues, each with its pending record. Same id and nonce: a repeat, reported as sent.
+-- Returns one number a message: 1 sent, 2 a repeat, -1 the id belongs to a live task.
+local records, ttl_ms, wake, messages = unpack(cmsgpack.unpack(ARGV[1]))
+local known, status = {}, {}
+for n, message in ipairs(messages) do
+  local queue, id, header, due_ms, nonce, record = unpack(message)
+  local body = ARGV[n + 1]
+  local verdict = 1
+  if record ~= "" then
+    local old = redis.call("GET", records .. id)
+    if old then
+      if string.find(old, nonce, 1, true) then
+        verdict = 2
+      else
+        local state = string.match(old, '"status":"(%u+)"')
+        if state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED" then verdict = -1 end
+      end
+    end
+    if verdict == 1 then redis.call("SET", records .. id, record, "PX", ttl_ms) end
+  end
+  if verdict == 1 then
+    if not known[queue] then
+      redis.call("SADD", "nbq:queues", queue)
+      known[queue] = true
+    end
+    if due_ms > 0 then
+      redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack({header, body}))
+      redis.call("ZADD", key(queue, "delayed"), due_ms, id)
+    else
+      redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+    end
+  end
+  status[n] = verdict
+end
+-- The keeper starts a worker where none is; one hint is enough.
+if wake ~= "" and redis.call("HLEN", "nbq:workers") == 0 and redis.call("LLEN", wake) == 0 then
+  redis.call("LPUSH", wake, "sent")
+end
+return status

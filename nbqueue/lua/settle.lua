@@ -1,0 +1,31 @@
+-- Ends tasks, or marks them as started, in one step: the entry is acknowledged only if it is still ours, and
+-- only then the record is written and its session told. Returns 1 for each that held, else 0.
+local records, ttl_ms, maxlen, session_ttl_ms, items = unpack(cmsgpack.unpack(ARGV[1]))
+local held, sessions, groups = {}, {}, {}
+for n, item in ipairs(items) do
+  local ends, queue, lane, entry, id, record, session, group, state = unpack(item)
+  local stream, claims = key(queue, lane), key(queue, "claims")
+  local ours
+  if ends == 1 then
+    ours = redis.call("XACK", stream, GROUP, entry) == 1
+    if ours then
+      redis.call("XDEL", stream, entry)
+      redis.call("HDEL", claims, id)
+      if redis.call("HLEN", "nbq:revoked") > 0 then redis.call("HDEL", "nbq:revoked", id) end
+      count_member(groups, group, state)
+    end
+  else
+    ours = redis.call("HGET", claims, id) == entry
+  end
+  if ours and record ~= "" then
+    if records ~= "" then
+      redis.call("SET", records .. id, record, "PX", ttl_ms)
+      if ends == 1 then redis.call("PUBLISH", records .. id, record) end
+    end
+    collect(sessions, session, record)
+  end
+  held[n] = ours and 1 or 0
+end
+tell(sessions, maxlen, session_ttl_ms)
+write_counts(groups, ttl_ms)
+return held

@@ -1,0 +1,386 @@
+"""What travels: signed steering fields, bodies that are bytes, and their wire forms.
+
+Three things go over the wire, all signed with `signing.Signer`:
+
+- a *message*: a `Steering` and a body, from a client to a worker; a member of a map is a `Call`, whose
+  steering stands once in its group's;
+- a *fact*: `Facts` and a body, from a worker to whoever listens, stored as one JSON text. A record is a
+  fact that says how a task stands, in the form Celery's clients read; an event is any other fact;
+- an *order*: a `Control`, from a client to the workers.
+
+Between a supervisor and its children nothing is signed; `ChildTask`, `Outcome` and `ChildEvent` go there.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.exceptions import BadMessage
+from nbqueue.signing import Signer
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+CELL_TASK: Final = "nbqueue.cell"
+
+
+def new_id() -> str:
+    """Return a new task id, in Celery's form."""
+    return str(uuid.uuid4())
+
+
+class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Everything that decides what happens to one task, or to all members of a map. Times are Unix seconds."""
+
+    id: str
+    nonce: str
+    task: str
+    queue: str
+    sent_at: float
+    code: str = ""  # digest of the code that the body brings along; empty: the task goes by name
+    python: str = ""  # minor version that pickled the code, e.g. "3.11"
+    session: str = ""  # the client's stream, where results and events go
+    name: str = ""  # what a view calls it; empty: `task`
+    eta: float = 0.0
+    expires: float = 0.0
+    retries: int = 0
+    group: str = ""
+    index: int = -1
+    size: int = 0  # members of the map, in its group's steering
+    ignore_result: bool = False
+    serializer: str = "cloudpickle"
+    label: str = ""
+    identity: str = ""  # notebook path and cell id or name, digested; see `attach`
+    digest: str = ""  # of code and inputs
+
+    @property
+    def shown_name(self) -> str:
+        """Return what a person calls this task."""
+        return self.name or self.task
+
+    def member(self, index: int) -> Steering:
+        """Return the steering of one member of this map."""
+        return msgspec.structs.replace(self, id=member_id(self.id, index), group=self.id, index=index, size=0)
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """One member of a map: the rest of its steering is its group's."""
+
+    group: str
+    index: int
+
+
+def member_id(group: str, index: int) -> str:
+    """Return the task id of one member of a map."""
+    return f"{group}-{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A task on its way: the signed text and the body exactly as they travel, and what the text says."""
+
+    id: str
+    header: str
+    body: bytes
+    steering: Steering | Call
+
+    @classmethod
+    def sign(cls, steering: Steering, body: bytes, signer: Signer) -> Message:
+        """Return the message of one task."""
+        return cls(steering.id, signer.sign("task", _encode(steering), body), body, steering)
+
+    @classmethod
+    def sign_call(cls, group: str, index: int, body: bytes, signer: Signer) -> Message:
+        """Return the message of one member of a map; `body` is its arguments alone."""
+        call = Call(group, index)
+        return cls(member_id(group, index), signer.sign("call", _encode(call), body), body, call)
+
+    @classmethod
+    def open(cls, header: str | bytes, body: bytes, signer: Signer) -> Message:
+        """Return what travelled, once its signature holds.
+
+        Raises:
+            BadMessage: it can't be trusted or understood.
+        """
+        if isinstance(header, bytes):
+            try:
+                header = header.decode("ascii")
+            except UnicodeDecodeError:
+                raise BadMessage("format", "the signed text isn't ASCII") from None
+        steering: Steering | Call
+        # A call's JSON is an array, a task's an object; the key differs too, so the guess can't be abused.
+        if header[-1:] == "]":
+            steering = _decode(_CALL, signer.verify("call", header, body))
+            return cls(member_id(steering.group, steering.index), header, body, steering)
+        steering = decode_steering(signer.verify("task", header, body))
+        return cls(steering.id, header, body, steering)
+
+
+def pack_body(code: bytes, args: bytes) -> bytes:
+    """Return the body of a task: its code (may be empty), then its arguments."""
+    return len(code).to_bytes(4, "big") + code + args
+
+
+def split_body(body: bytes) -> tuple[bytes, bytes]:
+    """Return code and arguments of a task's body."""
+    if len(body) < 4:
+        raise BadMessage("format", "the body has no frames")
+    end = 4 + int.from_bytes(body[:4], "big")
+    if end > len(body):
+        raise BadMessage("format", "the body is shorter than its first frame says")
+    return body[4:end], body[end:]
+
+
+class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What one fact says of one task; signed. Times are Unix seconds.
+
+    `kind` is `record` (state, and the value or failure as body), or an event: `started`, `output`,
+    `progress`. `group` facts hold a map's steering and code.
+    """
+
+    kind: str
+    id: str
+    at: float = 0.0
+    state: str = ""
+    attempt: int = 0
+    nonce: str = ""
+    task: str = ""
+    name: str = ""
+    queue: str = ""
+    session: str = ""
+    worker: str = ""
+    child: int = 0
+    sent_at: float = 0.0
+    started_at: float = 0.0
+    retries: int = 0
+    group: str = ""
+    index: int = -1
+    label: str = ""
+    identity: str = ""
+    digest: str = ""
+    error: str = ""  # "Type: message", one line, for lists and logs
+    summary: str = ""  # what came out, one line
+
+
+class FactText(msgspec.Struct, omit_defaults=True):
+    """The JSON text of a fact. The first fields are what Celery's clients read; they are not trusted here."""
+
+    nbq: str
+    body: bytes = b""  # base64 in JSON
+    task_id: str = ""
+    status: str = ""
+    result: Any = None
+    traceback: str | None = None
+    children: tuple[()] = ()
+    date_done: str | None = None
+
+
+class CeleryText(msgspec.Struct):
+    """A stored record's JSON text: Celery requires every one of its fields to be there."""
+
+    task_id: str
+    status: str
+    result: Any
+    traceback: str | None
+    children: tuple[()]
+    date_done: str | None
+    nbq: str
+    body: bytes
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """The body of a FAILURE's record: the error as text for people, and pickled for `get()`."""
+
+    type: str
+    message: str
+    traceback: str  # the remote traceback without nbqueue's own frames
+    pickled: bytes = b""  # of the exception itself; empty when it can't be pickled
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A verified fact and the exact text it came in."""
+
+    facts: Facts
+    body: bytes
+
+    @cached_property
+    def failure(self) -> Failure:
+        """Return the body as the failure it holds."""
+        return _decode(_FAILURE, self.body)
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether this is a record that no other will follow."""
+        return self.facts.kind == "record" and self.facts.state in states.READY_STATES
+
+
+def sign_event(facts: Facts, body: bytes, signer: Signer) -> bytes:
+    """Return the JSON text of an event."""
+    return _encode(FactText(signer.sign("event", _encode(facts), body), body))
+
+
+def sign_record(facts: Facts, body: bytes, signer: Signer) -> bytes:
+    """Return the JSON text of a record, readable by Celery's clients as far as JSON goes."""
+    result: Any = None
+    traceback = None
+    if facts.state == states.FAILURE:
+        failure = _decode(_FAILURE, body)
+        result = {"exc_type": failure.type, "exc_message": [failure.message], "exc_module": "builtins"}
+        traceback = failure.traceback
+    elif facts.state == states.REVOKED:
+        result = {"exc_type": "TaskRevokedError", "exc_message": [facts.error], "exc_module": "celery.exceptions"}
+    done = datetime.fromtimestamp(facts.at, UTC).isoformat() if facts.state in states.READY_STATES else None
+    header = signer.sign("record", _encode(facts), body)
+    return _encode(CeleryText(facts.id, facts.state, result, traceback, (), done, header, body))
+
+
+def open_fact(text: bytes | str, signer: Signer, *, kind: str | None = None) -> Fact:
+    """Return the fact in a JSON text, once its signature holds.
+
+    Args:
+        text: as `sign_event` or `sign_record` made it.
+        kind: `record` or `event` where only that may stand; None takes either.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    stored = _decode(_FACT_TEXT, text)
+    return open_stored(stored, signer, kind=kind)
+
+
+def open_facts(text: bytes | str) -> list[FactText]:
+    """Return the facts of one stream entry (a JSON array), not yet verified."""
+    return _decode(_FACT_TEXTS, text)
+
+
+def open_stored(stored: FactText, signer: Signer, *, kind: str | None = None) -> Fact:
+    """Return the fact of a decoded JSON text, once its signature holds."""
+    if kind is None:
+        kind = "record" if stored.task_id else "event"
+    facts = _decode(_FACTS, signer.verify(kind, stored.nbq, stored.body))
+    if (facts.kind == "record") != (kind == "record"):
+        raise BadMessage("place", f"a {facts.kind} where a {kind} was expected")
+    return Fact(facts, stored.body)
+
+
+class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An order to workers: `revoke` (ids, terminate, signal) or `shutdown`. Fresh for a minute."""
+
+    order: str
+    at: float
+    nonce: str
+    ids: tuple[str, ...] = ()
+    terminate: bool = False
+    signal: str = ""
+    workers: tuple[str, ...] = ()
+
+
+def sign_control(order: Control, signer: Signer) -> str:
+    """Return the signed text of an order."""
+    return signer.sign("control", _encode(order))
+
+
+def open_control(text: str | bytes, signer: Signer) -> Control:
+    """Return the order in a signed text, once its signature holds."""
+    return _decode(_CONTROL, signer.verify("control", text))
+
+
+class ChildTask(msgspec.Struct, array_like=True):
+    """One task as a supervisor hands it to a child. `steering` is the JSON of its (or its group's) `Steering`."""
+
+    seq: int
+    attempt: int
+    id: str
+    task: str
+    code: str  # digest; the code itself was sent before, once per child
+    index: int
+    steering: bytes
+    args: bytes
+    wants_output: bool = True  # somebody may watch: capture and stream what it prints
+
+
+class Outcome(msgspec.Struct, array_like=True):
+    """How one task ended in a child. `body` is finished: a pickled value, or an encoded `Failure`."""
+
+    seq: int
+    state: str
+    body: bytes
+    started_at: float
+    ended_at: float
+    error: str = ""
+    summary: str = ""
+
+
+class ChildEvent(msgspec.Struct, array_like=True):
+    """What a task said while it ran: `kind` is `output` or `progress`, `data` one JSON object."""
+
+    seq: int
+    kind: str
+    data: bytes
+    at: float
+
+
+class Output(msgspec.Struct, omit_defaults=True):
+    """The data of an `output` event: text of a stream, or a MIME bundle of one displayed object."""
+
+    type: str  # "stream", "display" or "result"
+    name: str = ""  # "stdout" or "stderr"
+    text: str = ""
+    data: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+
+class Progress(msgspec.Struct, omit_defaults=True):
+    """The data of a `progress` event: one bar. `total` None means it isn't known."""
+
+    bar: int = 0
+    done: float = 0.0
+    total: float | None = None
+    message: str = ""
+    closed: bool = False
+    parent: int = -1
+
+
+def encode_failure(failure: Failure) -> bytes:
+    """Return the body of a failure's record."""
+    return msgspec.msgpack.encode(failure)
+
+
+def encode_steering(steering: Steering) -> bytes:
+    """Return the JSON text of a steering, as it is signed."""
+    return _encode(steering)
+
+
+def decode_steering(text: bytes) -> Steering:
+    """Return the steering in a JSON text."""
+    return _decode(_STEERING, text)
+
+
+_encode_utf8 = msgspec.json.Encoder().encode
+_STEERING = msgspec.json.Decoder(Steering)
+_CALL = msgspec.json.Decoder(Call)
+_FACTS = msgspec.json.Decoder(Facts)
+_FACT_TEXT = msgspec.json.Decoder(FactText)
+_FACT_TEXTS = msgspec.json.Decoder(list[FactText])
+_CONTROL = msgspec.json.Decoder(Control)
+_FAILURE = msgspec.msgpack.Decoder(Failure)
+
+
+def _encode(value: Any) -> bytes:
+    """Return ASCII JSON: brokers don't carry other header text byte for byte."""
+    text = _encode_utf8(value)
+    return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":")).encode()
+
+
+def _decode(decoder: Any, data: bytes | str) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadMessage("fields", str(exc)) from None

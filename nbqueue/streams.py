@@ -1,0 +1,373 @@
+"""Task queues on Redis Streams: what the transport, the broker and the workers do with them, one script each.
+
+A queue is two streams (new entries, and entries that came back), a sorted set of delayed ones, and a hash of
+the ids that are claimed. An entry is claimed by a consumer group and never changes hands: to give one back is
+to add it anew, so that `XACK` returning 1 proves, in the same script as what depends on it, that the claim
+still held.
+
+Nothing here opens messages; bodies and records are bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import redis
+from redis.exceptions import NoScriptError
+
+GROUP: Final = "nbq"
+LANES: Final = ("n", "r")
+QUEUES: Final = "nbq:queues"
+WORKERS: Final = "nbq:workers"
+CONTROL: Final = "nbq:control"
+COUNTERS: Final = "nbq:counters"
+REVOKED: Final = "nbq:revoked"
+KEEPER_WAKE: Final = "nbq:keeper:wake"
+RECORDS: Final = "celery-task-meta-"
+
+SENT: Final = 1
+REPEAT: Final = 2
+LIVE: Final = -1
+
+_CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
+_NONCE = re.compile(rb'"nonce":"([^"]*)"')
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def stream_key(queue: str, lane: str) -> str:
+    """Return the key of one of a queue's streams."""
+    return f"nbq:{{{queue}}}:{lane}"
+
+
+def queue_key(queue: str, what: str) -> str:
+    """Return the key of a queue's `delayed`, `bodies` or `claims`."""
+    return f"nbq:{{{queue}}}:{what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none."""
+
+    queue: str
+    id: str
+    header: str
+    body: bytes
+    due_ms: int = 0
+    nonce: str = ""
+    record: bytes = b""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id."""
+
+    queue: str
+    lane: str
+    entry: str
+    id: str
+    header: bytes
+    body: bytes
+    attempt: int = 1
+    child_deaths: int = 0
+    worker_losses: int = 0
+    record: bytes = b""
+    mark: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a delivery ends, or (`ends` False) that it has started: its record, and whom to tell."""
+
+    delivery: Delivery
+    record: bytes
+    session: str = ""
+    group: str = ""
+    state: str = ""
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSize:
+    """How many messages of a queue wait, are claimed by workers, and wait for their time."""
+
+    queued: int
+    claimed: int
+    delayed: int
+
+
+class Streams:
+    """The queues of one Redis server.
+
+    Args:
+        client: a `redis.Redis`; used from the caller's thread only.
+        records: the key prefix of task records, if the backend is this same server; else empty.
+        record_ttl_ms: how long records are kept.
+        session_maxlen: entries kept in a session's stream.
+        session_ttl_ms: how long a session's stream outlives its last fact.
+        wake_key: a list that gets one element when something is sent and no worker has shown itself.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        records: str = "",
+        record_ttl_ms: int = 7 * 86_400_000,
+        session_maxlen: int = 20_000,
+        session_ttl_ms: int = 86_400_000,
+        wake_key: str = "",
+    ) -> None:
+        self.client = client
+        self.records = records
+        self.record_ttl_ms = record_ttl_ms
+        self.session_maxlen = session_maxlen
+        self.session_ttl_ms = session_ttl_ms
+        self.wake_key = wake_key
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
+        verdicts: list[int] = []
+        for start in range(0, len(messages), _CHUNK):
+            part = messages[start : start + _CHUNK]
+            rows = [(m.queue, m.id, m.header, m.due_ms, m.nonce, m.record.decode()) for m in part]
+            blob = (self.records, self.record_ttl_ms, self.wake_key, rows)
+            verdicts += self._run("publish", blob, *[m.body for m in part])
+        return verdicts
+
+    def claim(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages that wait now; return them, and the seconds until a delayed one is due."""
+        meta, data, next_due = self._run("claim", (consumer, limit, self.records, queues))
+        deliveries = []
+        at = 0
+        for number, came_back, entry, attempt, deaths, losses, *sizes in msgspec.msgpack.decode(meta):
+            parts = []
+            for size in sizes:
+                parts.append(data[at : at + size])
+                at += size
+            id_, header, body, record, mark = parts
+            lane = "r" if came_back else "n"
+            deliveries.append(
+                Delivery(
+                    queues[number - 1],
+                    lane,
+                    entry,
+                    id_.decode("utf-8", "replace"),
+                    header,
+                    body,
+                    attempt,
+                    deaths,
+                    losses,
+                    record,
+                    mark,
+                )
+            )
+        return deliveries, (next_due / 1000 if next_due >= 0 else None)
+
+    def read_command(
+        self, consumer: str, limit: int, queues: Sequence[str], block_ms: int
+    ) -> tuple[str | int | bytes, ...]:
+        """Return the blocking read by which an idle worker waits for the next message.
+
+        Its reply goes through `parse_read` and then `admit`. Redis serves blocked consumers in turn, one a message.
+        """
+        streams = [stream_key(queue, lane) for queue in queues for lane in ("r", "n")]
+        command = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", limit, "BLOCK", block_ms, "STREAMS")
+        return (*command, *streams, *[">"] * len(streams))
+
+    @staticmethod
+    def parse_read(reply: Any) -> list[Delivery]:
+        """Return the deliveries in the raw reply of a blocking read."""
+        deliveries = []
+        for name, entries in reply or ():
+            queue, _, lane = name.decode()[len("nbq:{") :].rpartition("}:")
+            for entry, flat in entries:
+                fields = dict(zip(flat[::2], flat[1::2], strict=False)) if flat else {}
+                entry_id = entry.decode()
+                id_ = fields.get(b"i")
+                deliveries.append(
+                    Delivery(
+                        queue,
+                        lane,
+                        entry_id,
+                        f"?{entry_id}" if id_ is None else id_.decode("utf-8", "replace"),
+                        fields.get(b"h", b""),
+                        fields.get(b"b", b""),
+                        _number(fields.get(b"a"), 1),
+                        _number(fields.get(b"c"), 0),
+                        _number(fields.get(b"w"), 0),
+                    )
+                )
+        return deliveries
+
+    def admit(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Finish a claim that a blocking read began; return what remains without repeats."""
+        entries = []
+        for delivery in deliveries:
+            nonce = _NONCE.search(delivery.header)
+            entries.append(
+                (
+                    delivery.queue,
+                    delivery.lane,
+                    delivery.entry,
+                    delivery.id,
+                    nonce.group(1).decode("utf-8", "replace") if nonce else "",
+                )
+            )
+        admitted = []
+        for delivery, verdict in zip(deliveries, self._run("admit", (self.records, entries)), strict=True):
+            if verdict:
+                delivery.record, delivery.mark = verdict
+                admitted.append(delivery)
+        return admitted
+
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Acknowledge, record and tell in one step; False for each whose lease was lost (nothing was written)."""
+        rows = [
+            (
+                int(item.ends),
+                item.delivery.queue,
+                item.delivery.lane,
+                item.delivery.entry,
+                item.delivery.id,
+                item.record.decode(),
+                item.session,
+                item.group,
+                item.state,
+            )
+            for item in items
+        ]
+        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows)
+        return [held == 1 for held in self._run("settle", blob)]
+
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return claimed messages to the head of their queues; `charge` is `none`, `child` or `worker`."""
+        items = [(d.queue, d.lane, d.entry, charge) for d in deliveries]
+        return sum(bool(back) for back in self._run("give_back", (items,)))
+
+    def renew(
+        self, consumer: str, deliveries: Sequence[Delivery], worker: str = "", advert: str = ""
+    ) -> tuple[list[bool], dict[str, bytes]]:
+        """Renew leases and show that the worker lives; return which still hold, and the marks of revoked ids."""
+        items = [(d.queue, d.lane, d.entry, d.id) for d in deliveries]
+        held, marks = self._run("renew", (consumer, worker, advert, items))
+        return [one == 1 for one in held], {id_.decode(): mark for id_, mark in marks}
+
+    def lapsed(self, queues: Iterable[str], idle_ms: int, limit: int = 1000) -> list[tuple[str, str, str]]:
+        """Return (queue, lane, entry) of claims not renewed for `idle_ms`. No proof yet: see `reap`."""
+        places = [(queue, lane) for queue in queues for lane in LANES]
+        pipe = self.client.pipeline(transaction=False)
+        for queue, lane in places:
+            pipe.xpending_range(stream_key(queue, lane), GROUP, min="-", max="+", count=limit, idle=idle_ms)
+        found = []
+        for (queue, lane), reply in zip(places, pipe.execute(raise_on_error=False), strict=True):
+            if isinstance(reply, redis.ResponseError):  # no such stream or group yet
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            found += [(queue, lane, row["message_id"].decode()) for row in reply]
+        return found
+
+    def reap(self, items: Sequence[tuple[str, str, str]], idle_ms: int) -> int:
+        """Return lapsed claims to their queues, charged as a lost worker; return how many were lapsed still."""
+        return int(self._run("reap", (idle_ms, items))) if items else 0
+
+    def revoke(self, items: Sequence[tuple[str, str, str, str, str, str]]) -> list[str]:
+        """Revoke (queue, id, record, session, group, mark); say of each `revoked`, `held`, `ended` or `unknown`."""
+        said: list[str] = []
+        for start in range(0, len(items), _CHUNK):
+            rows = items[start : start + _CHUNK]
+            blob = (self.records or RECORDS, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows)
+            said += [word.decode() for word in self._run("revoke", blob)]
+        return said
+
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages of a queue wait, are claimed, and are delayed."""
+        pipe = self.client.pipeline(transaction=False)
+        for lane in LANES:
+            pipe.xlen(stream_key(queue, lane))
+        pipe.hlen(queue_key(queue, "claims"))
+        pipe.zcard(queue_key(queue, "delayed"))
+        new, back, claimed, delayed = pipe.execute()
+        return QueueSize(max(0, new + back - claimed), claimed, delayed)
+
+    def purge(self, queue: str) -> int:
+        """Drop every message of a queue that no worker holds; return how many. Claims and groups stay."""
+        dropped = 0
+        for lane in LANES:
+            name = stream_key(queue, lane)
+            try:
+                pending = self.client.xpending_range(name, GROUP, min="-", max="+", count=1_000_000)
+            except redis.ResponseError:
+                pending = []
+            kept = {row["message_id"] for row in pending}
+            while rows := [entry for entry, _ in self.client.xrange(name, count=1000 + len(kept)) if entry not in kept]:
+                dropped += int(self.client.xdel(name, *rows))
+        delayed = self.client.zcard(queue_key(queue, "delayed"))
+        self.client.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
+        return dropped + int(delayed)
+
+    def queues(self) -> set[str]:
+        """Return the names of all queues that anything was ever sent to."""
+        return {name.decode() for name in self.client.smembers(QUEUES)}
+
+    def ensure_groups(self, queues: Iterable[str]) -> None:
+        """Create streams and consumer groups that are missing, from the first entry on."""
+        for queue in queues:
+            for lane in LANES:
+                try:
+                    self.client.xgroup_create(stream_key(queue, lane), GROUP, id="0", mkstream=True)
+                except redis.ResponseError as exc:
+                    if "BUSYGROUP" not in str(exc):
+                        raise
+
+    def forget_consumer(self, consumer: str, queues: Iterable[str]) -> None:
+        """Remove a consumer that holds nothing; with entries pending it stays, or they would be destroyed."""
+        for queue in queues:
+            for lane in LANES:
+                name = stream_key(queue, lane)
+                self.client.eval(_FORGET_CONSUMER, 1, name, GROUP, consumer)
+
+    def _run(self, name: str, blob: object, *raw: bytes) -> Any:
+        # One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
+        source, digest = script(name)
+        packed = _pack(blob)
+        try:
+            return self.client.execute_command("EVALSHA", digest, 0, packed, *raw)
+        except NoScriptError:
+            return self.client.execute_command("EVAL", source, 0, packed, *raw)
+
+
+@functools.cache
+def script(name: str) -> tuple[str, str]:
+    """Return a script's source, with what all scripts share, and its SHA-1 as Redis computes it."""
+    folder = importlib.resources.files("nbqueue") / "lua"
+    source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+_FORGET_CONSUMER = """
+for _, row in ipairs(redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]).err and {} or
+                     redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local pending, name
+  for i = 1, #row, 2 do
+    if row[i] == 'pending' then pending = row[i + 1] end
+    if row[i] == 'name' then name = row[i + 1] end
+  end
+  if name == ARGV[2] and pending == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+end
+"""
+
+
+def _number(text: bytes | None, otherwise: int) -> int:
+    try:
+        return int(text) if text is not None else otherwise
+    except ValueError:
+        return otherwise
+
