@@ -1,0 +1,64 @@
+"""Fixtures, and which tests are left out or must not be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.helpers import RedisServer, chromium_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# marker -> what its tests need, how to find it
+PROGRAMS: Final[dict[str, tuple[str, Callable[[], str | None]]]] = {
+    "browser": ("chromium", chromium_binary),
+    "rabbitmq": ("rabbitmq-server", lambda: shutil.which("rabbitmq-server", path=f"{os.environ['PATH']}:/usr/sbin")),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--all`."""
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests out, unless they are asked for with --all or with -m."""
+    if config.getoption("--all") or config.getoption("-m"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=slow)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose program is not installed; in CI that is an error, so that nothing stays untested unseen."""
+    for marker, (program, find) in PROGRAMS.items():
+        if item.get_closest_marker(marker) and not find():
+            if os.environ.get("CI"):
+                pytest.fail(f"{program} is not installed, and CI runs every test", pytrace=False)
+            pytest.skip(f"{program} is not installed")
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[RedisServer]:
+    """Yield the one server of this run, as earlier tests left it; tests ask for `redis_server`."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_server: RedisServer) -> RedisServer:
+    """Return the server that tests share, emptied. Not to be stopped or restarted."""
+    shared_server.flush()
+    return shared_server
+
+
+@pytest.fixture
+def private_redis() -> Iterator[RedisServer]:
+    """Yield a server of the test's own, which it may stop, kill and restart; it keeps an append-only file."""
+    with RedisServer(appendonly=True) as server:
+        yield server
