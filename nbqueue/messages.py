@@ -18,13 +18,24 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
 from nbqueue import states
 from nbqueue.exceptions import BadMessage
 from nbqueue.signing import Signer
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decoder(Protocol[T_co]):
+    """Is either of msgspec's decoders."""
+
+    def decode(self, buf: bytes | str, /) -> T_co:
+        """Return the object that bytes hold."""
+
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 CELL_TASK: Final = "nbqueue.cell"
@@ -370,7 +381,7 @@ _FACTS = msgspec.json.Decoder(Facts)
 _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])
 _CONTROL = msgspec.json.Decoder(Control)
-_FAILURE = msgspec.msgpack.Decoder(Failure)
+_FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)  # type: ignore[assignment] - takes no text
 
 
 def _encode(value: Any) -> bytes:
@@ -379,7 +390,7 @@ def _encode(value: Any) -> bytes:
     return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":")).encode()
 
 
-def _decode(decoder: Any, data: bytes | str) -> Any:
+def _decode(decoder: Decoder[T], data: bytes | str) -> T:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

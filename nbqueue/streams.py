@@ -20,7 +20,11 @@ from typing import Any, Final
 
 import msgspec
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+from nbqueue.config import redis_url, scheme_of
 
 GROUP: Final = "nbq"
 LANES: Final = ("n", "r")
@@ -39,6 +43,27 @@ LIVE: Final = -1
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
+
+
+def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
+    """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
+
+    Args:
+        url: a broker's or backend's URL.
+        name: shown by CLIENT LIST; the keeper looks for it.
+        timeout_s: None for connections that block.
+    """
+    options: dict[str, Any] = {"socket_timeout": timeout_s}
+    if scheme_of(url) in ("redis", "rediss"):
+        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
+    return redis.Redis.from_url(
+        redis_url(url),
+        protocol=2,  # one shape of reply, whatever the server
+        client_name=name,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        **options,
+    )
 
 
 def stream_key(queue: str, lane: str) -> str:
@@ -370,4 +395,3 @@ def _number(text: bytes | None, otherwise: int) -> int:
         return int(text) if text is not None else otherwise
     except ValueError:
         return otherwise
-

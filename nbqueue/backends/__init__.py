@@ -1,0 +1,1 @@
+"""Where records, outputs, groups and adverts are kept: one file per technology."""

@@ -1,0 +1,103 @@
+"""The protocol of a backend: what outlives processes. It stores bytes and texts, and opens none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A fact for a session, kept for replay with the task's output too if `keep`."""
+
+    session: str
+    id: str
+    text: bytes
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Under which name and identity a person will look for a task again."""
+
+    id: str
+    label: str
+    identity: str
+    at: float
+
+
+class Backend(Protocol):
+    """Keeps task records, groups, outputs and sessions. Every method may raise `BackendUnavailable`.
+
+    Methods may be called from any thread. A cursor is the id of the last entry seen; `""` is before the first.
+    """
+
+    def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
+        """Keep records by task id, replacing what was there."""
+
+    def load(self, ids: Sequence[str]) -> list[bytes | None]:
+        """Return the record of each id."""
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop records and outputs."""
+
+    def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
+        """Keep what the members of a map share."""
+
+    def load_group(self, group: str) -> bytes | None:
+        """Return what the members of a map share."""
+
+    def progress(self, group: str) -> dict[str, int]:
+        """Return how many members of a map have ended, by state."""
+
+    def tell(self, facts: Sequence[Told]) -> None:
+        """Append facts to their sessions' streams, and to their tasks' outputs."""
+
+    def outputs(self, id_: str) -> list[bytes]:
+        """Return the facts kept of a task's output, oldest first."""
+
+    def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
+        """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
+
+    def last(self, session: str) -> str:
+        """Return the cursor of the newest entry of a session."""
+
+    def label(self, label: Label) -> None:
+        """Remember a task's label and identity."""
+
+    def labelled(self, label: str) -> list[str]:
+        """Return the ids that bear a label, newest first."""
+
+    def identified(self, identity: str) -> str | None:
+        """Return the newest id of an identity."""
+
+    def adverts(self) -> dict[str, bytes]:
+        """Return what each worker last said of itself, by name."""
+
+    def now(self) -> float:
+        """Return the backend's own clock, Unix seconds."""
+
+    def order(self, text: str) -> None:
+        """Append a signed order for the workers."""
+
+    def orders(self, cursor: str) -> list[tuple[str, bytes]]:
+        """Return (cursor, text) of the orders after `cursor`."""
+
+    def last_order(self) -> str:
+        """Return the cursor of the newest order."""
+
+    def close(self) -> None:
+        """Give up connections."""
+
+
+def chunks(ids: Iterable[str], size: int) -> Iterable[list[str]]:
+    """Yield lists of at most `size` ids."""
+    part: list[str] = []
+    for one in ids:
+        part.append(one)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -1,0 +1,142 @@
+"""The backend in this process's memory, for tests and eager runs. Gone with the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from nbqueue.backends.base import Label, Told
+
+
+class MemoryBackend:
+    """Keeps everything in dicts, under one lock.
+
+    Args:
+        now: the clock that expiry runs on, Unix seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._news = threading.Condition()
+        self._records: dict[str, tuple[bytes, float]] = {}
+        self._groups: dict[str, tuple[bytes, float]] = {}
+        self._sessions: dict[str, list[bytes]] = defaultdict(list)
+        self._outputs: dict[str, list[bytes]] = defaultdict(list)
+        self._labels: list[Label] = []
+        self._orders: list[str] = []
+
+    def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
+        """Keep records by task id, replacing what was there."""
+        with self._news:
+            for id_, record in records.items():
+                self._records[id_] = (record, self._now() + ttl_s)
+
+    def load(self, ids: Sequence[str]) -> list[bytes | None]:
+        """Return the record of each id."""
+        with self._news:
+            return [_alive(self._records.get(id_), self._now()) for id_ in ids]
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop records and outputs."""
+        with self._news:
+            for id_ in ids:
+                self._records.pop(id_, None)
+                self._outputs.pop(id_, None)
+
+    def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
+        """Keep what the members of a map share."""
+        with self._news:
+            self._groups[group] = (text, self._now() + ttl_s)
+
+    def load_group(self, group: str) -> bytes | None:
+        """Return what the members of a map share."""
+        with self._news:
+            return _alive(self._groups.get(group), self._now())
+
+    def progress(self, group: str) -> dict[str, int]:
+        """Return no counts: nothing settles records here but `store`."""
+        return {}
+
+    def tell(self, facts: Sequence[Told]) -> None:
+        """Append facts to their sessions' streams, and to their tasks' outputs."""
+        with self._news:
+            for fact in facts:
+                text = b"[" + fact.text + b"]"
+                if fact.session:
+                    self._sessions[fact.session].append(text)
+                if fact.keep:
+                    self._outputs[fact.id].append(text)
+            self._news.notify_all()
+
+    def outputs(self, id_: str) -> list[bytes]:
+        """Return the facts kept of a task's output, oldest first: one JSON array an entry."""
+        with self._news:
+            return list(self._outputs.get(id_, ()))
+
+    def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
+        """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
+
+        def news() -> list[tuple[str, str, bytes]]:
+            return [
+                (session, str(number + 1), text)
+                for session, cursor in cursors.items()
+                for number, text in enumerate(self._sessions.get(session, ()))
+                if number >= int(cursor or 0)
+            ]
+
+        with self._news:
+            self._news.wait_for(news, block_s)
+            return news()
+
+    def last(self, session: str) -> str:
+        """Return the cursor of the newest entry of a session."""
+        with self._news:
+            return str(len(self._sessions.get(session, ()))) if self._sessions.get(session) else ""
+
+    def label(self, label: Label) -> None:
+        """Remember a task's label and identity."""
+        with self._news:
+            self._labels.append(label)
+
+    def labelled(self, label: str) -> list[str]:
+        """Return the ids that bear a label, newest first."""
+        with self._news:
+            return [one.id for one in sorted(self._labels, key=lambda x: -x.at) if one.label == label]
+
+    def identified(self, identity: str) -> str | None:
+        """Return the newest id of an identity."""
+        with self._news:
+            found = [one.id for one in self._labels if one.identity == identity]
+            return found[-1] if found else None
+
+    def adverts(self) -> dict[str, bytes]:
+        """Return nothing: no worker shares this memory."""
+        return {}
+
+    def now(self) -> float:
+        """Return the clock this backend runs on."""
+        return self._now()
+
+    def order(self, text: str) -> None:
+        """Append a signed order for the workers."""
+        with self._news:
+            self._orders.append(text)
+
+    def orders(self, cursor: str) -> list[tuple[str, bytes]]:
+        """Return (cursor, text) of the orders after `cursor`."""
+        with self._news:
+            return [(str(n + 1), text.encode()) for n, text in enumerate(self._orders) if n >= int(cursor or 0)]
+
+    def last_order(self) -> str:
+        """Return the cursor of the newest order."""
+        with self._news:
+            return str(len(self._orders)) if self._orders else ""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _alive(kept: tuple[bytes, float] | None, now: float) -> bytes | None:
+    return kept[0] if kept is not None and kept[1] > now else None

@@ -1,0 +1,186 @@
+"""The backend on Redis: records under Celery's keys, sessions and outputs as capped streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import redis
+
+from nbqueue.backends.base import Label, Told, chunks
+from nbqueue.config import mask
+from nbqueue.exceptions import BackendUnavailable
+from nbqueue.streams import CONTROL, RECORDS, WORKERS, connect
+
+OUTPUT_MAXLEN: Final = 5_000  # entries of one task's output; an entry holds what came in 50 ms
+ORDERS_MAXLEN: Final = 1_000
+LABEL_TTL_S: Final = 30 * 86_400
+_CHUNK: Final = 1_000
+
+
+class RedisBackend:
+    """Keeps everything on one Redis server. Reconnects by itself; a call during an outage raises."""
+
+    def __init__(self, url: str, *, name: str = "nbq-client", record_ttl_s: float = 7 * 86_400) -> None:
+        self.url = url
+        self.ttl_s = record_ttl_s
+        self.client = connect(url, name=name)
+        self._blocking = connect(url, name=name, timeout_s=None)
+
+    def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
+        """Keep records by task id, replacing what was there."""
+        with self._pipeline() as pipe:
+            for id_, record in records.items():
+                pipe.set(RECORDS + id_, record, px=int(ttl_s * 1000))
+                pipe.publish(RECORDS + id_, record)
+
+    def load(self, ids: Sequence[str]) -> list[bytes | None]:
+        """Return the record of each id."""
+        found: list[bytes | None] = []
+        with self._translated():
+            for part in chunks(ids, _CHUNK):
+                found += self.client.mget([RECORDS + id_ for id_ in part])
+        return found
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop records and outputs."""
+        with self._translated():
+            for part in chunks(ids, _CHUNK):
+                self.client.delete(*[RECORDS + id_ for id_ in part], *[_output(id_) for id_ in part])
+
+    def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
+        """Keep what the members of a map share."""
+        with self._translated():
+            self.client.set(f"nbq:group:{group}", text, px=int(ttl_s * 1000))
+
+    def load_group(self, group: str) -> bytes | None:
+        """Return what the members of a map share."""
+        with self._translated():
+            found: bytes | None = self.client.get(f"nbq:group:{group}")
+            return found
+
+    def progress(self, group: str) -> dict[str, int]:
+        """Return how many members of a map have ended, by state."""
+        with self._translated():
+            return {state.decode(): int(n) for state, n in self.client.hgetall(f"nbq:progress:{group}").items()}
+
+    def tell(self, facts: Sequence[Told]) -> None:
+        """Append facts to their sessions' streams, and to their tasks' outputs."""
+        sessions: dict[str, list[bytes]] = {}
+        outputs: dict[str, list[bytes]] = {}
+        for fact in facts:
+            if fact.session:
+                sessions.setdefault(fact.session, []).append(fact.text)
+            if fact.keep:
+                outputs.setdefault(fact.id, []).append(fact.text)
+        with self._pipeline() as pipe:
+            for session, texts in sessions.items():
+                pipe.xadd(_session(session), {"f": _array(texts)}, maxlen=20_000, approximate=True)
+                pipe.expire(_session(session), 86_400)
+            for id_, texts in outputs.items():
+                pipe.xadd(_output(id_), {"f": _array(texts)}, maxlen=OUTPUT_MAXLEN, approximate=True)
+                pipe.expire(_output(id_), int(self.ttl_s))
+
+    def outputs(self, id_: str) -> list[bytes]:
+        """Return the facts kept of a task's output, oldest first: one JSON array an entry."""
+        with self._translated():
+            return [fields[b"f"] for _, fields in self.client.xrange(_output(id_)) if b"f" in fields]
+
+    def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
+        """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
+        streams: dict[Any, Any] = {_session(session): cursor or "0" for session, cursor in cursors.items()}
+        with self._translated():
+            reply = self._blocking.xread(streams, count=500, block=max(1, int(block_s * 1000)))
+        return [
+            (name.decode().removeprefix("nbq:session:"), entry.decode(), fields.get(b"f", b"[]"))
+            for name, entries in reply or ()
+            for entry, fields in entries
+        ]
+
+    def last(self, session: str) -> str:
+        """Return the cursor of the newest entry of a session."""
+        return self._last(_session(session))
+
+    def label(self, label: Label) -> None:
+        """Remember a task's label and identity."""
+        with self._pipeline() as pipe:
+            if label.label:
+                pipe.zadd(f"nbq:label:{label.label}", {label.id: label.at})
+                pipe.zremrangebyrank(f"nbq:label:{label.label}", 0, -101)
+                pipe.expire(f"nbq:label:{label.label}", LABEL_TTL_S)
+            if label.identity:
+                pipe.set(f"nbq:identity:{label.identity}", label.id, ex=LABEL_TTL_S)
+
+    def labelled(self, label: str) -> list[str]:
+        """Return the ids that bear a label, newest first."""
+        with self._translated():
+            return [id_.decode() for id_ in self.client.zrevrange(f"nbq:label:{label}", 0, -1)]
+
+    def identified(self, identity: str) -> str | None:
+        """Return the newest id of an identity."""
+        with self._translated():
+            found: bytes | None = self.client.get(f"nbq:identity:{identity}")
+            return found.decode() if found else None
+
+    def adverts(self) -> dict[str, bytes]:
+        """Return what each worker last said of itself, by name."""
+        with self._translated():
+            return {name.decode(): text for name, text in self.client.hgetall(WORKERS).items()}
+
+    def now(self) -> float:
+        """Return the server's clock, Unix seconds."""
+        with self._translated():
+            seconds, micros = self.client.time()
+            return float(seconds + micros / 1e6)
+
+    def order(self, text: str) -> None:
+        """Append a signed order for the workers."""
+        with self._translated():
+            self.client.xadd(CONTROL, {"o": text}, maxlen=ORDERS_MAXLEN, approximate=True)
+
+    def orders(self, cursor: str) -> list[tuple[str, bytes]]:
+        """Return (cursor, text) of the orders after `cursor`."""
+        with self._translated():
+            entries = self.client.xrange(CONTROL, min=f"({cursor}" if cursor else "-")
+        return [(entry.decode(), fields.get(b"o", b"")) for entry, fields in entries]
+
+    def last_order(self) -> str:
+        """Return the cursor of the newest order."""
+        return self._last(CONTROL)
+
+    def close(self) -> None:
+        """Give up connections."""
+        self.client.close()
+        self._blocking.close()
+
+    def _last(self, stream: str) -> str:
+        with self._translated():
+            newest = self.client.xrevrange(stream, count=1)
+        return newest[0][0].decode() if newest else ""
+
+    @contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        with self._translated():
+            pipe = self.client.pipeline(transaction=False)
+            yield pipe
+            pipe.execute()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as exc:
+            raise BackendUnavailable(f"no answer from {mask(self.url)}: {exc}") from exc
+
+
+def _session(session: str) -> str:
+    return f"nbq:session:{session}"
+
+
+def _output(id_: str) -> str:
+    return f"nbq:output:{id_}"
+
+
+def _array(texts: Sequence[bytes]) -> bytes:
+    return b"[" + b",".join(texts) + b"]"

@@ -1,0 +1,249 @@
+"""The broker: moves messages through named queues over kombu, in batches where the transport can.
+
+`StreamsBroker` is Redis, through our own transport; `KombuBroker` is any transport of kombu's own that needs
+no server of ours, today `memory://`. One function, `open_broker`, turns a URL into one of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import kombu
+import redis
+from kombu.transport.memory import Transport as MemoryTransport
+
+from nbqueue.config import REDIS_SCHEMES, mask, scheme_of
+from nbqueue.exceptions import SendFailed, SendUncertain
+from nbqueue.streams import SENT, Delivery, Outgoing, QueueSize, Settlement, Streams
+from nbqueue.transport import Transport
+
+__all__ = ["Broker", "Delivery", "KombuBroker", "Outgoing", "QueueSize", "Settlement", "StreamsBroker", "open_broker"]
+
+
+class Broker(Protocol):
+    """Moves messages. `settle`, `give_back` and the rest act on deliveries that this broker claimed."""
+
+    url: str
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues; when it returns, the broker has them.
+
+        Raises:
+            SendFailed: the broker can't be reached; nothing was sent.
+            SendUncertain: it went away before it answered.
+        """
+
+    def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
+
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Acknowledge; False for each that was no longer ours."""
+
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return messages to their queues at once; return how many were still ours."""
+
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages wait, are claimed, and are delayed."""
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue; return how many."""
+
+    def close(self) -> None:
+        """Give up connections."""
+
+
+class StreamsBroker:
+    """Redis Streams. `streams` has what only workers need: blocking reads, renewal, reaping."""
+
+    def __init__(self, url: str, *, name: str = "nbq-client", **streams: Any) -> None:
+        self.url = url
+        self.connection = kombu.Connection(
+            transport=Transport, transport_options={"url": url, "client_name": name, "streams": streams}
+        )
+        self._lock = threading.Lock()
+        self._channel: Any = None
+
+    @property
+    def channel(self) -> Any:
+        """Return the kombu channel, opened at first use."""
+        with self._lock:
+            if self._channel is None:
+                self._channel = self.connection.channel()
+            return self._channel
+
+    @property
+    def streams(self) -> Streams:
+        """Return the queues as batches see them."""
+        streams: Streams = self.channel.streams
+        return streams
+
+    @property
+    def consumer(self) -> str:
+        """Return the name under which this process claims."""
+        return str(self.channel.consumer)
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues; when it returns, the broker has them."""
+        try:
+            return self.streams.publish(messages)
+        except redis.TimeoutError as exc:
+            raise SendUncertain(f"no answer from {mask(self.url)}; the same id may be sent again: {exc}") from exc
+        except redis.ConnectionError as exc:
+            raise SendFailed(f"{mask(self.url)} can't be reached: {exc}") from exc
+
+    def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
+        return self.streams.claim(self.consumer, limit, queues)
+
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Acknowledge, and write the records where the backend is this server too."""
+        return self.streams.settle(items)
+
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return messages to their queues at once."""
+        return self.streams.give_back(deliveries, charge)
+
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages wait, are claimed, and are delayed."""
+        return self.streams.size(queue)
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue; return how many."""
+        return self.streams.purge(queue)
+
+    def close(self) -> None:
+        """Give up connections."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+        self.connection.release()
+
+
+class KombuBroker:
+    """A transport of kombu's own, one message at a time. Delayed messages wait in a heap of this object.
+
+    Args:
+        connection: an open kombu connection.
+        now: the clock that delays run on, Unix seconds.
+    """
+
+    def __init__(self, connection: kombu.Connection, url: str, now: Callable[[], float] = time.time) -> None:
+        self.url = url
+        self.connection = connection
+        self._now = now
+        self._channel = connection.channel()
+        self._producer = kombu.Producer(self._channel, serializer=None)
+        self._delayed: list[tuple[int, int, Outgoing]] = []
+        self._claimed: dict[str, Any] = {}
+        self._number = 0
+        self._lock = threading.RLock()
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues."""
+        with self._lock:
+            for message in messages:
+                if message.due_ms:
+                    self._number += 1
+                    heapq.heappush(self._delayed, (message.due_ms, self._number, message))
+                else:
+                    self._send(message)
+        return [SENT] * len(messages)
+
+    def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
+        deliveries: list[Delivery] = []
+        with self._lock:
+            now_ms = self._now() * 1000
+            while self._delayed and self._delayed[0][0] <= now_ms:
+                self._send(heapq.heappop(self._delayed)[2])
+            for queue in queues:
+                self._declare(queue)
+                while len(deliveries) < limit and (got := self._channel.basic_get(queue)) is not None:
+                    headers = got.headers
+                    tag = str(got.delivery_tag)
+                    self._claimed[tag] = got
+                    deliveries.append(
+                        Delivery(queue, "n", tag, headers["id"], headers["nbq"].encode(), bytes(got.body))
+                    )
+            due = max(0.0, (self._delayed[0][0] - now_ms) / 1000) if self._delayed else None
+        return deliveries, due
+
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Acknowledge; False for each that was no longer ours."""
+        held = []
+        with self._lock:
+            for item in items:
+                got = self._claimed.pop(item.delivery.entry, None) if item.ends else None
+                if got is not None:
+                    got.ack()
+                held.append(got is not None or (not item.ends and item.delivery.entry in self._claimed))
+        return held
+
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return messages to their queues at once."""
+        back = 0
+        with self._lock:
+            for delivery in deliveries:
+                if (got := self._claimed.pop(delivery.entry, None)) is not None:
+                    got.requeue()
+                    back += 1
+        return back
+
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages wait, are claimed, and are delayed."""
+        with self._lock:
+            self._declare(queue)
+            claimed = sum(got.delivery_info["routing_key"] == queue for got in self._claimed.values())
+            delayed = sum(message.queue == queue for *_, message in self._delayed)
+            return QueueSize(self._channel._size(queue), claimed, delayed)  # noqa: SLF001 - kombu has no public one
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue; return how many."""
+        with self._lock:
+            self._declare(queue)
+            kept = [item for item in self._delayed if item[2].queue != queue]
+            dropped = len(self._delayed) - len(kept)
+            self._delayed = kept
+            heapq.heapify(self._delayed)
+            return dropped + int(self._channel.queue_purge(queue))
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self.connection.release()
+
+    def _declare(self, queue: str) -> None:
+        kombu.Queue(queue, channel=self._channel).declare()
+
+    def _send(self, message: Outgoing) -> None:
+        self._declare(message.queue)
+        self._producer.publish(
+            message.body,
+            routing_key=message.queue,
+            headers={"id": message.id, "nbq": message.header},
+            content_type="application/x-nbqueue",
+            content_encoding="binary",
+        )
+
+
+def open_broker(url: str, *, name: str = "nbq-client", **streams: Any) -> StreamsBroker | KombuBroker:
+    """Return the broker of a URL; nothing is connected yet.
+
+    Args:
+        url: `redis://`, `rediss://`, `redis+socket://`, `unix://` or `memory://`.
+        name: what the server shows of this connection.
+        streams: for Redis, arguments of `Streams`.
+    """
+    if scheme_of(url) in REDIS_SCHEMES:
+        return StreamsBroker(url, name=name, **streams)
+    return KombuBroker(kombu.Connection(transport=MemoryTransport), url)
+
+
+def total(sizes: Iterable[QueueSize]) -> QueueSize:
+    """Return the sum over several queues."""
+    parts = list(sizes)
+    return QueueSize(sum(s.queued for s in parts), sum(s.claimed for s in parts), sum(s.delayed for s in parts))

@@ -1,0 +1,159 @@
+"""Settings: one typed class with Celery's lower-case names, and the one place that reads the environment.
+
+Where broker, backend and key come from, first wins: arguments, `app.conf`, `NBQUEUE_BROKER_URL` /
+`NBQUEUE_RESULT_BACKEND` / `NBQUEUE_KEY_FILE`, a connection file (`NBQUEUE_CONNECTION_FILE`), the embedded server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from nbqueue.exceptions import ImproperlyConfigured
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+SCHEMES: Final = (*REDIS_SCHEMES, "memory")
+
+# Settings of Celery that have no meaning here: accepted, so that a configuration can be carried over.
+WITHOUT_MEANING: Final = frozenset(
+    {"worker_prefetch_multiplier", "broker_connection_retry_on_startup", "broker_transport_options", "enable_utc"}
+)
+
+
+@dataclass
+class Settings:
+    """Holds every setting; durations are seconds. Unknown names and wrong types raise, naming what is right."""
+
+    broker_url: str | None = None
+    result_backend: str | None = None
+    key_file: str | None = None
+    connection_file: str | None = None
+    task_default_queue: str = "nbqueue"
+    task_ignore_result: bool = False
+    task_always_eager: bool = False
+    task_eager_propagates: bool = False
+    task_publish_retry: bool = True
+    task_publish_retry_policy: dict[str, float] = field(
+        default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
+    )
+    result_expires: float = 7 * 86_400.0
+    worker_concurrency: int = 0  # 0: as many as cores
+    worker_lease: float = 10.0  # how long a claim holds without renewal
+    worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims
+    worker_max_child_deaths: int = 3  # a task that ended its child this often is given up
+    worker_max_losses: int = 10  # a task that lost its worker this often is given up
+    backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
+    include: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        default = _DEFAULTS.get(name, _MISSING)
+        if default is _MISSING:
+            raise ImproperlyConfigured(unknown_setting(name))
+        object.__setattr__(self, name, _checked(name, value, default))
+
+    def update(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Set several settings at once; all names are checked before any value is taken."""
+        every = {**(values or {}), **more}
+        for name in every:
+            if name not in _DEFAULTS and name not in WITHOUT_MEANING:
+                raise ImproperlyConfigured(unknown_setting(name))
+        for name, value in every.items():
+            if name not in WITHOUT_MEANING:
+                setattr(self, name, value)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield each name with its value."""
+        for name in _DEFAULTS:
+            yield name, getattr(self, name)
+
+
+def unknown_setting(name: str) -> str:
+    """Return the text that says a setting doesn't exist, and which one may have been meant."""
+    near = difflib.get_close_matches(name, _DEFAULTS, n=1)
+    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}")
+    elif isinstance(default, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ImproperlyConfigured(f"{name} must be a number of at least 0, not {value!r}")
+        value = type(default)(value)
+    elif isinstance(default, tuple):
+        value = (value,) if isinstance(value, str) else tuple(value)
+    elif isinstance(default, dict):
+        if not isinstance(value, Mapping):
+            raise ImproperlyConfigured(f"{name} must be a dict, not {value!r}")
+        value = {**default, **value}
+    elif value is not None and not isinstance(value, str):
+        raise ImproperlyConfigured(f"{name} must be a string, not {value!r}")
+    return value
+
+
+_MISSING: Final = object()
+_DEFAULTS: Final[dict[str, Any]] = {
+    f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(Settings)
+}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What nbqueue reads of the environment, read once."""
+
+    broker_url: str | None
+    result_backend: str | None
+    key_file: str | None
+    connection_file: str | None
+    variables: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
+        """Return the settings that the environment holds."""
+        found = dict(os.environ) if variables is None else variables
+        return cls(
+            found.get("NBQUEUE_BROKER_URL") or None,
+            found.get("NBQUEUE_RESULT_BACKEND") or None,
+            found.get("NBQUEUE_KEY_FILE") or None,
+            found.get("NBQUEUE_CONNECTION_FILE") or None,
+            found,
+        )
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of a broker's or backend's URL.
+
+    Raises:
+        ImproperlyConfigured: nbqueue has no transport of that name.
+    """
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        hint = f"did you mean {near[0]}://?" if near else f"it is one of {', '.join(f'{s}://' for s in SCHEMES)}"
+        raise ImproperlyConfigured(f"{mask(url)} is no URL of a broker or backend nbqueue knows; {hint}")
+    return scheme
+
+
+def redis_url(url: str) -> str:
+    """Return a URL in redis-py's form; `redis+socket:///path?virtual_host=1` is Celery's for a unix socket."""
+    if scheme_of(url) != "redis+socket":
+        return url
+    parts = urlsplit(url)
+    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+    return f"unix://{unquote(parts.path)}?db={database}"
+
+
+def mask(url: str) -> str:
+    """Return a URL without its password, for logs, errors and pages."""
+    head, sep, rest = url.partition("://")
+    if not sep or "@" not in rest:
+        return url
+    login, _, host = rest.rpartition("@")
+    user = login.partition(":")[0]
+    return f"{head}://{user}:***@{host}" if ":" in login else f"{head}://***@{host}"
