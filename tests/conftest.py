@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.helpers import RedisServer, chromium_binary
+from tests.helpers import RedisServer
+from tools.environment import chromium_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,3 +63,11 @@ def private_redis() -> Iterator[RedisServer]:
     """Yield a server of the test's own, which it may stop, kill and restart; it keeps an append-only file."""
     with RedisServer(appendonly=True) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of the browser, for Playwright's `executable_path`; for tests marked `browser`."""
+    path = chromium_binary()
+    assert path, "tests that use a browser are marked so"
+    return path

@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 SERVER_START_S: Final = 10.0
 SERVER_STOP_S: Final = 5.0
-BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def wait_until(predicate: Callable[[], T], timeout_s: float, what: str, interval_s: float = 0.01) -> T:
@@ -204,8 +203,3 @@ class RedisServer:
         """Send a signal to this server's process, and never to another that has its number now."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, number)
-
-
-def chromium_binary() -> str | None:
-    """Return the path of a Chromium or Chrome on PATH, for Playwright's `executable_path`."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
