@@ -11,6 +11,7 @@ The virtual environment `.venv-test` is made on the first run, and anew when the
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ def main(args: Sequence[str]) -> int:
     if "--lint" in args:
         return lint(python)
     ensure_chromium()
-    return replace_process(python, "-m", "pytest", "-q", *args)
+    # drawn here to be printed: pytest's own header, which would, is what -q leaves out
+    seed = f"--randomly-seed={random.randrange(2**32)}"
+    print(f"Random order: {seed}, unless another is given", flush=True)
+    return replace_process(python, "-m", "pytest", "-q", seed, *args)
 
 
 def lint(python: Path) -> int:
