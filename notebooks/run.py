@@ -78,11 +78,13 @@ def run(path: Path) -> bool:
 
 
 def summary(cells: Sequence[dict[str, Any]], took_s: float) -> str:
-    """Describe a notebook that ran: a line for each code cell that did, and the last assertion among them."""
+    """Describe what ran: a line for each code cell that was begun, and the last assertion among them."""
     ran = [cell for cell in cells if cell["cell_type"] == "code" and cell["execution_count"]]
     lines = [f"  [{cell['execution_count']}] {shown(cell)}"[:LINE] for cell in ran]
     assertions = [line for cell in ran for line in cell["source"].splitlines() if line.startswith("assert ")]
-    lines.append(f"  {len(ran)} cells ran in {took_s:.1f} s; the last assertion: {assertions[-1:] or 'none'}")
+    lines.append(f"  {len(ran)} cells ran in {took_s:.1f} s")
+    if assertions:
+        lines.append(f"  the last assertion: {assertions[-1]}")
     return "\n".join(lines)
 
 
