@@ -1,1 +1,80 @@
-"""nbqueue: a distributed task queue that is native to Jupyter."""
+"""nbqueue: a distributed task queue that is native to Jupyter.
+
+In a notebook, `%load_ext nbqueue` and `%%task` on a cell, or `@task` on a function. Importing this package loads
+no client of any server and connects to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nbqueue._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbqueue import states
+    from nbqueue.app import App
+    from nbqueue.app import App as Celery
+    from nbqueue.current import attach, current_app, shared_task, task
+    from nbqueue.execute import progress, track
+    from nbqueue.result import AsyncResult, GroupResult
+    from nbqueue.tasks import Task
+
+__all__ = [
+    "App",
+    "AsyncResult",
+    "Celery",
+    "GroupResult",
+    "Task",
+    "__version__",
+    "attach",
+    "current_app",
+    "progress",
+    "shared_task",
+    "states",
+    "task",
+    "track",
+]
+
+_PLACES = {
+    "App": "nbqueue.app:App",
+    "AsyncResult": "nbqueue.result:AsyncResult",
+    "Celery": "nbqueue.app:App",
+    "GroupResult": "nbqueue.result:GroupResult",
+    "Task": "nbqueue.tasks:Task",
+    "attach": "nbqueue.current:attach",
+    "current_app": "nbqueue.current:current_app",
+    "progress": "nbqueue.execute:progress",
+    "shared_task": "nbqueue.current:shared_task",
+    "states": "nbqueue.states:",
+    "task": "nbqueue.current:task",
+    "track": "nbqueue.execute:track",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'nbqueue' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    loaded = importlib.import_module(module)
+    value = getattr(loaded, attribute) if attribute else loaded
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Register `%%task` and its kin with IPython; called by `%load_ext nbqueue`."""
+    extension: Callable[[Any], None] = importlib.import_module("nbqueue.notebook").load_ipython_extension
+    extension(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Remove the magics again; called by `%unload_ext nbqueue`."""
+    extension: Callable[[Any], None] = importlib.import_module("nbqueue.notebook").unload_ipython_extension
+    extension(ipython)

@@ -17,11 +17,10 @@ import redis
 from kombu.transport.memory import Transport as MemoryTransport
 
 from nbqueue.config import REDIS_SCHEMES, mask, scheme_of
-from nbqueue.exceptions import SendFailed, SendUncertain
-from nbqueue.streams import SENT, Delivery, Outgoing, QueueSize, Settlement, Streams
+from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Revocation, Settlement
+from nbqueue.exceptions import ImproperlyConfigured, SendFailed, SendUncertain
+from nbqueue.streams import Streams
 from nbqueue.transport import Transport
-
-__all__ = ["Broker", "Delivery", "KombuBroker", "Outgoing", "QueueSize", "Settlement", "StreamsBroker", "open_broker"]
 
 
 class Broker(Protocol):
@@ -45,6 +44,9 @@ class Broker(Protocol):
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return messages to their queues at once; return how many were still ours."""
+
+    def revoke(self, items: Sequence[Revocation]) -> list[str]:
+        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
@@ -107,6 +109,10 @@ class StreamsBroker:
         """Return messages to their queues at once."""
         return self.streams.give_back(deliveries, charge)
 
+    def revoke(self, items: Sequence[Revocation]) -> list[str]:
+        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
+        return self.streams.revoke(items)
+
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
         return self.streams.size(queue)
@@ -165,7 +171,8 @@ class KombuBroker:
                 self._declare(queue)
                 while len(deliveries) < limit and (got := self._channel.basic_get(queue)) is not None:
                     headers = got.headers
-                    tag = str(got.delivery_tag)
+                    self._number += 1
+                    tag = str(self._number)  # kombu's own tag comes back with the message
                     self._claimed[tag] = got
                     deliveries.append(
                         Delivery(queue, "n", tag, headers["id"], headers["nbq"].encode(), bytes(got.body))
@@ -193,6 +200,10 @@ class KombuBroker:
                     got.requeue()
                     back += 1
         return back
+
+    def revoke(self, items: Sequence[Revocation]) -> list[str]:
+        """Refuse: a queue in memory has nowhere to keep the mark."""
+        raise ImproperlyConfigured(f"{self.url} can't revoke; use a Redis broker")
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""

@@ -35,8 +35,6 @@ class Settings:
     connection_file: str | None = None
     task_default_queue: str = "nbqueue"
     task_ignore_result: bool = False
-    task_always_eager: bool = False
-    task_eager_propagates: bool = False
     task_publish_retry: bool = True
     task_publish_retry_policy: dict[str, float] = field(
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}

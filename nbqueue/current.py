@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.result import AsyncResult, GroupResult
 
 _lock = threading.Lock()
 _current: App | None = None
@@ -27,6 +29,27 @@ def current_app() -> App:
         with _lock:
             missing = _current is None
         if missing:
-            App(set_as_current=True)
+            App(set_as_current=True, by_value=True)
     assert _current is not None
     return _current
+
+
+def task(run: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Make a function a task of the current app; used as `@task` or `@task(queue="gpu")`.
+
+    The app is looked up when the function is defined. See `nbqueue.tasks.Task` for the options.
+    """
+    return current_app().task(run, **options)
+
+
+shared_task = task
+
+
+def attach(label_or_id: str) -> AsyncResult | GroupResult:
+    """Return the handle on a task or map by its id, or on the newest task with a label.
+
+    Raises:
+        UnknownTask: neither is known.
+        AmbiguousLabel: several tasks with this label are alive; names them.
+    """
+    return current_app().attach(label_or_id)

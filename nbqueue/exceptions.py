@@ -148,5 +148,3 @@ class RemoteError(TaskError):
 
 class TimeoutError(NBQueueError, builtins.TimeoutError):  # noqa: A001 - Celery's name
     """Says that a wait ran out of time; the task itself goes on."""
-
-

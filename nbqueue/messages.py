@@ -14,6 +14,7 @@ Between a supervisor and its children nothing is signed; `ChildTask`, `Outcome` 
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,12 +34,17 @@ T_co = TypeVar("T_co", covariant=True)
 class Decoder(Protocol[T_co]):
     """Is either of msgspec's decoders."""
 
-    def decode(self, buf: bytes | str, /) -> T_co:
+    def decode(self, buf: Any, /) -> T_co:
         """Return the object that bytes hold."""
 
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 CELL_TASK: Final = "nbqueue.cell"
+
+
+def python_version() -> str:
+    """Return this Python's minor version, which pickled code depends on."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def new_id() -> str:
@@ -65,6 +71,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     index: int = -1
     size: int = 0  # members of the map, in its group's steering
     ignore_result: bool = False
+    bind: bool = False  # the function takes the task itself as its first argument
     serializer: str = "cloudpickle"
     label: str = ""
     identity: str = ""  # notebook path and cell id or name, digested; see `attach`
@@ -237,6 +244,17 @@ def sign_event(facts: Facts, body: bytes, signer: Signer) -> bytes:
     return _encode(FactText(signer.sign("event", _encode(facts), body), body))
 
 
+def sign_group(steering: Steering, code: bytes, signer: Signer) -> bytes:
+    """Return the JSON text of what all members of a map share."""
+    return _encode(FactText(signer.sign("group", _encode(steering), code), code))
+
+
+def open_group(text: bytes, signer: Signer) -> tuple[Steering, bytes]:
+    """Return the steering and code that the members of a map share, once their signature holds."""
+    stored = _decode(_FACT_TEXT, text)
+    return decode_steering(signer.verify("group", stored.nbq, stored.body)), stored.body
+
+
 def sign_record(facts: Facts, body: bytes, signer: Signer) -> bytes:
     """Return the JSON text of a record, readable by Celery's clients as far as JSON goes."""
     result: Any = None
@@ -381,7 +399,7 @@ _FACTS = msgspec.json.Decoder(Facts)
 _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])
 _CONTROL = msgspec.json.Decoder(Control)
-_FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)  # type: ignore[assignment] - takes no text
+_FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 
 
 def _encode(value: Any) -> bytes:

@@ -15,8 +15,7 @@ import hashlib
 import importlib.resources
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import redis
@@ -25,20 +24,21 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from nbqueue.config import redis_url, scheme_of
-
-GROUP: Final = "nbq"
-LANES: Final = ("n", "r")
-QUEUES: Final = "nbq:queues"
-WORKERS: Final = "nbq:workers"
-CONTROL: Final = "nbq:control"
-COUNTERS: Final = "nbq:counters"
-REVOKED: Final = "nbq:revoked"
-KEEPER_WAKE: Final = "nbq:keeper:wake"
-RECORDS: Final = "celery-task-meta-"
-
-SENT: Final = 1
-REPEAT: Final = 2
-LIVE: Final = -1
+from nbqueue.deliveries import (
+    COUNTERS,
+    GROUP,
+    LANES,
+    QUARANTINE,
+    QUEUES,
+    RECORDS,
+    Delivery,
+    Outgoing,
+    QueueSize,
+    Revocation,
+    Settlement,
+    queue_key,
+    stream_key,
+)
 
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
@@ -64,67 +64,6 @@ def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redi
         health_check_interval=0,
         **options,
     )
-
-
-def stream_key(queue: str, lane: str) -> str:
-    """Return the key of one of a queue's streams."""
-    return f"nbq:{{{queue}}}:{lane}"
-
-
-def queue_key(queue: str, what: str) -> str:
-    """Return the key of a queue's `delayed`, `bodies` or `claims`."""
-    return f"nbq:{{{queue}}}:{what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none."""
-
-    queue: str
-    id: str
-    header: str
-    body: bytes
-    due_ms: int = 0
-    nonce: str = ""
-    record: bytes = b""
-
-
-@dataclass(slots=True)
-class Delivery:
-    """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id."""
-
-    queue: str
-    lane: str
-    entry: str
-    id: str
-    header: bytes
-    body: bytes
-    attempt: int = 1
-    child_deaths: int = 0
-    worker_losses: int = 0
-    record: bytes = b""
-    mark: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """How a delivery ends, or (`ends` False) that it has started: its record, and whom to tell."""
-
-    delivery: Delivery
-    record: bytes
-    session: str = ""
-    group: str = ""
-    state: str = ""
-    ends: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSize:
-    """How many messages of a queue wait, are claimed by workers, and wait for their time."""
-
-    queued: int
-    claimed: int
-    delayed: int
 
 
 class Streams:
@@ -299,15 +238,33 @@ class Streams:
             found += [(queue, lane, row["message_id"].decode()) for row in reply]
         return found
 
+    def put_off(self, deliveries: Sequence[Delivery], delay_ms: int) -> None:
+        """Return messages that this worker can't judge (another key, a newer version) so that others see them."""
+        self._run("put_off", (delay_ms, [(d.queue, d.lane, d.entry) for d in deliveries]))
+
+    def quarantine(self, deliveries: Sequence[tuple[Delivery, str]], kept_bytes: int = 4096) -> None:
+        """Take messages that nobody should run off their queues: counted by reason, their first bytes kept."""
+        pipe = self.client.pipeline(transaction=True)
+        for delivery, reason in deliveries:
+            entry = {"reason": reason, "queue": delivery.queue, "header": delivery.header[:kept_bytes]}
+            pipe.xadd(QUARANTINE, {**entry, "body": delivery.body[:kept_bytes]}, maxlen=1_000, approximate=True)
+            pipe.hincrby(COUNTERS, f"refused:{reason.partition(':')[0]}", 1)
+        pipe.execute()
+        self.settle([Settlement(delivery, b"") for delivery, _ in deliveries])
+
+    def counters(self) -> dict[str, int]:
+        """Return how often something was refused or dropped, by reason."""
+        return {name.decode(): int(n) for name, n in self.client.hgetall(COUNTERS).items()}
+
     def reap(self, items: Sequence[tuple[str, str, str]], idle_ms: int) -> int:
         """Return lapsed claims to their queues, charged as a lost worker; return how many were lapsed still."""
         return int(self._run("reap", (idle_ms, items))) if items else 0
 
-    def revoke(self, items: Sequence[tuple[str, str, str, str, str, str]]) -> list[str]:
-        """Revoke (queue, id, record, session, group, mark); say of each `revoked`, `held`, `ended` or `unknown`."""
+    def revoke(self, items: Sequence[Revocation]) -> list[str]:
+        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
         said: list[str] = []
         for start in range(0, len(items), _CHUNK):
-            rows = items[start : start + _CHUNK]
+            rows = [(r.queue, r.id, r.record, r.session, r.group, r.mark) for r in items[start : start + _CHUNK]]
             blob = (self.records or RECORDS, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows)
             said += [word.decode() for word in self._run("revoke", blob)]
         return said
@@ -367,6 +324,49 @@ class Streams:
             return self.client.execute_command("EVALSHA", digest, 0, packed, *raw)
         except NoScriptError:
             return self.client.execute_command("EVAL", source, 0, packed, *raw)
+
+
+class BlockingRead:
+    """One connection that waits for news while its owner goes on: send, select on it, then read.
+
+    Args:
+        client: made without a socket time-out.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._connection = client.connection_pool.get_connection()
+        self._connection.send_command("CLIENT", "ID")
+        self._id = int(self._connection.read_response(timeout=5.0))
+        self.pending = False
+
+    def fileno(self) -> int:
+        """Return the socket to select on."""
+        # redis-py offers no public way to wait on a connection together with other things.
+        return int(self._connection._sock.fileno())  # noqa: SLF001
+
+    def start(self, command: Sequence[str | int | bytes]) -> None:
+        """Send a blocking command."""
+        self._connection.send_command(*command)
+        self.pending = True
+
+    def finish(self) -> Any:
+        """Return the reply, once the socket is readable."""
+        self.pending = False
+        return self._connection.read_response(timeout=5.0)
+
+    def cancel(self, client: redis.Redis) -> Any:
+        """End the wait through another connection; return the reply, which may have come just before."""
+        if not self.pending:
+            return None
+        client.execute_command("CLIENT", "UNBLOCK", self._id)
+        return self.finish()
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self.pending = False
+        self._connection.disconnect()
+        self._client.close()
 
 
 @functools.cache

@@ -17,8 +17,9 @@ from typing import Any
 import redis
 from kombu.transport import virtual
 
+from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.messages import new_id
-from nbqueue.streams import Delivery, Outgoing, Settlement, Streams, connect
+from nbqueue.streams import Streams, connect
 
 
 class QoS(virtual.QoS):

@@ -10,8 +10,9 @@ import redis
 
 from nbqueue.backends.base import Label, Told, chunks
 from nbqueue.config import mask
+from nbqueue.deliveries import CONTROL, RECORDS, WORKERS
 from nbqueue.exceptions import BackendUnavailable
-from nbqueue.streams import CONTROL, RECORDS, WORKERS, connect
+from nbqueue.streams import connect
 
 OUTPUT_MAXLEN: Final = 5_000  # entries of one task's output; an entry holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
@@ -74,7 +75,8 @@ class RedisBackend:
                 sessions.setdefault(fact.session, []).append(fact.text)
             if fact.keep:
                 outputs.setdefault(fact.id, []).append(fact.text)
-        with self._pipeline() as pipe:
+        # In one transaction: whoever replays outputs and then follows the session misses nothing between.
+        with self._pipeline(transaction=True) as pipe:
             for session, texts in sessions.items():
                 pipe.xadd(_session(session), {"f": _array(texts)}, maxlen=20_000, approximate=True)
                 pipe.expire(_session(session), 86_400)
@@ -160,9 +162,9 @@ class RedisBackend:
         return newest[0][0].decode() if newest else ""
 
     @contextmanager
-    def _pipeline(self) -> Iterator[Any]:
+    def _pipeline(self, *, transaction: bool = False) -> Iterator[Any]:
         with self._translated():
-            pipe = self.client.pipeline(transaction=False)
+            pipe = self.client.pipeline(transaction=transaction)
             yield pipe
             pipe.execute()
 

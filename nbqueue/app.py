@@ -1,0 +1,506 @@
+"""`App`: the one façade. It holds settings, tasks, broker, backend and watcher, and sends."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.backends.base import Backend, Label
+from nbqueue.config import Environment, Settings, scheme_of
+from nbqueue.current import set_current_app
+from nbqueue.deliveries import KEEPER_WAKE, LIVE, RECORDS, Outgoing, Revocation
+from nbqueue.exceptions import (
+    AmbiguousLabel,
+    ImproperlyConfigured,
+    PayloadTooLarge,
+    SendFailed,
+    SendUncertain,
+    UnknownTask,
+)
+from nbqueue.link import Link, embedded_link, resolve
+from nbqueue.messages import (
+    CELL_TASK,
+    MAX_MESSAGE_BYTES,
+    Control,
+    Facts,
+    Message,
+    Steering,
+    new_id,
+    open_group,
+    pack_body,
+    python_version,
+    sign_control,
+    sign_group,
+    sign_record,
+)
+from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.signing import Signer
+from nbqueue.tasks import OPTIONS, Task, due_time, expiry_time
+from nbqueue.watched import WatchedMap, WatchedTask
+from nbqueue.watcher import Watcher
+
+if TYPE_CHECKING:
+    from nbqueue.broker import Broker
+
+__all__ = ["App"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MAP_CHUNK: Final = 2_000
+
+
+class App:
+    """Holds one of each: settings, tasks, broker, backend, watcher. Connects when something is first sent or asked.
+
+    Args:
+        main: the name that stands for `__main__` in task names.
+        broker: the broker's URL; without one the environment, a connection file or the embedded server decides.
+        backend: the backend's URL; a Redis broker is its own.
+        include: modules with tasks, imported by workers.
+        key_file: the file with the signing key.
+        connection_file: a file with all of it, as `nbqueue connect --export` writes it.
+        set_as_current: be the app that `@task` uses from now on.
+    """
+
+    def __init__(
+        self,
+        main: str | None = None,
+        broker: str | None = None,
+        backend: str | None = None,
+        *,
+        include: Sequence[str] = (),
+        key_file: str | Path | None = None,
+        connection_file: str | Path | None = None,
+        set_as_current: bool = True,
+        by_value: bool = False,
+    ) -> None:
+        self.main = main
+        self.conf = Settings()
+        self.conf.include = tuple(include)
+        for name, value in (("broker_url", broker), ("result_backend", backend)):
+            if value is not None:
+                scheme_of(value)
+                setattr(self.conf, name, value)
+        for name, path in (("key_file", key_file), ("connection_file", connection_file)):
+            if path is not None:
+                setattr(self.conf, name, str(path))
+        self.by_value = by_value
+        self.session = uuid.uuid4().hex
+        self.tasks: dict[str, Task] = {}
+        self._lock = threading.RLock()
+        self._link: Link | None = None
+        self._broker: Broker | None = None
+        self._backend: Backend | None = None
+        self._watcher: Watcher | None = None
+        self._signer: Signer | None = None
+        if set_as_current:
+            set_current_app(self)
+
+    def __repr__(self) -> str:
+        return f"<App {self.main or '__main__'}>"
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- tasks
+
+    @overload
+    def task(self, run: Callable[..., Any]) -> Task: ...
+
+    @overload
+    def task(self, run: None = None, **options: Any) -> Callable[[Callable[..., Any]], Task]: ...
+
+    def task(
+        self, run: Callable[..., Any] | None = None, **options: Any
+    ) -> Task | Callable[[Callable[..., Any]], Task]:
+        """Make a function a task; used as `@app.task` or `@app.task(queue="gpu")`. See `Task` for the options."""
+        if wrong := sorted(options.keys() - set(OPTIONS)):
+            raise TypeError(f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}")
+
+        def register(function: Callable[..., Any]) -> Task:
+            task = Task(self, function, **options)
+            self.tasks[task.name] = task
+            return task
+
+        return register if run is None else register(run)
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
+        task = Task(self, _elsewhere, name=name, by_value=False)
+        return task.apply_async(args, kwargs, **options)
+
+    # ---- what it is connected to
+
+    @property
+    def link(self) -> Link:
+        """Return where this app is connected to, finding or starting it at first use."""
+        with self._lock:
+            if self._link is None:
+                self._link = resolve(self.conf, Environment.read())
+            return self._link
+
+    @property
+    def signer(self) -> Signer:
+        """Return what signs and verifies with this app's key."""
+        with self._lock:
+            if self._signer is None:
+                self._signer = Signer(self.link.key)
+            return self._signer
+
+    @property
+    def broker(self) -> Broker:
+        """Return the broker, connected at first use."""
+        with self._lock:
+            if self._broker is None:
+                self._broker = self.open_broker("nbq-client")
+            return self._broker
+
+    @property
+    def backend(self) -> Backend:
+        """Return the backend, connected at first use."""
+        with self._lock:
+            if self._backend is None:
+                self._backend = self.open_backend("nbq-client")
+            return self._backend
+
+    @property
+    def watcher(self) -> Watcher:
+        """Return the listening thread of this app's session."""
+        with self._lock:
+            if self._watcher is None:
+                self._watcher = Watcher(self.backend, self.signer, self.session)
+            return self._watcher
+
+    @property
+    def joined(self) -> bool:
+        """Tell whether broker and backend are one Redis, so that a record and an ack are one step."""
+        link = self.link
+        return link.backend_url == link.broker_url and scheme_of(link.broker_url) != "memory"
+
+    def open_broker(self, name: str) -> Broker:
+        """Return a new connection to the broker; `name` is what the server shows of it."""
+        from nbqueue.broker import (
+            open_broker,
+        )  # kombu and redis cost 0.5 s; children that only declare tasks need neither
+
+        link = self.link
+        return open_broker(
+            link.broker_url,
+            name=name,
+            records=RECORDS if self.joined else "",
+            record_ttl_ms=int(self.conf.result_expires * 1000),
+            wake_key=KEEPER_WAKE if link.embedded else "",
+        )
+
+    def open_backend(self, name: str) -> Backend:
+        """Return a new connection to the backend."""
+        url = self.link.backend_url
+        if url is None:
+            raise ImproperlyConfigured(
+                "this broker keeps no results: give the app a backend, such as redis://localhost"
+            )
+        if scheme_of(url) == "memory":
+            from nbqueue.backends.memory import MemoryBackend  # rarely used, so not loaded with every app
+
+            return MemoryBackend()
+        from nbqueue.backends.redis import RedisBackend  # see `open_broker`
+
+        return RedisBackend(url, name=name, record_ttl_s=self.conf.result_expires)
+
+    def close(self) -> None:
+        """Give up threads and connections. Tasks go on; handles can be had again by id."""
+        with self._lock:
+            watcher, broker, backend = self._watcher, self._broker, self._backend
+            self._watcher = self._broker = self._backend = None
+        for part in (watcher, broker, backend):
+            if part is not None:
+                part.close()
+
+    # ---- sending
+
+    def send(
+        self,
+        steering: Steering,
+        code: bytes,
+        args: bytes,
+        *,
+        task_id: str | None = None,
+        ignore_result: bool = False,
+        retry: bool | None = None,
+        retry_policy: Mapping[str, float] | None = None,
+    ) -> AsyncResult:
+        """Send one task; return its handle once the broker has it.
+
+        Args:
+            steering: everything but id and nonce.
+            code: what `steering.code` is the digest of; empty for a task by name.
+            args: packed arguments.
+            task_id: the id to use.
+            ignore_result: keep no value.
+            retry: try again when the broker can't be reached.
+            retry_policy: how often, and how long between.
+        """
+        steering = msgspec.structs.replace(
+            steering, id=task_id or new_id(), nonce=uuid.uuid4().hex, ignore_result=ignore_result
+        )
+        body = pack_body(code, args)
+        _check_size(steering.shown_name, len(body))
+        message = Message.sign(steering, body, self.signer)
+        watched = self.watcher.watch(WatchedTask(steering.id, steering, self.session))
+        outgoing = Outgoing(
+            steering.queue,
+            steering.id,
+            message.header,
+            body,
+            int(steering.eta * 1000),
+            steering.nonce,
+            sign_record(pending_facts(steering), b"", self.signer),
+        )
+        try:
+            verdict = self._publish([outgoing], retry, retry_policy)[0]
+        except (SendFailed, SendUncertain):
+            self.watcher.unwatch(steering.id)
+            raise
+        if verdict == LIVE:
+            self.watcher.unwatch(steering.id)
+            raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
+        return AsyncResult(steering.id, self, watched=watched)
+
+    def send_map(self, steering: Steering, code: bytes, calls: Sequence[bytes]) -> GroupResult:
+        """Send one task for each packed tuple of arguments; what they share travels once."""
+        for index, args in enumerate(calls):
+            _check_size(f"{steering.shown_name}, call {index}", len(args))
+        group = msgspec.structs.replace(steering, id=new_id(), nonce=uuid.uuid4().hex, size=len(calls))
+        watched = WatchedMap(group, self.session)
+        self.backend.store_group(group.id, sign_group(group, code, self.signer), self.conf.result_expires)
+        self.watcher.watch_map(watched)
+        due = int(group.eta * 1000)
+        signer = self.signer
+        for start in range(0, len(calls), _MAP_CHUNK):
+            outgoing = []
+            for index, args in enumerate(calls[start : start + _MAP_CHUNK], start):
+                message = Message.sign_call(group.id, index, args, signer)
+                outgoing.append(Outgoing(group.queue, message.id, message.header, args, due))
+            self._publish(outgoing, None, None)
+        return GroupResult(group.id, self, watched=watched)
+
+    def send_cell(
+        self,
+        run: bytes,
+        *,
+        name: str,
+        label: str = "",
+        identity: str = "",
+        digest: str = "",
+        queue: str | None = None,
+        countdown: float | None = None,
+    ) -> AsyncResult:
+        """Send a cell of a notebook.
+
+        Args:
+            run: packed arguments: one `execute.CellRun`.
+            name: what views call it.
+            label: by which `attach` finds it.
+            identity: of notebook and cell; by which the same cell finds it again.
+            digest: of code and inputs.
+            queue: where it waits.
+            countdown: seconds before it may start.
+        """
+        now = time.time()
+        due = due_time(now, countdown, None)
+        steering = Steering(
+            id="",
+            nonce="",
+            task=CELL_TASK,
+            name=name,
+            queue=queue or self.conf.task_default_queue,
+            sent_at=now,
+            python=python_version(),
+            session=self.session,
+            eta=due,
+            expires=expiry_time(now, None, due),
+            label=label,
+            identity=identity,
+            digest=digest,
+        )
+        result = self.send(steering, b"", run)
+        self.backend.label(Label(result.id, label, identity, now))
+        return result
+
+    def _publish(
+        self, messages: Sequence[Outgoing], retry: bool | None, policy: Mapping[str, float] | None
+    ) -> list[int]:
+        """Publish, again and again where that may help: what arrived before is recognised by id and nonce."""
+        policy = {**self.conf.task_publish_retry_policy, **(policy or {})}
+        tries = int(policy["max_retries"]) if (self.conf.task_publish_retry if retry is None else retry) else 0
+        pause = policy["interval_start"]
+        for attempt in range(tries + 1):
+            try:
+                return self.broker.publish(messages)
+            except (SendFailed, SendUncertain):
+                if attempt == tries:
+                    raise
+                self._revive()
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
+                pause = min(pause + policy["interval_step"], policy["interval_max"])
+        raise AssertionError("unreachable")
+
+    def _revive(self) -> None:
+        """Start the embedded server again if it has ended; a server of the user's is not ours to start."""
+        if self._link is not None and self._link.embedded:
+            embedded_link()
+
+    # ---- finding again
+
+    def AsyncResult(self, id: str) -> AsyncResult:  # noqa: A002, N802 - Celery's names
+        """Return the handle on a task sent before, by anyone."""
+        return AsyncResult(id, self)
+
+    def GroupResult(self, id: str) -> GroupResult:  # noqa: A002, N802 - Celery's names
+        """Return the handle on a map sent before, by anyone."""
+        return GroupResult(id, self)
+
+    def watch_group(self, id_: str) -> WatchedMap:
+        """Follow a map by its id.
+
+        Raises:
+            UnknownTask: nobody sent it, or nothing is kept of it.
+        """
+        text = self.backend.load_group(id_)
+        if text is None:
+            raise UnknownTask(f"nobody sent a map {id_}, or nothing is kept of it any more")
+        return self.watcher.attach_map(open_group(text, self.signer)[0])
+
+    def attach(self, label_or_id: str) -> AsyncResult | GroupResult:
+        """Return the handle on a task or map by its id, or on the newest task with a label.
+
+        Raises:
+            UnknownTask: neither is known.
+            AmbiguousLabel: several tasks with this label are alive; names them.
+        """
+        ids = self.backend.labelled(label_or_id)
+        if not ids:
+            if self.backend.load_group(label_or_id) is not None:
+                return GroupResult(label_or_id, self)
+            if self.backend.load([label_or_id])[0] is not None or self._is_member(label_or_id):
+                return AsyncResult(label_or_id, self)
+            raise UnknownTask(f"no task has the label or id {label_or_id!r}, or nothing is kept of it any more")
+        handles = [AsyncResult(id_, self) for id_ in ids[:20]]
+        live = [handle for handle in handles if handle.state in states.UNREADY_STATES]
+        if len(live) > 1:
+            named = ", ".join(handle.id for handle in live)
+            raise AmbiguousLabel(f"{len(live)} live tasks have the label {label_or_id!r}: {named}; attach by id")
+        return (live or handles)[0]
+
+    def find_cell(self, identity: str, digest: str) -> AsyncResult | None:
+        """Return the newest task of a cell if it was sent with the same code and inputs."""
+        id_ = self.backend.identified(identity)
+        if id_ is None:
+            return None
+        result = AsyncResult(id_, self)
+        latest = result.watched.latest
+        return result if latest is not None and latest.facts.digest == digest else None
+
+    def _is_member(self, id_: str) -> bool:
+        group, _, index = id_.rpartition("-")
+        text = self.backend.load_group(group) if group and index.isdigit() else None
+        return text is not None and int(index) < open_group(text, self.signer)[0].size
+
+    # ---- revoking
+
+    def revoke(self, results: Sequence[AsyncResult], *, terminate: bool = False, signal: str = "") -> None:
+        """Cancel tasks: those that nobody runs end now; workers are told of the others.
+
+        Args:
+            results: their handles.
+            terminate: stop those that run: interrupted, then ended by force.
+            signal: the first signal, instead of SIGINT.
+        """
+        now = time.time()
+        mark = msgspec.json.encode({"terminate": terminate, "signal": signal}).decode()
+        items = []
+        for result in results:
+            steering = self._steering_of(result)
+            facts = revoked_facts(steering, "cancelled", now) if steering else Facts(kind="record", id=result.id)
+            record = sign_record(facts, b"", self.signer).decode() if steering else ""
+            items.append(Revocation(facts.queue, result.id, record, facts.session, facts.group, mark))
+        said = self.broker.revoke(items)
+        held = tuple(result.id for result, word in zip(results, said, strict=True) if word in ("held", "unknown"))
+        for start in range(0, len(held), 200):
+            order = Control(
+                order="revoke",
+                at=now,
+                nonce=uuid.uuid4().hex,
+                ids=held[start : start + 200],
+                terminate=terminate,
+                signal=signal,
+            )
+            self.backend.order(sign_control(order, self.signer))
+        self.watcher.check_soon()
+
+    def _steering_of(self, result: AsyncResult) -> Steering | None:
+        watched = result.watched
+        if watched.steering is not None:
+            return watched.steering
+        if watched.latest is None:
+            return None
+        f = watched.latest.facts
+        return Steering(
+            id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent_at, session=f.session,
+            group=f.group, index=f.index, label=f.label, identity=f.identity, digest=f.digest,
+        )  # fmt: skip
+
+
+def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0.0) -> Facts:
+    """Return what a record says of a task before it runs."""
+    return Facts(
+        kind="record",
+        id=steering.id,
+        at=at or steering.sent_at,
+        state=state,
+        nonce=steering.nonce,
+        task=steering.task,
+        name=steering.name,
+        queue=steering.queue,
+        session=steering.session,
+        sent_at=steering.sent_at,
+        retries=steering.retries,
+        group=steering.group,
+        index=steering.index,
+        label=steering.label,
+        identity=steering.identity,
+        digest=steering.digest,
+    )
+
+
+def revoked_facts(steering: Steering, why: str, at: float) -> Facts:
+    """Return what the record of a cancelled or expired task says."""
+    return msgspec.structs.replace(pending_facts(steering, states.REVOKED, at), error=why)
+
+
+def _check_size(name: str, size_bytes: int) -> None:
+    if size_bytes > MAX_MESSAGE_BYTES:
+        raise PayloadTooLarge(
+            f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries {MAX_MESSAGE_BYTES / 1e6:,.0f}; "
+            "write it to a file and send its path"
+        )
+
+
+def _elsewhere(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("this task is known here by its name only")

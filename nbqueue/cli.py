@@ -1,0 +1,231 @@
+"""The command line: `nbqueue worker`, `connect`, `status`, `result`, `revoke`, `down`.
+
+Global options (`-A`, `-b`, `--result-backend`, `--connect`, `--workdir`) may stand before or after the command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nbqueue import states
+from nbqueue._version import __version__
+from nbqueue.exceptions import NBQueueError, TaskError, TimeoutError  # noqa: A004 - Celery's name
+from nbqueue.log import LEVELS, setup
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def global_options(command: F) -> F:
+    """Add the options that every command and the group itself take."""
+    for option in (
+        click.option("--workdir", metavar="DIR", help="Change to this directory first."),
+        click.option("--connect", "connection_file", metavar="FILE", help="A connection file: URLs and signing key."),
+        click.option("--result-backend", metavar="URL", help="Where results are kept."),
+        click.option("-b", "--broker", metavar="URL", help="The broker's URL."),
+        click.option("-A", "--app", "app_name", metavar="MODULE[:NAME]", help="The module with your App and tasks."),
+    ):
+        command = option(command)
+    return command
+
+
+class _Command(click.Command):
+    """A command whose own errors are one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NBQueueError as exc:
+            raise click.ClickException(str(exc)) from exc
+
+
+def _merged(ctx: click.Context, own: dict[str, Any]) -> dict[str, Any]:
+    before = ctx.obj or {}
+    return {name: value if value is not None else before.get(name) for name, value in own.items()}
+
+
+def _app(ctx: click.Context, **own: Any) -> App:
+    """Return the app that the options name, or one that finds its broker by itself."""
+    options = _merged(ctx, own)
+    if options["workdir"]:
+        os.chdir(options["workdir"])
+    from nbqueue.app import App  # `nbqueue --help` needs none
+
+    if options["app_name"]:
+        from nbqueue.execute import find_app
+
+        sys.path.insert(0, str(Path.cwd()))
+        app: App = find_app(options["app_name"])
+    else:
+        app = App(by_value=True)
+    for setting, name in (("broker_url", "broker"), ("result_backend", "result_backend"), ("connection_file",) * 2):
+        if options[name]:
+            setattr(app.conf, setting, options[name])
+    return app
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@global_options
+@click.version_option(__version__, "--version", prog_name="nbqueue")
+@click.pass_context
+def cli(ctx: click.Context, **options: Any) -> None:
+    """Run tasks of notebooks and programs on pooled workers."""
+    ctx.obj = options
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.option("-l", "--loglevel", default="warning", type=click.Choice(LEVELS, case_sensitive=False), show_default=True)
+@click.option("-Q", "--queues", metavar="A,B", help="Listen to these queues. Default: the app's default queue.")
+@click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
+@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many children. Default: one a core.")
+@click.option("-n", "--hostname", "name", metavar="NAME", help="The worker's name; @host is added if it has none.")
+@click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
+@click.option("--keeper", is_flag=True, hidden=True)
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    loglevel: str,
+    queues: str | None,
+    all_queues: bool,
+    concurrency: int | None,
+    name: str | None,
+    grace: float | None,
+    keeper: bool,
+    **options: Any,
+) -> None:
+    """Start a worker. TERM or Ctrl-C stops it once its tasks have ended; QUIT or a second Ctrl-C at once."""
+    del keeper  # says in a process list who started it
+    from nbqueue.worker import Worker
+
+    setup(loglevel)
+    app = _app(ctx, **options)
+    app_name = _merged(ctx, options)["app_name"]
+    preload = ([app_name] if app_name else []) + list(app.conf.include)
+    for module in app.conf.include:
+        importlib.import_module(module)
+    started = Worker(
+        app,
+        queues=[queue.strip() for queue in (queues or "").split(",") if queue.strip()],
+        all_queues=all_queues,
+        concurrency=concurrency or 0,
+        name=name or "",
+        preload=preload,
+        grace_s=grace,
+    )
+    ctx.exit(started.run())
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.option("--export", metavar="FILE", help="Write the connection file for workers and clients elsewhere.")
+@click.pass_context
+def connect(ctx: click.Context, export: str | None, **options: Any) -> None:
+    """Show where this machine is connected to, or write it to a file that another one can use."""
+    from nbqueue import connection
+    from nbqueue.config import mask
+
+    app = _app(ctx, **options)
+    link = app.link
+    click.echo(f"broker   {mask(link.broker_url)}" + ("  (embedded, this host only)" if link.embedded else ""))
+    click.echo(f"backend  {mask(link.backend_url or '-')}")
+    click.echo(f"key      {app.signer.key_id}")
+    if export:
+        connection.write(Path(export), connection.of_link(link))
+        click.echo(f"written  {export}  (readable by you only: it holds the signing key)")
+        if link.embedded:
+            click.echo("It serves this host only. To add a machine, set a Redis or RabbitMQ URL: NBQUEUE_BROKER_URL.")
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.pass_context
+def status(ctx: click.Context, **options: Any) -> None:
+    """Show workers and queues."""
+    from nbqueue.streams import Streams
+    from nbqueue.watcher import live_offers
+
+    app = _app(ctx, **options)
+    backend = app.backend
+    now = backend.now()
+    offers = sorted(live_offers(backend, app.signer, now), key=lambda offer: offer.name)
+    for offer in offers:
+        queues = "all queues" if offer.all_queues else ", ".join(offer.queues)
+        click.echo(f"{offer.name}  {offer.busy} of {offer.children} children busy  {queues}")
+    if not offers:
+        click.echo("No workers.")
+    streams: Streams = app.broker.streams  # type: ignore[attr-defined] - a Redis broker: live_offers had a backend
+    for queue in sorted(streams.queues()):
+        size = streams.size(queue)
+        click.echo(f"queue {queue}: {size.queued} queued, {size.claimed} claimed, {size.delayed} delayed")
+    for reason, number in sorted(streams.counters().items()):
+        click.echo(f"{reason}: {number}")
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.argument("id")
+@click.option("--timeout", type=float, metavar="S", help="How long to wait. Default: as long as it takes.")
+@click.option("--traceback", is_flag=True, help="Show the remote traceback of a failure.")
+@click.pass_context
+def result(ctx: click.Context, id: str, timeout: float | None, traceback: bool, **options: Any) -> None:  # noqa: A002
+    """Show what came of a task, waiting for it: its output, then its value or error. Exit code 1 if it failed."""
+    app = _app(ctx, **options)
+    handle = app.attach(id)
+    try:
+        value = handle.get(timeout=timeout)
+    except TimeoutError as exc:
+        raise click.ClickException(str(exc)) from exc
+    except Exception as exc:  # noqa: BLE001 - a task may raise anything
+        text = getattr(handle, "traceback", None)
+        if traceback and text:
+            click.echo(text, err=True)
+        if isinstance(exc, TaskError):
+            raise click.ClickException(str(exc)) from exc
+        raise click.ClickException(f"{type(exc).__name__}: {exc}") from exc
+    click.echo(repr(value))
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.argument("ids", nargs=-1, required=True)
+@click.option("--terminate", is_flag=True, help="Stop it even if it runs already.")
+@click.pass_context
+def revoke(ctx: click.Context, ids: tuple[str, ...], terminate: bool, **options: Any) -> None:
+    """Cancel tasks or maps by id or label. A running one goes on unless --terminate."""
+    app = _app(ctx, **options)
+    for one in ids:
+        handle = app.attach(one)
+        handle.revoke(terminate=terminate)
+        deadline = time.monotonic() + (10.0 if terminate else 1.0)
+        while not handle.ready() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        state = getattr(handle, "state", states.REVOKED if handle.ready() else states.STARTED)
+        click.echo(f"{one}: {state}")
+
+
+@cli.command(cls=_Command)
+@global_options
+@click.option("--grace", type=float, default=10.0, show_default=True, metavar="S", help="How long workers may finish.")
+def down(grace: float, **_: Any) -> None:
+    """Stop the embedded server, its keeper and its worker. Queued tasks and results stay on disk."""
+    from nbqueue import embedded
+    from nbqueue.config import Environment
+
+    for line in embedded.down(embedded.Places.find(Environment.read().variables), grace) or ["Nothing was running."]:
+        click.echo(line)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="nbqueue")

@@ -1,0 +1,97 @@
+"""What a broker and those who use it hand each other, and the names of keys on a Redis server.
+
+Apart from the broker, so that a program which only declares tasks loads no client of any server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+GROUP: Final = "nbq"
+LANES: Final = ("n", "r")
+QUEUES: Final = "nbq:queues"
+WORKERS: Final = "nbq:workers"
+CONTROL: Final = "nbq:control"
+COUNTERS: Final = "nbq:counters"
+QUARANTINE: Final = "nbq:quarantine"
+REVOKED: Final = "nbq:revoked"
+KEEPER_WAKE: Final = "nbq:keeper:wake"
+RECORDS: Final = "celery-task-meta-"
+
+SENT: Final = 1
+REPEAT: Final = 2
+LIVE: Final = -1
+
+
+def stream_key(queue: str, lane: str) -> str:
+    """Return the key of one of a queue's streams."""
+    return f"nbq:{{{queue}}}:{lane}"
+
+
+def queue_key(queue: str, what: str) -> str:
+    """Return the key of a queue's `delayed`, `bodies` or `claims`."""
+    return f"nbq:{{{queue}}}:{what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none."""
+
+    queue: str
+    id: str
+    header: str
+    body: bytes
+    due_ms: int = 0
+    nonce: str = ""
+    record: bytes = b""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id."""
+
+    queue: str
+    lane: str
+    entry: str
+    id: str
+    header: bytes
+    body: bytes
+    attempt: int = 1
+    child_deaths: int = 0
+    worker_losses: int = 0
+    record: bytes = b""
+    mark: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a delivery ends, or (`ends` False) that it has started: its record, and whom to tell."""
+
+    delivery: Delivery
+    record: bytes
+    session: str = ""
+    group: str = ""
+    state: str = ""
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """One task to revoke: the record to write if nobody holds it, and the mark to leave if somebody does."""
+
+    queue: str
+    id: str
+    record: str
+    session: str
+    group: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSize:
+    """How many messages of a queue wait, are claimed by workers, and wait for their time."""
+
+    queued: int
+    claimed: int
+    delayed: int

@@ -1,0 +1,205 @@
+"""What a worker makes of a claimed message before anything runs: verify, look up, decide.
+
+Nothing is parsed before its signature holds, and nothing here unpickles. A message that can't be trusted never
+stops the worker; one that is meant for somebody else is left to them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from nbqueue import states
+from nbqueue.backends.base import Backend
+from nbqueue.deliveries import Delivery
+from nbqueue.exceptions import BadMessage
+from nbqueue.messages import (
+    Call,
+    Failure,
+    Message,
+    Steering,
+    encode_failure,
+    encode_steering,
+    open_fact,
+    open_group,
+    python_version,
+    split_body,
+)
+from nbqueue.signing import Signer
+
+_GROUPS_KEPT: Final = 64
+# Signed by a key or in a version that another worker may understand.
+_NOT_MINE: Final = frozenset({"key", "version"})
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task to run. `steering_text` is the JSON that its child gets."""
+
+    delivery: Delivery
+    steering: Steering
+    steering_text: bytes
+    code: bytes
+    args: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task that ends without running, with this state."""
+
+    delivery: Delivery
+    steering: Steering
+    state: str
+    error: str
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A message whose task has ended already, or was sent anew since: only to be acknowledged."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that nobody should run."""
+
+    delivery: Delivery
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotMine:
+    """A message that only another worker can judge."""
+
+    delivery: Delivery
+    reason: str
+
+
+Verdict = Accepted | Ended | Repeat | Refused | NotMine
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    steering: Steering
+    text: bytes
+    code: bytes
+
+
+class Intake:
+    """Judges deliveries for one worker.
+
+    Args:
+        signer: of this worker's key.
+        backend: where groups are looked up.
+        worker: this worker's name, for errors.
+        max_losses: so many lost workers end a task.
+    """
+
+    def __init__(self, signer: Signer, backend: Backend, worker: str, max_losses: int) -> None:
+        self.signer = signer
+        self.backend = backend
+        self.worker = worker
+        self.max_losses = max_losses
+        self._groups: OrderedDict[str, _Group] = OrderedDict()
+
+    def judge(self, delivery: Delivery, now: float) -> Verdict:
+        """Return what to do with a delivery.
+
+        Args:
+            delivery: as it was claimed.
+            now: Unix seconds.
+
+        Raises:
+            BackendUnavailable: a map's shared part could not be read; judge it again later.
+        """
+        try:
+            message = Message.open(delivery.header, delivery.body, self.signer)
+            if message.id != delivery.id:
+                raise BadMessage("place", f"task {message.id} under the id {delivery.id[:80]}")
+            task = self._task(message, delivery)
+            if task.steering.queue != delivery.queue:
+                raise BadMessage("place", f"sent to queue {task.steering.queue}, found in {delivery.queue}")
+        except BadMessage as exc:
+            return (NotMine if exc.reason in _NOT_MINE else Refused)(delivery, str(exc))
+        except _GroupMissing as exc:
+            return Ended(delivery, exc.steering, states.FAILURE, *failure_of("BlobMissing", str(exc)))
+        return self._known(task) or self._unfit(task, now) or task
+
+    def _task(self, message: Message, delivery: Delivery) -> Accepted:
+        if isinstance(message.steering, Call):
+            group = self._group(message.steering)
+            steering = group.steering.member(message.steering.index)
+            if not 0 <= steering.index < group.steering.size:
+                raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
+            return Accepted(delivery, steering, group.text, group.code, message.body)
+        code, args = split_body(message.body)
+        return Accepted(delivery, message.steering, encode_steering(message.steering), code, args)
+
+    def _group(self, call: Call) -> _Group:
+        known = self._groups.get(call.group)
+        if known is not None:
+            return known
+        text = self.backend.load_group(call.group)
+        if text is None:
+            raise _GroupMissing(call)
+        steering, code = open_group(text, self.signer)
+        if steering.id != call.group:
+            raise BadMessage("place", f"map {steering.id} under the id {call.group}")
+        self._groups[call.group] = known = _Group(steering, encode_steering(steering), code)
+        if len(self._groups) > _GROUPS_KEPT:
+            self._groups.popitem(last=False)
+        return known
+
+    def _known(self, task: Accepted) -> Verdict | None:
+        """Return what follows from the record and mark that the backend already had."""
+        delivery = task.delivery
+        if delivery.record:
+            try:
+                record = open_fact(delivery.record, self.signer, kind="record")
+            except BadMessage:
+                record = None  # not believed, and overwritten when the task ends
+            if record is not None and record.facts.id == delivery.id:
+                if record.ready or record.facts.nonce != task.steering.nonce:
+                    return Repeat(delivery)
+        if delivery.mark:
+            return Ended(delivery, task.steering, states.REVOKED, "cancelled")
+        return None
+
+    def _unfit(self, task: Accepted, now: float) -> Verdict | None:
+        """Return why a task can't run here or any more."""
+        steering, delivery = task.steering, task.delivery
+        if steering.expires and steering.expires < now:
+            return Ended(delivery, steering, states.REVOKED, "expired")
+        if delivery.worker_losses >= self.max_losses:
+            text = f"Given up: it lost its worker {delivery.worker_losses} times."
+            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
+        here = python_version()
+        if steering.python and steering.python != here:
+            text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; start a worker with Python {steering.python}"
+            return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
+        return None
+
+
+class _GroupMissing(Exception):
+    def __init__(self, call: Call) -> None:
+        super().__init__(f"what the calls of map {call.group} share is gone from the backend; send the map again")
+        now = time.time()
+        self.steering = Steering(
+            id=f"{call.group}-{call.index}",
+            nonce="",
+            task="",
+            queue="",
+            sent_at=now,
+            group=call.group,
+            index=call.index,
+        )
+
+
+def failure_of(type_: str, message: str) -> tuple[str, bytes]:
+    """Return the one line and the body of a failure that no task raised; `type_` is a class of `exceptions`."""
+    line = f"{type_}: {message}"
+    return line, encode_failure(Failure(type_, message, line))

@@ -1,0 +1,53 @@
+"""Where an app is connected to, and how that is found out. The only place that starts the embedded server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbqueue.config import Environment, Settings
+from nbqueue.signing import read_key_file
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where an app is connected to: URLs, the signing key, and whether the server is the embedded one."""
+
+    broker_url: str
+    backend_url: str | None
+    key: bytes
+    embedded: bool = False
+    file: Path | None = None
+
+
+def resolve(conf: Settings, environment: Environment) -> Link:
+    """Return where to connect to; starts or joins the embedded server where nothing is configured.
+
+    Raises:
+        ImproperlyConfigured: what is configured can't be used.
+    """
+    from nbqueue import connection, embedded  # find and start servers; an app that is only declared needs neither
+
+    broker = conf.broker_url or environment.broker_url
+    backend = conf.result_backend or environment.result_backend
+    key_file = conf.key_file or environment.key_file
+    file = conf.connection_file or environment.connection_file
+    if broker is None:
+        if file is None:
+            return embedded_link()
+        found = connection.read(Path(file))
+        return Link(found.broker_url, found.backend_url, found.key, found.embedded, Path(file))
+    if backend is None:
+        backend = broker
+    places = embedded.Places.find(environment.variables)
+    key = read_key_file(Path(key_file)) if key_file else embedded.own_key(places)
+    return Link(broker, backend, key)
+
+
+def embedded_link() -> Link:
+    """Return the embedded server of this user, started if it isn't running."""
+    from nbqueue import embedded  # see `resolve`
+
+    places = embedded.Places.find(Environment.read().variables)
+    found = embedded.ensure(places)
+    return Link(found.broker_url, found.backend_url, found.key, embedded=True, file=places.connection_file)

@@ -1,0 +1,448 @@
+"""Handles: what a caller holds of a task, or of all tasks of a map. They can be had again from an id."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from nbqueue import serialization, states
+from nbqueue.current import current_app
+from nbqueue.exceptions import (
+    BackendUnavailable,
+    RemoteError,
+    TaskRevokedError,
+    TimeoutError,  # noqa: A004 - Celery's name
+)
+from nbqueue.messages import Fact, member_id
+from nbqueue.watched import WatchedMap, WatchedTask
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
+__all__ = ["AsyncResult", "GroupResult"]
+
+_EXPLAIN_AFTER_S: Final = 5.0
+
+
+class AsyncResult:
+    """The handle on one task id.
+
+    Args:
+        id: a task's id, sent by any process.
+        app: whose broker and backend know it; the current app if None.
+    """
+
+    def __init__(self, id: str, app: App | None = None, *, watched: WatchedTask | None = None) -> None:  # noqa: A002 - Celery's name
+        self.id = id
+        self._app = app
+        self._watched = watched
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult: {self.id}>"
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, AsyncResult):
+            return self.id == other.id
+        return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[type[AsyncResult], tuple[str]]:
+        return AsyncResult, (self.id,)
+
+    @property
+    def app(self) -> App:
+        """Return the app that knows this task."""
+        if self._app is None:
+            self._app = current_app()
+        return self._app
+
+    @property
+    def task_id(self) -> str:
+        """Return the id, as Celery also calls it."""
+        return self.id
+
+    @property
+    def watched(self) -> WatchedTask:
+        """Return what the watcher knows, and follow the task from now on."""
+        if self._watched is None:
+            self._watched = self.app.watcher.attach(self.id)
+        return self._watched
+
+    @property
+    def state(self) -> str:
+        """Return the task's state: one of `states`, or the task's own."""
+        watched = self.watched
+        if watched.fact is not None:
+            return watched.fact.facts.state
+        if watched.trouble is not None:
+            return states.UNKNOWN
+        return watched.status.state
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """Return the value, or the exception of a task that failed, or None as long as it isn't ready."""
+        fact = self.watched.fact
+        if fact is None:
+            return self.watched.trouble
+        return _value(fact) if fact.facts.state == states.SUCCESS else _error(fact)
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """Return the remote traceback of a task that failed."""
+        fact = self.watched.fact
+        return fact.failure.traceback if fact is not None and fact.facts.state == states.FAILURE else None
+
+    @property
+    def name(self) -> str:
+        """Return the task's name."""
+        return self._facts_or_steering("task")
+
+    @property
+    def queue(self) -> str:
+        """Return the queue the task was sent to."""
+        return self._facts_or_steering("queue")
+
+    @property
+    def worker(self) -> str | None:
+        """Return the worker that runs or ran it."""
+        latest = self.watched.latest
+        return (latest.facts.worker if latest else "") or None
+
+    @property
+    def date_done(self) -> datetime | None:
+        """Return when it ended."""
+        fact = self.watched.fact
+        return datetime.fromtimestamp(fact.facts.at, UTC) if fact else None
+
+    def ready(self) -> bool:
+        """Tell whether the task has ended, in whatever way."""
+        return self.watched.ended
+
+    def successful(self) -> bool:
+        """Tell whether the task ended with a value."""
+        return self.state == states.SUCCESS
+
+    def failed(self) -> bool:
+        """Tell whether the task raised."""
+        return self.state == states.FAILURE
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        *,
+        callback: Callable[[str, Any], object] | None = None,
+        **_: object,
+    ) -> Any:
+        """Wait until the task has ended; return its value or raise its error.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            propagate: False returns the exception instead of raising it.
+            interval: taken for Celery's sake; results are pushed.
+            callback: called with id and value.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout`; the task goes on.
+            TaskRevokedError: it was cancelled, or expired.
+            UnknownTask: nobody sent it, or nothing is kept of it.
+            BackendUnavailable: the backend has not answered for longer than `conf.backend_timeout`.
+            Exception: what the task raised.
+        """
+        del interval
+        _wait(self.watched, timeout, self.app.conf.backend_timeout, f"task {self.id}")
+        value = self.result
+        if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    wait = get
+
+    def then(self, callback: Callable[[AsyncResult], object]) -> AsyncResult:
+        """Call `callback` with this handle once the task has ended, on the watcher's thread or at once."""
+        self.watched.when_ended(lambda: callback(self))
+        return self
+
+    def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Cancel the task: queued, it ends now; running, it goes on unless `terminate`.
+
+        Args:
+            connection: taken for Celery's sake.
+            terminate: stop it while it runs: interrupted first, ended by force 6 s later.
+            signal: the first signal to send, instead of SIGINT.
+        """
+        del connection
+        self.app.revoke([self], terminate=terminate, signal=signal or "")
+
+    def forget(self) -> None:
+        """Drop the kept result and output of a task that has ended."""
+        self.app.backend.forget([self.id])
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from _ended(self.watched).__await__()
+        return self.get()
+
+    def _facts_or_steering(self, field: str) -> str:
+        watched = self.watched
+        source = watched.steering or (watched.latest.facts if watched.latest else None)
+        return str(getattr(source, field, ""))
+
+
+class GroupResult:
+    """The handle on all tasks of one map, in the order of the calls."""
+
+    def __init__(self, id: str, app: App | None = None, *, watched: WatchedMap | None = None) -> None:  # noqa: A002 - Celery's name
+        self.id = id
+        self._app = app
+        self._watched = watched
+        self._results: list[AsyncResult] | None = None
+
+    def __repr__(self) -> str:
+        return f"<GroupResult: {self.id} of {len(self)}>"
+
+    def __len__(self) -> int:
+        return self.watched.size
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the values in the order of the calls, each as soon as it is there."""
+        for result in self.results:
+            yield result.get()
+
+    def __getitem__(self, index: int) -> AsyncResult:
+        return self.results[index]
+
+    @property
+    def app(self) -> App:
+        """Return the app that knows this map."""
+        if self._app is None:
+            self._app = current_app()
+        return self._app
+
+    @property
+    def watched(self) -> WatchedMap:
+        """Return what the watcher knows, and follow the map from now on."""
+        if self._watched is None:
+            self._watched = self.app.watch_group(self.id)
+        return self._watched
+
+    @property
+    def results(self) -> list[AsyncResult]:
+        """Return the handle of each member."""
+        if self._results is None:
+            watched = self.watched
+            self._results = [_Member(self, index) for index in range(watched.size)]
+        return self._results
+
+    children = results
+
+    def completed_count(self) -> int:
+        """Return how many members have ended with a value, at constant cost."""
+        return len(self.watched.arrived) - self.watched.failed
+
+    def ready(self) -> bool:
+        """Tell whether every member has ended."""
+        return self.watched.ended
+
+    def successful(self) -> bool:
+        """Tell whether every member has ended with a value."""
+        return self.ready() and not self.watched.failed
+
+    def failed(self) -> bool:
+        """Tell whether any member has ended without a value."""
+        return bool(self.watched.failed)
+
+    def waiting(self) -> bool:
+        """Tell whether any member has yet to end."""
+        return not self.ready()
+
+    def get(self, timeout: float | None = None, propagate: bool = True, **_: object) -> list[Any]:
+        """Wait for every member; return the values in the order of the calls.
+
+        Args:
+            timeout: seconds for all of them together.
+            propagate: raise the first error as soon as it is known; False puts exceptions in the list.
+
+        Raises:
+            TimeoutError: not all have ended within `timeout`; they go on.
+            Exception: what the member raised that failed first.
+        """
+        watched = self.watched
+        if propagate:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            for index in self._arrivals(deadline):
+                fact = watched.facts[index]
+                if fact is not None and fact.facts.state != states.SUCCESS:
+                    raise _error(fact)
+        else:
+            _wait(watched, timeout, self.app.conf.backend_timeout, f"map {self.id}")
+        if watched.trouble is not None:
+            raise watched.trouble
+        return [_outcome(fact) for fact in watched.facts if fact is not None]
+
+    join = get
+    join_native = get
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[AsyncResult]:
+        """Yield the members' handles in the order in which they end.
+
+        Raises:
+            TimeoutError: not all have ended within `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        results = self.results
+        for index in self._arrivals(deadline):
+            yield results[index]
+
+    def iter_native(self, timeout: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, {"status", "result"}) as the members end."""
+        for result in self.as_completed(timeout):
+            yield result.id, {"status": result.state, "result": result.result}
+
+    def then(self, callback: Callable[[GroupResult], object]) -> GroupResult:
+        """Call `callback` with this handle once every member has ended."""
+        self.watched.when_ended(lambda: callback(self))
+        return self
+
+    def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Cancel every member that has not ended; see `AsyncResult.revoke`."""
+        del connection
+        waiting = [result for result in self.results if self.watched.facts[result.index] is None]
+        self.app.revoke(waiting, terminate=terminate, signal=signal or "")
+
+    def forget(self) -> None:
+        """Drop the kept results and outputs."""
+        self.app.backend.forget([result.id for result in self.results])
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        yield from _ended(self.watched).__await__()
+        return self.get()
+
+    def _arrivals(self, deadline: float | None) -> Iterator[int]:
+        """Yield indexes as members end, waiting for the next."""
+        watched = self.watched
+        seen = 0
+        guard = _Guard(watched, self.app.conf.backend_timeout, f"map {self.id}")
+        with watched.subscribing():
+            while seen < watched.size:
+                arrived = watched.arrived
+                while seen < len(arrived):
+                    yield arrived[seen]
+                    seen += 1
+                if seen >= watched.size or watched.trouble is not None:
+                    return
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{watched.size - seen:,} of {watched.size:,} tasks have not ended; they go on")
+                with watched.news:
+                    if len(watched.arrived) == seen:
+                        watched.news.wait(1.0 if left is None else min(1.0, left))
+                guard.check()
+
+
+class _Member(AsyncResult):
+    """A member of a map: what is known of it stands in the map, unless someone looks closer."""
+
+    def __init__(self, group: GroupResult, index: int) -> None:
+        super().__init__(member_id(group.id, index), group.app)
+        self.group = group
+        self.index = index
+
+    @property
+    def watched(self) -> WatchedTask:
+        """Return what is known of this member, and follow it alone from now on."""
+        if self._watched is None:
+            fact = self.group.watched.facts[self.index]
+            if fact is None:
+                self._watched = self.app.watcher.watch(
+                    WatchedTask(self.id, self.group.watched.steering.member(self.index))
+                )
+                # It may have ended between the look and the watch; then nobody would tell this one.
+                fact = self.group.watched.facts[self.index]
+            else:
+                self._watched = WatchedTask(self.id, self.group.watched.steering.member(self.index))
+            if fact is not None:
+                self._watched.add(fact)
+                self.app.watcher.unwatch(self.id)
+        return self._watched
+
+
+def _value(fact: Fact) -> Any:
+    return serialization.loads(fact.body) if fact.body else None
+
+
+def _error(fact: Fact) -> BaseException:
+    facts = fact.facts
+    if facts.state == states.FAILURE:
+        return serialization.load_exception(fact.failure)
+    if facts.state == states.REVOKED:
+        return TaskRevokedError(facts.error or "cancelled")
+    return RemoteError(facts.state, facts.error)
+
+
+def _outcome(fact: Fact) -> Any:
+    return _value(fact) if fact.facts.state == states.SUCCESS else _error(fact)
+
+
+class _Guard:
+    """Watches over a wait: says once why nothing happens, and ends it when the backend stays away."""
+
+    def __init__(self, watched: WatchedTask | WatchedMap, backend_timeout_s: float, what: str) -> None:
+        self.watched = watched
+        self.backend_timeout_s = backend_timeout_s
+        self.what = what
+        self.started = time.monotonic()
+        self.said = False
+
+    def check(self) -> None:
+        """Raise or warn if there is reason to."""
+        away = self.watched.unreachable_since
+        now = time.monotonic()
+        if away is not None and now - away > self.backend_timeout_s:
+            raise BackendUnavailable(
+                f"no answer from the backend for {now - away:.0f} s; {self.what} goes on without it"
+            )
+        if not self.said and self.watched.note and now - self.started > _EXPLAIN_AFTER_S:
+            self.said = True
+            warnings.warn(f"{self.what} waits: {self.watched.note}", stacklevel=4)
+
+
+def _wait(watched: WatchedTask | WatchedMap, timeout: float | None, backend_timeout_s: float, what: str) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    guard = _Guard(watched, backend_timeout_s, what)
+    while True:
+        left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+        if watched.wait(max(0.0, left)):
+            break
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(f"{what} has not ended within {timeout:g} s; it goes on")
+        guard.check()
+    trouble = watched.trouble
+    if trouble is not None and isinstance(watched, WatchedMap):
+        raise trouble
+
+
+async def _ended(watched: WatchedTask | WatchedMap) -> None:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+
+    watched.when_ended(wake)
+    await future

@@ -1,0 +1,259 @@
+"""`Task`: a function plus its options, and the ways to call it elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from nbqueue import serialization
+from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
+from nbqueue.messages import Steering, python_version
+from nbqueue.result import AsyncResult, GroupResult
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
+__all__ = ["Task"]
+
+OPTIONS: Final = ("name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value")
+
+
+class Task:
+    """A named function that workers can run. Calling it runs it here and now.
+
+    Args:
+        app: whose broker it is sent through.
+        run: the function itself.
+        name: unique among the app's tasks; the function's module and name if None.
+        bind: pass the task itself as the first argument.
+        queue: where its calls wait; the app's default queue if None.
+        serializer: of arguments: `cloudpickle`, `pickle` or `json`.
+        ignore_result: keep no value.
+        expires: seconds, or an instant, after which a call that has not started is dropped.
+        by_value: send the code with each call, so that the worker need not have it. None decides: yes for
+            functions of a notebook or script, and for `@task` without an app of one's own.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        run: Callable[..., Any],
+        *,
+        name: str | None = None,
+        bind: bool = False,
+        queue: str | None = None,
+        serializer: str | None = None,
+        ignore_result: bool | None = None,
+        expires: float | datetime | None = None,
+        by_value: bool | None = None,
+    ) -> None:
+        self.app = app
+        self.run = run
+        self.name = name or named(run, app.main)
+        self.bind = bind
+        self.queue = queue
+        self.serializer = serializer
+        self.ignore_result = ignore_result
+        self.expires = expires
+        self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
+        functools.update_wrapper(self, run, updated=())
+
+    def __repr__(self) -> str:
+        return f"<@task: {self.name}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function here, in this process."""
+        return self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        # A task that travels inside other code is, over there, its function: workers call it directly.
+        return _rebuild, (self.run, self.name, self.bind)
+
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        """Send a call with these arguments; return its handle once the broker has it."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_id: str | None = None,
+        queue: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+        retry: bool | None = None,
+        retry_policy: Mapping[str, float] | None = None,
+        serializer: str | None = None,
+        ignore_result: bool | None = None,
+        shadow: str | None = None,
+        **unknown: Any,
+    ) -> AsyncResult:
+        """Send a call; return its handle once the broker has it.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            task_id: the id to use; while a task of this id lives, sending it again is an error.
+            queue: where it waits.
+            countdown: seconds before it may start.
+            eta: the instant, with its zone, before which it must not start.
+            expires: seconds from now, or an instant: dropped if it has not started by then.
+            retry: try again when the broker can't be reached; `conf.task_publish_retry` if None.
+            retry_policy: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds).
+            serializer: of the arguments: `cloudpickle`, `pickle` or `json`.
+            ignore_result: keep no value.
+            shadow: the name to show instead of the task's.
+            unknown: anything else is an error.
+
+        Raises:
+            TypeError: the arguments don't fit the function, or an option doesn't exist.
+            NotPicklable: code or arguments can't travel; names what.
+            SendFailed: the broker can't be reached.
+            SendUncertain: it went away before it confirmed.
+        """
+        if unknown:
+            raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        self._check_arguments(args, kwargs)
+        steering, code = self._steering(
+            queue=queue, countdown=countdown, eta=eta, expires=expires, serializer=serializer, shadow=shadow
+        )
+        ignore = self.ignore_result if ignore_result is None else ignore_result
+        return self.app.send(
+            steering,
+            code,
+            self._pack_args(args, kwargs, steering.serializer),
+            task_id=task_id,
+            ignore_result=self.app.conf.task_ignore_result if ignore is None else ignore,
+            retry=retry,
+            retry_policy=retry_policy,
+        )
+
+    def map(self, iterable: Iterable[Any], **options: Any) -> GroupResult:
+        """Send one call for each element at once; return a live group with the results in order.
+
+        Celery's `map`, one message that runs them in sequence, is another thing.
+        """
+        return self._send_map(((element,) for element in iterable), options)
+
+    def starmap(self, iterable: Iterable[Iterable[Any]], **options: Any) -> GroupResult:
+        """Send one call for each tuple of arguments at once; return a live group with the results in order."""
+        return self._send_map((tuple(element) for element in iterable), options)
+
+    def AsyncResult(self, task_id: str) -> AsyncResult:  # noqa: N802 - Celery's name
+        """Return the handle on a call sent before."""
+        return self.app.AsyncResult(task_id)
+
+    def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
+        allowed = {"queue", "countdown", "eta", "expires", "serializer", "shadow"}
+        if wrong := sorted(options.keys() - allowed):
+            raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(allowed))}")
+        steering, code = self._steering(**options)
+        packed = [self._pack_args(args, {}, steering.serializer) for args in calls]
+        return self.app.send_map(steering, code, packed)
+
+    def _steering(
+        self,
+        *,
+        queue: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+        serializer: str | None = None,
+        shadow: str | None = None,
+    ) -> tuple[Steering, bytes]:
+        now = time.time()
+        due = due_time(now, countdown, eta)
+        code = b""
+        if self.by_value:
+            try:
+                code = serialization.dumps_code(self.run)
+            except NotPicklable:
+                raise
+            except Exception as exc:
+                raise NotPicklable(f"Not sent: the code of {self.name} can't travel: {exc}") from exc
+        return Steering(
+            id="",
+            nonce="",
+            task=self.name,
+            queue=queue or self.queue or self.app.conf.task_default_queue,
+            sent_at=now,
+            code=serialization.digest(code) if code else "",
+            python=python_version() if code else "",
+            session=self.app.session,
+            name=shadow or "",
+            eta=due,
+            expires=expiry_time(now, self.expires if expires is None else expires, due),
+            bind=self.bind,
+            serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
+        ), code
+
+    def _pack_args(self, args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str) -> bytes:
+        return serialization.dumps_args(args, kwargs, serializer)
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        signature = _signature(self.run)
+        if signature is None:
+            return
+        try:
+            signature.bind(*((self, *args) if self.bind else args), **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{self.name}: {exc}") from None
+
+
+def _rebuild(run: Callable[..., Any], name: str, bind: bool) -> Callable[..., Any]:
+    del name, bind
+    return run
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(run: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(run)
+    except (TypeError, ValueError):
+        return None
+
+
+def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
+    """Return when a call may start, Unix seconds; 0.0 for at once."""
+    if eta is not None:
+        if countdown is not None:
+            raise TypeError("give countdown or eta, not both")
+        return _instant("eta", eta)
+    if countdown is None:
+        return 0.0
+    if not math.isfinite(countdown):
+        raise ValueError(f"countdown is a number of seconds, not {countdown}")
+    return now + countdown if countdown > 0 else 0.0
+
+
+def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
+    """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
+    if expires is None:
+        return max(now, due) + 7 * 86_400.0
+    if isinstance(expires, datetime):
+        return _instant("expires", expires)
+    return now + float(expires)
+
+
+def _instant(name: str, value: datetime) -> float:
+    if value.tzinfo is None:
+        raise ImproperlyConfigured(
+            f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
+        )
+    return value.timestamp()
+
+
+def named(run: Callable[..., Any], main: str | None) -> str:
+    """Return the name a function has as a task: its module's and its own."""
+    module = run.__module__
+    if module == "__main__" and main:
+        module = main
+    return f"{module}.{run.__qualname__}"

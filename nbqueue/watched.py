@@ -1,0 +1,245 @@
+"""What is known of one task, or of all tasks of a map, that somebody here waits for or looks at.
+
+The watcher's thread feeds these; any thread may wait on them. Callbacks run on the thread that fed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from nbqueue import states
+from nbqueue.exceptions import TaskError
+from nbqueue.messages import Fact, Steering, member_id
+from nbqueue.status import MapStatus, TaskStatus
+
+_HISTORY: Final = 5_000  # facts kept of a task that nobody looks at yet
+
+logger = logging.getLogger(__name__)
+Callback = Callable[[], object]
+
+
+class Watched:
+    """What tasks and maps have in common: waiting for an end, and callbacks on the watcher's thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event: threading.Event | None = None
+        self._subscribers: list[Callback] = []
+        self._ends: list[Callback] = []
+        self.waiters = 0
+        self.note = ""
+        self.unreachable_since: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether there is nothing more to wait for."""
+        raise NotImplementedError
+
+    def tell(self, note: str, *, lost: bool = False) -> None:
+        """Say why it waits."""
+        raise NotImplementedError
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether anybody waits or looks, so that a periodic check is worth its round trip."""
+        return not self.ended and bool(self.waiters or self._subscribers or self._ends)
+
+    def subscribe(self, callback: Callback) -> Callback:
+        """Call `callback` on the watcher's thread at every change; return what ends that."""
+        with self._lock:
+            self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with self._lock, suppress(ValueError):
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def when_ended(self, callback: Callback) -> None:
+        """Call `callback` once it has ended: on the watcher's thread, or at once."""
+        with self._lock:
+            if not self.ended:
+                self._ends.append(callback)
+                return
+        callback()
+
+    @contextmanager
+    def subscribing(self) -> Iterator[None]:
+        """Count as somebody who waits, so that the records are looked at now and then."""
+        with self._lock:
+            self.waiters += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.waiters -= 1
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until it has ended; tell whether it has."""
+        with self._lock:
+            if self.ended:
+                return True
+            if self._event is None:
+                self._event = threading.Event()
+            event = self._event
+        with self.subscribing():
+            return event.wait(timeout_s)
+
+    def _changed(self) -> None:
+        with self._lock:
+            ended = self.ended
+            callbacks = list(self._subscribers)
+            ends: list[Callback] = []
+            if ended:
+                ends, self._ends = self._ends, []
+                if self._event is not None:
+                    self._event.set()
+        for callback in (*callbacks, *ends):
+            try:
+                callback()
+            except Exception:
+                logger.exception("a callback on a task failed")
+
+
+class WatchedTask(Watched):
+    """One task: its terminal fact once there is one, and what was said of it until then."""
+
+    def __init__(self, id_: str, steering: Steering | None = None, session: str = "") -> None:
+        super().__init__()
+        self.id = id_
+        self.session = session
+        self.steering = steering
+        self.fact: Fact | None = None
+        self.latest: Fact | None = None  # the newest record, terminal or not
+        self.trouble: TaskError | None = None
+        self.replayed: set[str] = set()
+        self._history: list[Fact] = []
+        self._status: TaskStatus | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether there is nothing more to wait for."""
+        return self.fact is not None or self.trouble is not None
+
+    @property
+    def status(self) -> TaskStatus:
+        """Return what a view shows, folded from everything heard so far and kept up to date from now on."""
+        with self._lock:
+            if self._status is None:
+                s = self.steering
+                status = TaskStatus(self.id, s.shown_name if s else "")
+                if s is not None:
+                    status.queue, status.sent_at, status.retries = s.queue, s.sent_at, s.retries
+                for fact in self._history:
+                    status.apply(fact)
+                self._history.clear()
+                self._status = status
+            return self._status
+
+    def add(self, fact: Fact) -> None:
+        """Take in one verified fact."""
+        with self._lock:
+            if self.fact is not None:
+                return
+            if fact.facts.kind == "record":
+                self.latest = fact
+            if self._status is not None:
+                self._status.apply(fact)
+            elif len(self._history) < _HISTORY or fact.ready:
+                self._history.append(fact)
+            if fact.ready:
+                self.fact = fact
+            self.note = ""
+        self._changed()
+
+    def fail(self, trouble: TaskError) -> None:
+        """End the wait without a record."""
+        with self._lock:
+            self.trouble = trouble
+        self._changed()
+
+    def tell(self, note: str, *, lost: bool = False) -> None:
+        """Say why it waits."""
+        with self._lock:
+            status = self._status
+            if note == self.note and (status is None or status.lost == lost):
+                return
+            self.note = note
+            if status is not None:
+                status.note, status.lost = note, lost
+        self._changed()
+
+
+class WatchedMap(Watched):
+    """All members of one map: their terminal facts by index, and the order in which they came."""
+
+    def __init__(self, steering: Steering, session: str = "") -> None:
+        super().__init__()
+        self.id = steering.id
+        self.steering = steering
+        self.size = steering.size
+        self.session = session
+        self.facts: list[Fact | None] = [None] * steering.size
+        self.arrived: list[int] = []
+        self.news = threading.Condition()
+        self.trouble: TaskError | None = None
+        self.failed = 0
+        self.behind = False
+        self._status: MapStatus | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether every member has ended."""
+        return len(self.arrived) >= self.size or self.trouble is not None
+
+    @property
+    def status(self) -> MapStatus:
+        """Return what a view shows, kept up to date from now on."""
+        with self._lock:
+            if self._status is None:
+                self._status = MapStatus(self.id, self.steering.shown_name, self.size)
+                self._status.queue, self._status.sent_at = self.steering.queue, self.steering.sent_at
+                for fact in self.facts:
+                    if fact is not None:
+                        self._status.apply(fact)
+            return self._status
+
+    def add_all(self, facts: Iterable[Fact]) -> None:
+        """Take in verified facts of members; one round of callbacks for all of them."""
+        new = []
+        with self._lock:
+            for fact in facts:
+                index = fact.facts.index
+                if not 0 <= index < self.size:
+                    continue
+                if self._status is not None:
+                    self._status.apply(fact)
+                if fact.ready and self.facts[index] is None:
+                    self.facts[index] = fact
+                    self.failed += fact.facts.state != states.SUCCESS
+                    new.append(index)
+            self.arrived += new
+        if new:
+            with self.news:
+                self.news.notify_all()
+        self._changed()
+
+    def missing(self) -> list[str]:
+        """Return the ids of members that have not ended as far as is known here."""
+        with self._lock:
+            return [member_id(self.id, index) for index, fact in enumerate(self.facts) if fact is None]
+
+    def tell(self, note: str, *, lost: bool = False) -> None:
+        """Say why it waits."""
+        del lost
+        with self._lock:
+            if note == self.note:
+                return
+            self.note = note
+            if self._status is not None:
+                self._status.note = note
+        self._changed()

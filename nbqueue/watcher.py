@@ -1,0 +1,346 @@
+"""The listening thread: one a process and app, one cursor over one stream for all tasks of a session.
+
+Facts are pushed; a look at the records every few seconds catches what a capped stream or an outage has lost,
+and says why a task waits. Nothing is believed that isn't signed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.backends.base import Backend
+from nbqueue.exceptions import BackendUnavailable, BadMessage, UnknownTask
+from nbqueue.messages import Fact, FactText, Steering, open_fact, open_facts, open_group, open_stored
+from nbqueue.signing import Signer
+from nbqueue.watched import WatchedMap, WatchedTask
+
+CHECK_S: Final = 5.0
+BLOCK_S: Final = 1.0
+ALIVE_S: Final = 15.0  # a worker that has shown itself within this time lives
+
+logger = logging.getLogger(__name__)
+
+
+class Advert(msgspec.Struct, frozen=True):
+    """What a worker says of itself: `queues` empty means all of them. `at` is the server's clock."""
+
+    at: float = 0.0
+    nbq: str = ""
+
+
+class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The signed text of an advert."""
+
+    name: str
+    host: str
+    pid: int
+    key_id: str
+    queues: tuple[str, ...] = ()
+    all_queues: bool = False
+    children: int = 0
+    busy: int = 0
+    started_at: float = 0.0
+    python: str = ""
+
+
+class Watcher:
+    """Follows the streams of sessions and keeps watched tasks up to date. The thread starts at first need."""
+
+    def __init__(self, backend: Backend, signer: Signer, session: str) -> None:
+        self.backend = backend
+        self.signer = signer
+        self.session = session
+        self._tasks: dict[str, WatchedTask] = {}
+        self._maps: dict[str, WatchedMap] = {}
+        self._cursors: dict[str, str] = {session: ""}
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._next_check = 0.0
+
+    def watch(self, task: WatchedTask) -> WatchedTask:
+        """Follow a task that is about to be sent by this session; return who is watched already, if any."""
+        with self._lock:
+            known = self._tasks.setdefault(task.id, task)
+        self._start()
+        return known
+
+    def watch_map(self, group: WatchedMap) -> None:
+        """Follow a map."""
+        with self._lock:
+            self._maps[group.id] = group
+        self._start()
+
+    def unwatch(self, id_: str) -> None:
+        """Stop following something that was not sent after all."""
+        with self._lock:
+            self._tasks.pop(id_, None)
+            self._maps.pop(id_, None)
+
+    def attach(self, id_: str) -> WatchedTask:
+        """Follow a task that some session sent: what it said so far, then what it says from now on.
+
+        Raises:
+            BackendUnavailable: the backend can't be reached.
+        """
+        with self._lock:
+            if (known := self._tasks.get(id_)) is not None:
+                return known
+        task = WatchedTask(id_)
+        text = self.backend.load([id_])[0]
+        if text is None:
+            if self._belongs_to_map(id_):
+                return self.watch(task)
+            task.fail(UnknownTask(f"nobody sent a task {id_}, or nothing is kept of it any more"))
+            return task
+        record = open_fact(text, self.signer, kind="record")
+        task.session = record.facts.session
+        # The cursor first: what is told between here and the replay comes twice, and the second is dropped.
+        if task.session and task.session not in self._cursors:
+            cursor = self.backend.last(task.session)
+            with self._lock:
+                self._cursors.setdefault(task.session, cursor)
+        known = self.watch(task)
+        if known is task:
+            task.add(_pending_view(record))
+            self._replay(task)
+            text = self.backend.load([id_])[0] or text
+            self._take(task, text)
+            self._forget_ended([task])
+        return known
+
+    def attach_map(self, steering: Steering) -> WatchedMap:
+        """Follow a map that some session sent.
+
+        Raises:
+            BackendUnavailable: the backend can't be reached.
+        """
+        with self._lock:
+            if (known := self._maps.get(steering.id)) is not None:
+                return known
+        group = WatchedMap(steering, steering.session)
+        if steering.session and steering.session not in self._cursors:
+            cursor = self.backend.last(steering.session)
+            with self._lock:
+                self._cursors.setdefault(steering.session, cursor)
+        self.watch_map(group)
+        self._load_members(group)
+        return group
+
+    def check_soon(self) -> None:
+        """Make the next look at the records come at once."""
+        self._next_check = 0.0
+
+    def close(self) -> None:
+        """End the thread; what is watched stays as it is."""
+        self._closed = True
+        self._work.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=2 * BLOCK_S)
+
+    def _belongs_to_map(self, id_: str) -> bool:
+        group, _, index = id_.rpartition("-")
+        if not group or not index.isdigit() or (text := self.backend.load_group(group)) is None:
+            return False
+        steering = open_group(text, self.signer)[0]
+        with self._lock:
+            followed = group in self._maps
+        if not followed:
+            self.attach_map(steering)
+        return int(index) < steering.size
+
+    def _replay(self, task: WatchedTask) -> None:
+        for entry in self.backend.outputs(task.id):
+            for stored in _facts_of(entry):
+                task.replayed.add(stored.nbq)
+                fact = self._verified(stored)
+                if fact is not None:
+                    task.add(fact)
+
+    def _start(self) -> None:
+        self._work.set()
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="nbqueue watcher", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._closed:
+            with self._lock:
+                idle = not self._tasks and not self._maps
+                if idle:
+                    self._work.clear()
+                cursors = dict(self._cursors)
+            if idle:
+                self._work.wait()
+                continue
+            try:
+                self._read(cursors)
+                self._check_if_due()
+            except BackendUnavailable as exc:
+                failures += 1
+                self._say_unreachable(exc)
+                time.sleep(min(5.0, 0.1 * 2 ** min(failures, 6)))
+            except Exception:
+                logger.exception("the watcher met an error; it goes on")
+                time.sleep(1.0)
+            else:
+                failures = 0
+
+    def _read(self, cursors: dict[str, str]) -> None:
+        news = self.backend.read(cursors, BLOCK_S)
+        with self._lock:
+            for task in (*self._tasks.values(), *self._maps.values()):
+                task.unreachable_since = None
+        for session, cursor, entry in news:
+            self._dispatch(_facts_of(entry))
+            with self._lock:
+                self._cursors[session] = cursor
+
+    def _dispatch(self, facts: list[FactText]) -> None:
+        members: dict[str, list[Fact]] = {}
+        ended = []
+        for stored in facts:
+            fact = self._verified(stored)
+            if fact is None:
+                continue
+            if fact.facts.group and fact.facts.group in self._maps:
+                members.setdefault(fact.facts.group, []).append(fact)
+            task = self._tasks.get(fact.facts.id)
+            if task is not None and stored.nbq not in task.replayed:
+                task.add(fact)
+                ended.append(task)
+        for group, batch in members.items():
+            self._maps[group].add_all(batch)
+        self._forget_ended([*ended, *[self._maps[group] for group in members]])
+
+    def _forget_ended(self, watched: Iterable[WatchedTask | WatchedMap]) -> None:
+        with self._lock:
+            for one in watched:
+                if one.ended:
+                    self._tasks.pop(one.id, None)
+                    self._maps.pop(one.id, None)
+
+    def _verified(self, stored: FactText) -> Fact | None:
+        try:
+            return open_stored(stored, self.signer)
+        except BadMessage as exc:
+            logger.warning("a fact was refused: %s", exc)
+            return None
+
+    def _check_if_due(self) -> None:
+        if time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + CHECK_S
+        with self._lock:
+            tasks = [task for task in self._tasks.values() if task.wanted]
+            maps = [group for group in self._maps.values() if group.wanted]
+        if not tasks and not maps:
+            return
+        texts = self.backend.load([task.id for task in tasks])
+        for task, text in zip(tasks, texts, strict=True):
+            if text is not None:
+                self._take(task, text)
+            elif not self._belongs_to_map(task.id):
+                task.fail(UnknownTask(f"nothing is kept of task {task.id} any more: neither queued nor ended"))
+        for group in maps:
+            done = sum(self.backend.progress(group.id).values())
+            # Facts on their way are no gap: only what is missing at two looks in a row was lost.
+            if group.behind and done > len(group.arrived):
+                self._load_members(group)
+            group.behind = done > len(group.arrived)
+        self._forget_ended([*tasks, *maps])
+        self._explain([*tasks, *maps])
+
+    def _take(self, task: WatchedTask, text: bytes) -> None:
+        try:
+            record = open_fact(text, self.signer, kind="record")
+        except BadMessage as exc:
+            logger.warning("the record of task %s was refused: %s", task.id, exc)
+            return
+        if record.facts.id == task.id and (task.latest is None or record.facts.at != task.latest.facts.at):
+            task.add(record)
+
+    def _load_members(self, group: WatchedMap) -> None:
+        found = []
+        for text in self.backend.load(group.missing()):
+            if text is not None:
+                with suppress(BadMessage):
+                    found.append(open_fact(text, self.signer, kind="record"))
+        group.add_all(found)
+
+    def _explain(self, watched: list[WatchedTask | WatchedMap]) -> None:
+        waiting = [one for one in watched if not one.ended]
+        if not waiting:
+            return
+        now = self.backend.now()
+        offers = live_offers(self.backend, self.signer, now)
+        for one in waiting:
+            steering = one.steering
+            latest = one.latest.facts if isinstance(one, WatchedTask) and one.latest else None
+            queue = steering.queue if steering is not None else (latest.queue if latest else "")
+            if latest is not None and latest.state == states.STARTED:
+                one.tell("", lost=bool(latest.worker) and latest.worker not in {offer.name for offer in offers})
+            elif queue and not any(offer.all_queues or queue in offer.queues for offer in offers):
+                one.tell(f"No worker listens to queue {queue}.")
+            elif offers and not any(offer.key_id == self.signer.key_id for offer in offers):
+                one.tell(f"No worker holds key {self.signer.key_id}: give it the connection file.")
+            else:
+                one.tell("")
+
+    def _say_unreachable(self, exc: BackendUnavailable) -> None:
+        with self._lock:
+            watched = [*self._tasks.values(), *self._maps.values()]
+        now = time.monotonic()
+        for one in watched:
+            if one.unreachable_since is None:
+                one.unreachable_since = now
+            one.tell(f"No answer from the backend for {now - one.unreachable_since:.0f} s; trying again.")
+        logger.info("%s", exc)
+
+
+def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:
+    """Return what the workers that live say of themselves; what isn't signed with our key is told apart by name."""
+    offers = []
+    for name, text in backend.adverts().items():
+        try:
+            advert = _ADVERT.decode(text)
+        except msgspec.DecodeError:
+            continue
+        if now - advert.at > ALIVE_S:
+            continue
+        try:
+            offers.append(_OFFER.decode(signer.verify("worker", advert.nbq)))
+        except (BadMessage, msgspec.DecodeError):
+            offers.append(Offer(name, "", 0, advert.nbq.split(".")[1] if advert.nbq.count(".") else ""))
+    return offers
+
+
+def _pending_view(record: Fact) -> Fact:
+    """Return a record as it stood before it ended, so that the outputs replayed after it still count."""
+    if not record.ready:
+        return record
+    facts = msgspec.structs.replace(record.facts, state=states.PENDING, at=0.0)
+    return Fact(facts, b"")
+
+
+def _facts_of(entry: bytes) -> list[FactText]:
+    try:
+        return open_facts(entry)
+    except BadMessage as exc:
+        logger.warning("an entry of a session was refused: %s", exc)
+        return []
+
+
+_ADVERT = msgspec.json.Decoder(Advert)
+_OFFER = msgspec.json.Decoder(Offer)

@@ -1,0 +1,1 @@
+"""One conformance suite a seam, run against every implementation."""

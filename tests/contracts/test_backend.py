@@ -1,0 +1,86 @@
+"""What every backend promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nbqueue.backends.base import Backend, Label, Told
+from nbqueue.backends.memory import MemoryBackend
+from nbqueue.backends.redis import RedisBackend
+from tests.helpers import RedisServer, wait_until
+
+
+@pytest.fixture(params=["redis", "memory"])
+def backend(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Backend]:
+    opened: Backend = RedisBackend(redis_server.url) if request.param == "redis" else MemoryBackend()
+    yield opened
+    opened.close()
+
+
+def test_backend_keeps_records_by_id(backend: Backend) -> None:
+    backend.store({"1": b"one", "2": b"two"}, ttl_s=60)
+    assert backend.load(["2", "none", "1"]) == [b"two", None, b"one"]
+
+
+def test_backend_drops_a_record_when_its_time_is_over(backend: Backend) -> None:
+    backend.store({"1": b"one"}, ttl_s=0.05)
+    wait_until(lambda: backend.load(["1"]) == [None], 2, "the record to expire")
+
+
+def test_backend_forgets_records_and_outputs(backend: Backend) -> None:
+    backend.store({"1": b"one"}, ttl_s=60)
+    backend.tell([Told("s", "1", b'{"nbq":"x"}')])
+    backend.forget(["1"])
+    assert backend.load(["1"]) == [None]
+    assert backend.outputs("1") == []
+
+
+def test_backend_keeps_what_a_map_shares(backend: Backend) -> None:
+    assert backend.load_group("g") is None
+    backend.store_group("g", b"shared", ttl_s=60)
+    assert backend.load_group("g") == b"shared"
+
+
+def test_backend_brings_facts_to_their_session_in_order(backend: Backend) -> None:
+    backend.tell([Told("s", "1", b'"a"'), Told("other", "2", b'"x"')])
+    backend.tell([Told("s", "1", b'"b"', keep=False)])
+    news = backend.read({"s": ""}, block_s=0.01)
+    assert [(session, text) for session, _, text in news] == [("s", b'["a"]'), ("s", b'["b"]')]
+
+
+def test_backend_brings_only_what_is_new_after_a_cursor(backend: Backend) -> None:
+    backend.tell([Told("s", "1", b'"a"')])
+    cursor = backend.last("s")
+    assert backend.read({"s": cursor}, block_s=0.01) == []
+    backend.tell([Told("s", "1", b'"b"')])
+    assert [text for *_, text in backend.read({"s": cursor}, block_s=0.01)] == [b'["b"]']
+
+
+def test_backend_keeps_outputs_for_replay_but_not_what_is_passing(backend: Backend) -> None:
+    backend.tell([Told("s", "1", b'"kept"'), Told("s", "1", b'"passing"', keep=False)])
+    assert backend.outputs("1") == [b'["kept"]']
+
+
+def test_backend_finds_tasks_by_label_newest_first(backend: Backend) -> None:
+    backend.label(Label("old", "train", "", 1.0))
+    backend.label(Label("new", "train", "", 2.0))
+    assert backend.labelled("train") == ["new", "old"]
+    assert backend.labelled("other") == []
+
+
+def test_backend_finds_the_newest_task_of_an_identity(backend: Backend) -> None:
+    assert backend.identified("cell") is None
+    for id_ in ("old", "new"):
+        backend.label(Label(id_, "", "cell", time.time()))
+    assert backend.identified("cell") == "new"
+
+
+def test_backend_passes_orders_on(backend: Backend) -> None:
+    backend.order("first")
+    cursor = backend.last_order()
+    backend.order("second")
+    assert [text for _, text in backend.orders("")] == [b"first", b"second"]
+    assert [text for _, text in backend.orders(cursor)] == [b"second"]

@@ -1,0 +1,102 @@
+"""What every broker promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nbqueue.broker import Broker, open_broker
+from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement
+from tests.helpers import RedisServer, wait_until
+
+
+@pytest.fixture(params=["streams", "memory"])
+def broker(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Broker]:
+    opened = open_broker(redis_server.url if request.param == "streams" else "memory://")
+    for queue in ("a", "b"):
+        opened.purge(queue)
+    yield opened
+    opened.close()
+
+
+def message(id_: str, queue: str = "a", **more: object) -> Outgoing:
+    return Outgoing(queue, id_, f"header of {id_}", b"\x00\xff body", **more)  # type: ignore[arg-type]
+
+
+def claim(broker: Broker, limit: int = 10, queues: tuple[str, ...] = ("a", "b")) -> list[Delivery]:
+    return broker.claim(limit, queues)[0]
+
+
+def test_broker_delivers_header_and_body_byte_for_byte(broker: Broker) -> None:
+    assert broker.publish([message("1")]) == [SENT]
+    (delivery,) = claim(broker)
+    assert (delivery.id, delivery.queue, delivery.header, delivery.body) == ("1", "a", b"header of 1", b"\x00\xff body")
+
+
+def test_broker_delivers_in_order_up_to_the_limit(broker: Broker) -> None:
+    broker.publish([message(str(n)) for n in range(5)])
+    assert [d.id for d in claim(broker, 3)] == ["0", "1", "2"]
+    assert [d.id for d in claim(broker, 3)] == ["3", "4"]
+
+
+def test_broker_serves_the_first_queue_first(broker: Broker) -> None:
+    broker.publish([message("late", "b"), message("soon", "a")])
+    assert [d.id for d in claim(broker, 2)] == ["soon", "late"]
+
+
+def test_broker_delivers_nothing_of_other_queues(broker: Broker) -> None:
+    broker.publish([message("1", "b")])
+    assert claim(broker, queues=("a",)) == []
+
+
+def test_broker_delivers_once_while_a_claim_holds(broker: Broker) -> None:
+    broker.publish([message("1")])
+    claim(broker)
+    assert claim(broker) == []
+    assert broker.size("a") == QueueSize(0, 1, 0)
+
+
+def test_broker_forgets_a_message_when_it_is_settled(broker: Broker) -> None:
+    broker.publish([message("1")])
+    (delivery,) = claim(broker)
+    assert broker.settle([Settlement(delivery, b"")]) == [True]
+    assert broker.size("a") == QueueSize(0, 0, 0)
+
+
+def test_broker_refuses_to_settle_twice(broker: Broker) -> None:
+    broker.publish([message("1")])
+    (delivery,) = claim(broker)
+    broker.settle([Settlement(delivery, b"")])
+    assert broker.settle([Settlement(delivery, b"")]) == [False]
+
+
+def test_broker_delivers_again_when_a_message_is_given_back(broker: Broker) -> None:
+    broker.publish([message("1"), message("2")])
+    first, _ = claim(broker)
+    assert broker.give_back([first]) == 1
+    (again,) = claim(broker)
+    assert (again.id, again.body) == ("1", first.body)
+    assert broker.settle([Settlement(first, b"")]) == [False], "the old claim is void"
+    assert broker.settle([Settlement(again, b"")]) == [True]
+
+
+def test_broker_keeps_a_delayed_message_until_it_is_due(broker: Broker) -> None:
+    broker.publish([message("later", due_ms=int(time.time() * 1000) + 300), message("now")])
+    deliveries, due_s = broker.claim(10, ["a"])
+    assert [d.id for d in deliveries] == ["now"]
+    assert due_s is not None
+    assert 0 < due_s <= 0.3
+    assert broker.size("a").delayed == 1
+    (delivery,) = wait_until(lambda: claim(broker), 2, "the delayed message")
+    assert delivery.id == "later"
+
+
+def test_broker_purges_what_waits_and_not_what_is_claimed(broker: Broker) -> None:
+    broker.publish([message("claimed")])
+    (delivery,) = claim(broker)
+    broker.publish([message("waits"), message("delayed", due_ms=int(time.time() * 1000) + 60_000)])
+    assert broker.purge("a") == 2
+    assert broker.size("a") == QueueSize(0, 1, 0)
+    assert broker.settle([Settlement(delivery, b"")]) == [True]
