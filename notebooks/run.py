@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tools.environment import ROOT, ensure_environment, environment_folder, fail, replace_process
+from tests.environment import ROOT, ensure_environment, environment_folder, fail, replace_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

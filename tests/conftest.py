@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.helpers import RedisServer
-from tools.environment import chromium_binary
+from tests.environment import chromium_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.environment import ROOT, ensure_chromium, ensure_environment, environment_variables, replace_process
+from tests.environment import ROOT, ensure_chromium, ensure_environment, environment_variables, replace_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("IPython", "ipywidgets", "kombu", "redis")
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
-POINTER = re.compile(r"`((?:nbqueue|tests|tools|notebooks|binder|\.ci)/[\w./-]+)`")
+POINTER = re.compile(r"`((?:nbqueue|tests|notebooks|binder|\.ci)/[\w./-]+)`")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#")
 
 

@@ -1,1 +1,0 @@
-"""What the project's own scripts share; not part of the package."""
