@@ -8,10 +8,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
+from nbqueue import result as results
 from nbqueue import states
 from nbqueue.backends.base import Backend, Label
 from nbqueue.config import Environment, Settings, scheme_of
@@ -41,7 +42,6 @@ from nbqueue.messages import (
     sign_group,
     sign_record,
 )
-from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.signing import Signer
 from nbqueue.tasks import OPTIONS, Task, due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
@@ -106,7 +106,7 @@ class App:
     def __repr__(self) -> str:
         return f"<App {self.main or '__main__'}>"
 
-    def __enter__(self) -> App:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -140,7 +140,7 @@ class App:
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> results.AsyncResult:
         """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
         task = Task(self, _elsewhere, name=name, by_value=False)
         return task.apply_async(args, kwargs, **options)
@@ -244,7 +244,7 @@ class App:
         ignore_result: bool = False,
         retry: bool | None = None,
         retry_policy: Mapping[str, float] | None = None,
-    ) -> AsyncResult:
+    ) -> results.AsyncResult:
         """Send one task; return its handle once the broker has it.
 
         Args:
@@ -280,9 +280,9 @@ class App:
         if verdict == LIVE:
             self.watcher.unwatch(steering.id)
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
-        return AsyncResult(steering.id, self, watched=watched)
+        return results.AsyncResult(steering.id, self, watched=watched)
 
-    def send_map(self, steering: Steering, code: bytes, calls: Sequence[bytes]) -> GroupResult:
+    def send_map(self, steering: Steering, code: bytes, calls: Sequence[bytes]) -> results.GroupResult:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
@@ -298,7 +298,7 @@ class App:
                 message = Message.sign_call(group.id, index, args, signer)
                 outgoing.append(Outgoing(group.queue, message.id, message.header, args, due))
             self._publish(outgoing, None, None)
-        return GroupResult(group.id, self, watched=watched)
+        return results.GroupResult(group.id, self, watched=watched)
 
     def send_cell(
         self,
@@ -310,7 +310,7 @@ class App:
         digest: str = "",
         queue: str | None = None,
         countdown: float | None = None,
-    ) -> AsyncResult:
+    ) -> results.AsyncResult:
         """Send a cell of a notebook.
 
         Args:
@@ -368,13 +368,13 @@ class App:
 
     # ---- finding again
 
-    def AsyncResult(self, id: str) -> AsyncResult:  # noqa: A002, N802 - Celery's names
+    def AsyncResult(self, id: str) -> results.AsyncResult:  # noqa: N802 - Celery's name
         """Return the handle on a task sent before, by anyone."""
-        return AsyncResult(id, self)
+        return results.AsyncResult(id, self)
 
-    def GroupResult(self, id: str) -> GroupResult:  # noqa: A002, N802 - Celery's names
+    def GroupResult(self, id: str) -> results.GroupResult:  # noqa: N802 - Celery's name
         """Return the handle on a map sent before, by anyone."""
-        return GroupResult(id, self)
+        return results.GroupResult(id, self)
 
     def watch_group(self, id_: str) -> WatchedMap:
         """Follow a map by its id.
@@ -387,7 +387,7 @@ class App:
             raise UnknownTask(f"nobody sent a map {id_}, or nothing is kept of it any more")
         return self.watcher.attach_map(open_group(text, self.signer)[0])
 
-    def attach(self, label_or_id: str) -> AsyncResult | GroupResult:
+    def attach(self, label_or_id: str) -> results.AsyncResult | results.GroupResult:
         """Return the handle on a task or map by its id, or on the newest task with a label.
 
         Raises:
@@ -397,23 +397,23 @@ class App:
         ids = self.backend.labelled(label_or_id)
         if not ids:
             if self.backend.load_group(label_or_id) is not None:
-                return GroupResult(label_or_id, self)
+                return results.GroupResult(label_or_id, self)
             if self.backend.load([label_or_id])[0] is not None or self._is_member(label_or_id):
-                return AsyncResult(label_or_id, self)
+                return results.AsyncResult(label_or_id, self)
             raise UnknownTask(f"no task has the label or id {label_or_id!r}, or nothing is kept of it any more")
-        handles = [AsyncResult(id_, self) for id_ in ids[:20]]
+        handles = [results.AsyncResult(id_, self) for id_ in ids[:20]]
         live = [handle for handle in handles if handle.state in states.UNREADY_STATES]
         if len(live) > 1:
             named = ", ".join(handle.id for handle in live)
             raise AmbiguousLabel(f"{len(live)} live tasks have the label {label_or_id!r}: {named}; attach by id")
         return (live or handles)[0]
 
-    def find_cell(self, identity: str, digest: str) -> AsyncResult | None:
+    def find_cell(self, identity: str, digest: str) -> results.AsyncResult | None:
         """Return the newest task of a cell if it was sent with the same code and inputs."""
         id_ = self.backend.identified(identity)
         if id_ is None:
             return None
-        result = AsyncResult(id_, self)
+        result = results.AsyncResult(id_, self)
         latest = result.watched.latest
         return result if latest is not None and latest.facts.digest == digest else None
 
@@ -424,7 +424,7 @@ class App:
 
     # ---- revoking
 
-    def revoke(self, results: Sequence[AsyncResult], *, terminate: bool = False, signal: str = "") -> None:
+    def revoke(self, results: Sequence[results.AsyncResult], *, terminate: bool = False, signal: str = "") -> None:
         """Cancel tasks: those that nobody runs end now; workers are told of the others.
 
         Args:
@@ -454,7 +454,7 @@ class App:
             self.backend.order(sign_control(order, self.signer))
         self.watcher.check_soon()
 
-    def _steering_of(self, result: AsyncResult) -> Steering | None:
+    def _steering_of(self, result: results.AsyncResult) -> Steering | None:
         watched = result.watched
         if watched.steering is not None:
             return watched.steering
@@ -497,8 +497,8 @@ def revoked_facts(steering: Steering, why: str, at: float) -> Facts:
 def _check_size(name: str, size_bytes: int) -> None:
     if size_bytes > MAX_MESSAGE_BYTES:
         raise PayloadTooLarge(
-            f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries {MAX_MESSAGE_BYTES / 1e6:,.0f}; "
-            "write it to a file and send its path"
+            f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries "
+            f"{MAX_MESSAGE_BYTES / 1e6:,.0f}; write it to a file and send its path"
         )
 
 

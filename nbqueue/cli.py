@@ -49,12 +49,12 @@ class _Command(click.Command):
             raise click.ClickException(str(exc)) from exc
 
 
-def _merged(ctx: click.Context, own: dict[str, Any]) -> dict[str, Any]:
+def _merged(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:
     before = ctx.obj or {}
     return {name: value if value is not None else before.get(name) for name, value in own.items()}
 
 
-def _app(ctx: click.Context, **own: Any) -> App:
+def _app(ctx: click.Context, /, **own: Any) -> App:
     """Return the app that the options name, or one that finds its broker by itself."""
     options = _merged(ctx, own)
     if options["workdir"]:
@@ -78,7 +78,7 @@ def _app(ctx: click.Context, **own: Any) -> App:
 @global_options
 @click.version_option(__version__, "--version", prog_name="nbqueue")
 @click.pass_context
-def cli(ctx: click.Context, **options: Any) -> None:
+def cli(ctx: click.Context, /, **options: Any) -> None:
     """Run tasks of notebooks and programs on pooled workers."""
     ctx.obj = options
 
@@ -95,6 +95,7 @@ def cli(ctx: click.Context, **options: Any) -> None:
 @click.pass_context
 def worker(
     ctx: click.Context,
+    /,
     loglevel: str,
     queues: str | None,
     all_queues: bool,
@@ -130,7 +131,7 @@ def worker(
 @global_options
 @click.option("--export", metavar="FILE", help="Write the connection file for workers and clients elsewhere.")
 @click.pass_context
-def connect(ctx: click.Context, export: str | None, **options: Any) -> None:
+def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
     """Show where this machine is connected to, or write it to a file that another one can use."""
     from nbqueue import connection
     from nbqueue.config import mask
@@ -150,9 +151,9 @@ def connect(ctx: click.Context, export: str | None, **options: Any) -> None:
 @cli.command(cls=_Command)
 @global_options
 @click.pass_context
-def status(ctx: click.Context, **options: Any) -> None:
+def status(ctx: click.Context, /, **options: Any) -> None:
     """Show workers and queues."""
-    from nbqueue.streams import Streams
+    from nbqueue.broker import StreamsBroker
     from nbqueue.watcher import live_offers
 
     app = _app(ctx, **options)
@@ -164,7 +165,10 @@ def status(ctx: click.Context, **options: Any) -> None:
         click.echo(f"{offer.name}  {offer.busy} of {offer.children} children busy  {queues}")
     if not offers:
         click.echo("No workers.")
-    streams: Streams = app.broker.streams  # type: ignore[attr-defined] - a Redis broker: live_offers had a backend
+    broker = app.broker
+    if not isinstance(broker, StreamsBroker):
+        return
+    streams = broker.streams
     for queue in sorted(streams.queues()):
         size = streams.size(queue)
         click.echo(f"queue {queue}: {size.queued} queued, {size.claimed} claimed, {size.delayed} delayed")
@@ -178,7 +182,7 @@ def status(ctx: click.Context, **options: Any) -> None:
 @click.option("--timeout", type=float, metavar="S", help="How long to wait. Default: as long as it takes.")
 @click.option("--traceback", is_flag=True, help="Show the remote traceback of a failure.")
 @click.pass_context
-def result(ctx: click.Context, id: str, timeout: float | None, traceback: bool, **options: Any) -> None:  # noqa: A002
+def result(ctx: click.Context, /, id: str, timeout: float | None, traceback: bool, **options: Any) -> None:
     """Show what came of a task, waiting for it: its output, then its value or error. Exit code 1 if it failed."""
     app = _app(ctx, **options)
     handle = app.attach(id)
@@ -186,7 +190,7 @@ def result(ctx: click.Context, id: str, timeout: float | None, traceback: bool, 
         value = handle.get(timeout=timeout)
     except TimeoutError as exc:
         raise click.ClickException(str(exc)) from exc
-    except Exception as exc:  # noqa: BLE001 - a task may raise anything
+    except Exception as exc:
         text = getattr(handle, "traceback", None)
         if traceback and text:
             click.echo(text, err=True)
@@ -201,7 +205,7 @@ def result(ctx: click.Context, id: str, timeout: float | None, traceback: bool, 
 @click.argument("ids", nargs=-1, required=True)
 @click.option("--terminate", is_flag=True, help="Stop it even if it runs already.")
 @click.pass_context
-def revoke(ctx: click.Context, ids: tuple[str, ...], terminate: bool, **options: Any) -> None:
+def revoke(ctx: click.Context, /, ids: tuple[str, ...], terminate: bool, **options: Any) -> None:
     """Cancel tasks or maps by id or label. A running one goes on unless --terminate."""
     app = _app(ctx, **options)
     for one in ids:

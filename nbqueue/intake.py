@@ -162,9 +162,9 @@ class Intake:
                 record = open_fact(delivery.record, self.signer, kind="record")
             except BadMessage:
                 record = None  # not believed, and overwritten when the task ends
-            if record is not None and record.facts.id == delivery.id:
-                if record.ready or record.facts.nonce != task.steering.nonce:
-                    return Repeat(delivery)
+            about_it = record is not None and record.facts.id == delivery.id
+            if record is not None and about_it and (record.ready or record.facts.nonce != task.steering.nonce):
+                return Repeat(delivery)
         if delivery.mark:
             return Ended(delivery, task.steering, states.REVOKED, "cancelled")
         return None
@@ -179,7 +179,8 @@ class Intake:
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
         here = python_version()
         if steering.python and steering.python != here:
-            text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; start a worker with Python {steering.python}"
+            text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; "
+            text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
 

@@ -26,8 +26,6 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     Raises:
         ImproperlyConfigured: what is configured can't be used.
     """
-    from nbqueue import connection, embedded  # find and start servers; an app that is only declared needs neither
-
     broker = conf.broker_url or environment.broker_url
     backend = conf.result_backend or environment.result_backend
     key_file = conf.key_file or environment.key_file
@@ -35,13 +33,17 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     if broker is None:
         if file is None:
             return embedded_link()
+        from nbqueue import connection  # only where there is a file
+
         found = connection.read(Path(file))
         return Link(found.broker_url, found.backend_url, found.key, found.embedded, Path(file))
     if backend is None:
         backend = broker
-    places = embedded.Places.find(environment.variables)
-    key = read_key_file(Path(key_file)) if key_file else embedded.own_key(places)
-    return Link(broker, backend, key)
+    if key_file:
+        return Link(broker, backend, read_key_file(Path(key_file)))
+    from nbqueue import embedded  # only where the key is this user's own
+
+    return Link(broker, backend, embedded.own_key(embedded.Places.find(environment.variables)))
 
 
 def embedded_link() -> Link:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import serialization, states
+from nbqueue.cellrun import CellResult
 from nbqueue.current import current_app
 from nbqueue.exceptions import (
     BackendUnavailable,
@@ -36,7 +37,7 @@ class AsyncResult:
         app: whose broker and backend know it; the current app if None.
     """
 
-    def __init__(self, id: str, app: App | None = None, *, watched: WatchedTask | None = None) -> None:  # noqa: A002 - Celery's name
+    def __init__(self, id: str, app: App | None = None, *, watched: WatchedTask | None = None) -> None:
         self.id = id
         self._app = app
         self._watched = watched
@@ -85,7 +86,7 @@ class AsyncResult:
             return watched.fact.facts.state
         if watched.trouble is not None:
             return states.UNKNOWN
-        return watched.status.state
+        return str(watched.status.state)
 
     status = state
 
@@ -98,6 +99,13 @@ class AsyncResult:
         return _value(fact) if fact.facts.state == states.SUCCESS else _error(fact)
 
     info = result
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Return the names that a cell was asked to bring back, once it is ready."""
+        fact = self.watched.fact
+        value = serialization.loads(fact.body) if fact is not None and fact.facts.state == states.SUCCESS else None
+        return value.variables if isinstance(value, CellResult) else {}
 
     @property
     def traceback(self) -> str | None:
@@ -207,7 +215,7 @@ class AsyncResult:
 class GroupResult:
     """The handle on all tasks of one map, in the order of the calls."""
 
-    def __init__(self, id: str, app: App | None = None, *, watched: WatchedMap | None = None) -> None:  # noqa: A002 - Celery's name
+    def __init__(self, id: str, app: App | None = None, *, watched: WatchedMap | None = None) -> None:
         self.id = id
         self._app = app
         self._watched = watched
@@ -322,7 +330,8 @@ class GroupResult:
     def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
         """Cancel every member that has not ended; see `AsyncResult.revoke`."""
         del connection
-        waiting = [result for result in self.results if self.watched.facts[result.index] is None]
+        facts = self.watched.facts
+        waiting = [result for result, fact in zip(self.results, facts, strict=True) if fact is None]
         self.app.revoke(waiting, terminate=terminate, signal=signal or "")
 
     def forget(self) -> None:
@@ -383,7 +392,8 @@ class _Member(AsyncResult):
 
 
 def _value(fact: Fact) -> Any:
-    return serialization.loads(fact.body) if fact.body else None
+    value = serialization.loads(fact.body) if fact.body else None
+    return value.value if isinstance(value, CellResult) else value
 
 
 def _error(fact: Fact) -> BaseException:
@@ -437,12 +447,17 @@ def _wait(watched: WatchedTask | WatchedMap, timeout: float | None, backend_time
         raise trouble
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def _ended(watched: WatchedTask | WatchedMap) -> None:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
 
     def wake() -> None:
-        loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+        loop.call_soon_threadsafe(_settle, future)
 
     watched.when_ended(wake)
     await future

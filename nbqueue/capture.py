@@ -1,0 +1,197 @@
+"""What a task says while it runs: text of its streams, progress, displayed objects. Streamed in order, bounded.
+
+Lives in a child and knows no app: `send` takes finished bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from nbqueue.messages import Output, Progress
+
+Send = Callable[[str, bytes], None]
+
+FLUSH_S: Final = 0.05  # text waits so long for more
+FLUSH_CHARACTERS: Final = 8_192
+MAX_CHARACTERS: Final = 5_000_000  # of one task; what comes after is dropped, and that is said
+MAX_BUNDLE_BYTES: Final = 2_000_000
+PROGRESS_S: Final = 0.1  # between two events of one bar
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Recorder:
+    """Takes what one task says and sends it on, at most some 20 times a second.
+
+    Args:
+        send: called with an event's kind and data, from any thread.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lock = threading.RLock()
+        self._parts: list[tuple[str, str]] = []
+        self._waiting = 0
+        self._total = 0
+        self._progress_at: dict[int, float] = {}
+        self._bars = 0
+        self.closed = False
+
+    def write(self, stream: str, text: str) -> bool:
+        """Take text of `stdout` or `stderr`; tell whether somebody has to flush it later."""
+        with self._lock:
+            if self.closed or not text:
+                return False
+            room = MAX_CHARACTERS - self._total
+            self._total += len(text)
+            if room <= 0:
+                return False
+            if len(text) > room:
+                text = text[:room] + f"\n[more than {MAX_CHARACTERS:,} characters: the rest is not kept]\n"
+            self._parts.append((stream, text))
+            self._waiting += len(text)
+            if self._waiting < FLUSH_CHARACTERS:
+                return True
+            self.flush()
+            return False
+
+    def flush(self) -> None:
+        """Send what waits."""
+        with self._lock:
+            parts, self._parts, self._waiting = self._parts, [], 0
+            while parts:
+                stream = parts[0][0]
+                number = next((n for n, part in enumerate(parts) if part[0] != stream), len(parts))
+                text = "".join(text for _, text in parts[:number])
+                del parts[:number]
+                self._send("output", _encode(Output("stream", stream, text)))
+
+    def display(self, kind: str, data: dict[str, str], metadata: dict[str, object] | None = None) -> None:
+        """Send one displayed object: `kind` is `display` or `result`, `data` its MIME bundle."""
+        with self._lock:
+            self.flush()
+            encoded = _encode(Output(kind, data=data, metadata=metadata or {}))
+            if len(encoded) > MAX_BUNDLE_BYTES:
+                text = data.get("text/plain", "")[:2_000]
+                encoded = _encode(Output(kind, data={"text/plain": f"{text}\n[{len(encoded):,} bytes: not shown]"}))
+            self._send("output", encoded)
+
+    def new_bar(self) -> int:
+        """Return the number of a new progress bar."""
+        with self._lock:
+            self._bars += 1
+            return self._bars
+
+    def progress(self, progress: Progress, *, last: bool = False) -> None:
+        """Send how far a bar has come, at most ten times a second but for the last."""
+        with self._lock:
+            now = time.monotonic()
+            if self.closed or (not last and now - self._progress_at.get(progress.bar, 0.0) < PROGRESS_S):
+                return
+            self._progress_at[progress.bar] = now
+            self._send("progress", _encode(progress))
+
+    def close(self) -> None:
+        """Send what waits, and take nothing more."""
+        with self._lock:
+            self.flush()
+            self.closed = True
+
+
+class Stream(io.TextIOBase):
+    """Stands for `sys.stdout` or `sys.stderr` in a child: writes to the recorder of the task that runs.
+
+    Args:
+        name: `stdout` or `stderr`.
+        recorder: returns the recorder of the running task, or None between tasks.
+        flusher: flushes later.
+    """
+
+    def __init__(self, name: str, recorder: Callable[[], Recorder | None], flusher: Flusher) -> None:
+        super().__init__()
+        self._name = name
+        self._recorder = recorder
+        self._flusher = flusher
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the encoding that programs ask for."""
+        return "utf-8"
+
+    @property
+    def name(self) -> str:
+        """Return the stream's name."""
+        return f"<{self._name}>"
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take text."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        recorder = self._recorder()
+        if recorder is not None and recorder.write(self._name, text):
+            self._flusher.soon(recorder)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: text is sent within 50 ms anyway, and programs that flush each character stay quick."""
+
+
+class Flusher:
+    """A thread, started at the first need, that flushes recorders shortly after they were written to."""
+
+    def __init__(self) -> None:
+        self._due: set[Recorder] = set()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def soon(self, recorder: Recorder) -> None:
+        """Flush `recorder` within 50 ms."""
+        with self._lock:
+            self._due.add(recorder)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="nbqueue output", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(FLUSH_S)
+            with self._lock:
+                due, self._due = self._due, set()
+            for recorder in due:
+                recorder.flush()
+
+
+def summarize(value: Any) -> str:  # noqa: PLR0911 - one return a kind of value
+    """Return what came out in one line of at most 120 characters; empty for None."""
+    if value is None:
+        return ""
+    kind = type(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in shape):
+        sides = " \u00d7 ".join(f"{n:,}" for n in shape)
+        return f"{kind.__name__} {sides}"
+    if kind in (list, tuple, set, dict, frozenset) and len(value) > 5:
+        return f"{kind.__name__} of {len(value):,}"
+    if kind in (bytes, bytearray):
+        return f"{kind.__name__} of {len(value):,}"
+    if kind is str and len(value) > 120:
+        return f"{value[:110]!r}…"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - users' reprs may raise anything
+        return kind.__name__
+    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -1,0 +1,308 @@
+"""Run one message in this process: load its arguments, call it, pack what comes of it.
+
+Also what a task may use while it runs: `progress`, `track`, `current_request`. Outside a task they do nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Protocol, TypeVar
+
+from nbqueue import serialization, states
+from nbqueue.capture import Flusher, Recorder, Send, Stream, summarize
+from nbqueue.cellrun import run_cell
+from nbqueue.exceptions import ImproperlyConfigured, NotRegistered
+from nbqueue.messages import (
+    CELL_TASK,
+    ChildTask,
+    Failure,
+    Outcome,
+    Progress,
+    Steering,
+    decode_steering,
+    encode_failure,
+)
+
+T = TypeVar("T")
+# Files whose frames are machinery, not the task's.
+CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
+_OWN: Final = ("nbqueue/execute.py", "nbqueue/child.py", "nbqueue/serialization.py", "nbqueue/cellrun.py")
+
+
+class Request:
+    """What a task may know of its own call. Times are Unix seconds."""
+
+    def __init__(self, task: ChildTask, recorder: Recorder) -> None:
+        self._task = task
+        self.recorder = recorder
+        self.bars: list[int] = []  # of `track`s that are open, outermost first
+
+    @cached_property
+    def steering(self) -> Steering:
+        """Return how it was sent."""
+        return decode_steering(self._task.steering)
+
+    @property
+    def id(self) -> str:
+        """Return the task's id."""
+        return self._task.id
+
+    @property
+    def task(self) -> str:
+        """Return the task's name."""
+        return self._task.task
+
+    @property
+    def attempt(self) -> int:
+        """Return how often it was delivered to a worker that began it, this time included."""
+        return self._task.attempt
+
+    @property
+    def retries(self) -> int:
+        """Return how often it was retried."""
+        return self.steering.retries
+
+    @property
+    def group(self) -> str | None:
+        """Return the id of the map it belongs to."""
+        return self.steering.id if self._task.index >= 0 else None
+
+    @property
+    def index(self) -> int:
+        """Return its place in the map; -1 outside one."""
+        return self._task.index
+
+    @property
+    def queue(self) -> str:
+        """Return the queue it came through."""
+        return self.steering.queue
+
+    @property
+    def hostname(self) -> str:
+        """Return the host it runs on."""
+        return socket.gethostname()
+
+
+@dataclass(frozen=True, slots=True)
+class BoundTask:
+    """What a task with `bind=True` gets as its first argument in a worker."""
+
+    name: str
+    request: Request
+
+
+_request: ContextVar[Request | None] = ContextVar("nbqueue_request", default=None)
+
+
+def current_request() -> Request | None:
+    """Return the call that runs in this thread, or None outside a task."""
+    return _request.get()
+
+
+def progress(done: float, total: float | None = None, message: str = "") -> None:
+    """Say how far the running task has come; shown as a bar. Outside a task it does nothing.
+
+    Args:
+        done: how much is done, in any unit.
+        total: how much there is; None if that isn't known.
+        message: what is being done.
+    """
+    request = _request.get()
+    if request is not None:
+        finished = total is not None and done >= total
+        request.recorder.progress(
+            Progress(0, float(done), _number(total), str(message), closed=finished), last=finished
+        )
+
+
+def track(iterable: Iterable[T], total: float | None = None, message: str = "") -> Iterator[T]:
+    """Yield from `iterable` and say how far it has come; nested calls show as nested bars.
+
+    Args:
+        iterable: what to go through.
+        total: how many elements there are; asked of `iterable` if None.
+        message: what is being done.
+    """
+    request = _request.get()
+    if total is None:
+        with contextlib.suppress(TypeError):
+            total = len(iterable)  # type: ignore[arg-type]
+    if request is None:
+        yield from iterable
+        return
+    bar, parent = request.recorder.new_bar(), request.bars[-1] if request.bars else -1
+    request.bars.append(bar)
+    done = 0
+
+    def say(*, closed: bool = False) -> None:
+        event = Progress(bar, float(done), _number(total), message, closed=closed, parent=parent)
+        request.recorder.progress(event, last=closed or not done)
+
+    try:
+        say()
+        for element in iterable:
+            yield element
+            done += 1
+            say()
+    finally:
+        request.bars.remove(bar)
+        say(closed=True)
+
+
+class Registry(Protocol):
+    """Is where tasks by name are looked up: an `App`."""
+
+    tasks: Mapping[str, Any]
+
+
+def find_app(spec: str) -> Any:
+    """Return the App that `-A` names: `module`, `module:attribute` or `module.attribute`.
+
+    Raises:
+        ImproperlyConfigured: the module can't be imported, or holds no App.
+    """
+    name, _, attribute = spec.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        parent, _, last = name.rpartition(".")
+        if exc.name != name or not parent:
+            raise ImproperlyConfigured(
+                f"-A {spec}: {exc}; run from the directory that holds it, or use --workdir"
+            ) from exc
+        module, attribute = importlib.import_module(parent), last
+    if attribute:
+        found = getattr(module, attribute, None)
+        if found is None:
+            raise ImproperlyConfigured(f"-A {spec}: {module.__name__} has no {attribute!r}")
+        return find_app(found.__name__) if inspect.ismodule(found) else found
+    for candidate in ("app", "celery", *vars(module)):
+        found = getattr(module, candidate, None)
+        if hasattr(found, "tasks") and hasattr(found, "send_task"):
+            return found
+    with contextlib.suppress(ModuleNotFoundError):
+        return find_app(f"{name}.celery")
+    raise ImproperlyConfigured(f"-A {spec}: {module.__name__} holds no App; write {spec}:NAME")
+
+
+@dataclass
+class Executor:
+    """Runs tasks one after another in this process.
+
+    Args:
+        send: takes (seq, kind, data) of events.
+        registries: where tasks by name are looked up.
+    """
+
+    send: Callable[[int, str, bytes], None]
+    registries: list[Registry] = field(default_factory=list)
+    flusher: Flusher = field(default_factory=Flusher)
+    recorder: Recorder | None = None
+    codes: dict[str, bytes] = field(default_factory=dict)
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    interruptible: bool = False
+
+    def install_streams(self) -> None:
+        """Let `print` in this process go to whatever task runs."""
+        sys.stdout = Stream("stdout", lambda: self.recorder, self.flusher)
+        sys.stderr = Stream("stderr", lambda: self.recorder, self.flusher)
+
+    def keep_code(self, digest: str, code: bytes) -> None:
+        """Take code that tasks will name by its digest; the oldest goes when there is too much."""
+        self.codes[digest] = code
+        if len(self.codes) > CODES_KEPT:
+            oldest = next(iter(self.codes))
+            del self.codes[oldest]
+            self.functions.pop(oldest, None)
+
+    def execute(self, task: ChildTask) -> Outcome:
+        """Run one task; never raises."""
+        seq = task.seq
+        started = time.time()
+        recorder = self.recorder = Recorder(_sender(self.send, seq))
+        request = Request(task, recorder)
+        token = _request.set(request)
+        try:
+            self.interruptible = True
+            value, summary = self._call(task, request)
+            self.interruptible = False
+            body = _pack_value(value, task.task)
+        except KeyboardInterrupt:
+            return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
+        except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
+            failure = failure_of(exc)
+            line = " ".join(f"{failure.type}: {failure.message}".split())
+            return Outcome(seq, states.FAILURE, encode_failure(failure), started, time.time(), line[:500])
+        else:
+            return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
+        finally:
+            self.interruptible = False
+            recorder.close()
+            self.recorder = None
+            _request.reset(token)
+
+    def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
+        serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
+        args, kwargs = serialization.loads_args(task.args, serializer)
+        if task.task == CELL_TASK:
+            return run_cell(args[0], request.recorder)
+        function = self._loaded(task.code) if task.code else self._registered(task.task)
+        if b'"bind":true' in task.steering and request.steering.bind:
+            args = (BoundTask(task.task, request), *args)
+        value = function(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+        return value, summarize(value)
+
+    def _loaded(self, digest: str) -> Callable[..., Any]:
+        function = self.functions.get(digest)
+        if function is None:
+            function = self.functions[digest] = serialization.loads_code(self.codes[digest])
+        return function
+
+    def _registered(self, name: str) -> Callable[..., Any]:
+        for registry in self.registries:
+            if name in registry.tasks:
+                run: Callable[..., Any] = registry.tasks[name].run
+                return run
+        known = sorted({task for registry in self.registries for task in registry.tasks})
+        hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
+        raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def failure_of(exc: BaseException) -> Failure:
+    """Return an exception as the failure of a task, without the machinery's frames."""
+    trace = serialization.format_traceback(exc, _OWN)
+    if isinstance(exc, ModuleNotFoundError) and exc.name:
+        package = exc.name.partition(".")[0]
+        exc = ModuleNotFoundError(
+            f"No module named {exc.name!r} on worker {socket.gethostname()}; install it there: pip install {package}",
+            name=exc.name,
+        )
+        trace = trace.rstrip() + f"\n(on worker {socket.gethostname()}; install it there: pip install {package})\n"
+    return serialization.dumps_exception(exc, trace)
+
+
+def _pack_value(value: Any, name: str) -> bytes:
+    try:
+        return serialization.dumps_value(value)
+    except Exception as exc:
+        raise TypeError(f"the result of {name}, a {type(value).__name__}, can't be pickled: {exc}") from exc
+
+
+def _sender(send: Callable[[int, str, bytes], None], seq: int) -> Send:
+    return lambda kind, data: send(seq, kind, data)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

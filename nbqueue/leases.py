@@ -1,0 +1,66 @@
+"""Leases of claimed messages: renewed while their tasks run, taken over when their worker no longer renews.
+
+Idle time on the server alone proves nothing: it runs on while the server is down and while a machine sleeps. So
+a claim is taken over only when it was seen lapsed twice, one renewal apart on this process's own clock, and a
+process that stood still itself forgets what it has seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from nbqueue.deliveries import Delivery
+from nbqueue.streams import Streams
+
+Place = tuple[str, str, str]  # queue, lane, entry
+
+
+class Leases:
+    """The leases of one worker, and its look at those of others.
+
+    Args:
+        streams: the queues.
+        consumer: the name this worker claims under.
+        lease_s: how long a claim holds without renewal.
+        renewal_s: between two renewals, and between two looks.
+    """
+
+    def __init__(self, streams: Streams, consumer: str, lease_s: float, renewal_s: float) -> None:
+        self.streams = streams
+        self.consumer = consumer
+        self.lease_s = lease_s
+        self.renewal_s = renewal_s
+        self._lapsed: dict[Place, float] = {}
+        self._awake_at = time.monotonic()
+
+    def renew(self, deliveries: Sequence[Delivery], worker: str, advert: str) -> tuple[list[bool], dict[str, bytes]]:
+        """Renew claims and show that the worker lives; return which still hold, and the marks of revoked ids."""
+        return self.streams.renew(self.consumer, deliveries, worker, advert)
+
+    def awake(self, now: float) -> bool:
+        """Note that this process runs; False if it has just stood still for half a lease or longer."""
+        stood_still = now - self._awake_at > self.lease_s / 2
+        self._awake_at = now
+        if stood_still:
+            self.forget()
+        return not stood_still
+
+    def forget(self) -> None:
+        """Begin anew: nothing has been seen lapsed."""
+        self._lapsed.clear()
+
+    def sweep(self, queues: Sequence[str], mine: Iterable[Delivery], now: float) -> int:
+        """Return to their queues what other workers have let lapse; return how many.
+
+        Args:
+            queues: where to look.
+            mine: claims of this worker, renewed just now.
+            now: this process's monotonic clock, seconds.
+        """
+        idle_ms = int(self.lease_s * 1000)
+        held = {(d.queue, d.lane, d.entry) for d in mine}
+        seen = [place for place in self.streams.lapsed(queues, idle_ms) if place not in held]
+        self._lapsed = {place: self._lapsed.get(place, now) for place in seen}
+        certain = [place for place, since in self._lapsed.items() if now - since >= 0.8 * self.renewal_s]
+        return self.streams.reap(certain, idle_ms)

@@ -1,0 +1,363 @@
+"""`Pool`: the child processes of one supervisor, and everything that passes between them.
+
+Each child has a socket of frames for its tasks, one message a task. The supervisor keeps the child's end of it open
+too, so that it can take back what the child has not read, whatever the child is busy with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from nbqueue.child import FRAME_BYTES, receive_frame, send_frame
+from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.execute import CODES_KEPT
+from nbqueue.messages import ChildEvent, ChildTask, Outcome
+
+_BUFFER_BYTES: Final = 4 * 1024 * 1024
+_READ_BYTES: Final = 1 << 18
+_encode = msgspec.msgpack.Encoder().encode
+_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+_decode_event = msgspec.msgpack.Decoder(ChildEvent).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A task for a child. `code` is what `task.code` is the digest of; empty for a task by name."""
+
+    seq: int
+    task: ChildTask
+    code: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A child can take tasks."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task has ended in its child."""
+
+    child: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A task said something."""
+
+    child: int
+    event: ChildEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at."""
+
+    child: int
+    cause: str
+    started: int | None
+    unstarted: tuple[int, ...]
+
+
+Happening = Ready | Finished | Told | Died
+
+
+@dataclass(slots=True)
+class Child:
+    """One child as its supervisor sees it. `jobs` are those it has not answered, in order."""
+
+    number: int
+    tasks: socket.socket
+    recall: socket.socket
+    replies: socket.socket
+    pid: int = 0
+    ready: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
+    codes: dict[str, None] = field(default_factory=dict)
+    incoming: bytearray = field(default_factory=bytearray)
+    kill_when_forked: bool = False
+
+
+class Pool:
+    """Children of a fork server of its own. Not thread-safe: it lives in its supervisor's loop.
+
+    Args:
+        size: how many children.
+        selector: gets the sockets registered; pass each readable key whose data is this pool or a `Child` to `events`.
+        preload: what `-A` names, imported before children are forked.
+        path: put before `sys.path` of the children.
+        environment: of the children.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        selector: selectors.BaseSelector,
+        *,
+        preload: Sequence[str] = (),
+        path: Sequence[str] = (),
+        environment: Mapping[str, str],
+    ) -> None:
+        if not hasattr(os, "fork"):
+            raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
+        self.size = size
+        self.children: dict[int, Child] = {}
+        self._selector = selector
+        self._settings = {"preload": list(preload), "path": list(path)}
+        self._environment = dict(environment)
+        self._by_pid: dict[int, Child] = {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._stopping = False
+        self._buffer = memoryview(bytearray(FRAME_BYTES + 1024))
+
+    def start(self) -> None:
+        """Start the fork server and its children; `Ready` follows for each."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "nbqueue.child", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._control = ours
+        ours.send(json.dumps(self._settings).encode())
+        self._selector.register(ours, selectors.EVENT_READ, self)
+        for number in range(1, self.size + 1):
+            self._add(number)
+
+    def send(self, child: int, job: Job) -> bool:
+        """Hand a task to a child; False if its socket is full, and then nothing was sent."""
+        target = self.children[child]
+        digest = job.task.code
+        try:
+            if digest and digest not in target.codes:
+                send_frame(target.tasks, b"C" + digest.encode() + job.code)
+                target.codes[digest] = None
+                if len(target.codes) > CODES_KEPT:
+                    del target.codes[next(iter(target.codes))]
+            send_frame(target.tasks, b"T" + _encode(job.task))
+        except BlockingIOError:
+            return False
+        except OSError:  # it is dying; `Died` tells what becomes of the rest
+            return False
+        target.jobs[job.seq] = job
+        return True
+
+    def recall(self, child: int) -> list[int]:
+        """Take back every task that a child has not started; return their seqs in order."""
+        target = self.children[child]
+        back: list[int] = []
+        codes: list[str] = []
+        with contextlib.suppress(BlockingIOError, OSError):
+            while frame := receive_frame(target.recall, self._buffer, socket.MSG_DONTWAIT):
+                if frame[:1] == b"T":
+                    back.append(msgspec.msgpack.decode(frame[1:], type=ChildTask).seq)
+                elif frame[:1] == b"C":
+                    codes.append(frame[1:33].decode())
+        for seq in back:
+            target.jobs.pop(seq, None)
+        for digest in codes:
+            target.codes.pop(digest, None)
+        return back
+
+    def interrupt(self, child: int, signum: int) -> None:
+        """Send a signal to a child and to what it has started."""
+        self._signal(self.children[child], signum)
+
+    def kill(self, child: int) -> None:
+        """End a child by force; `Died` follows once it is reaped, and a new one takes its place."""
+        target = self.children[child]
+        target.kill_when_forked = not target.pid
+        self._signal(target, signal.SIGKILL)
+
+    def events(self, key: selectors.SelectorKey) -> Iterator[Happening]:
+        """Yield what has happened at a readable socket.
+
+        Raises:
+            ImproperlyConfigured: a module that `-A` names can't be imported.
+        """
+        if isinstance(key.data, Child):
+            yield from self._read(key.data)
+        else:
+            yield from self._reports()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the children to end, then end them by force; wait for the fork server."""
+        self._stopping = True
+        for child in self.children.values():
+            with contextlib.suppress(OSError):
+                child.tasks.send(b"Q")
+        deadline = time.monotonic() + timeout_s
+        while any(child.pid for child in self.children.values()) and time.monotonic() < deadline:
+            if not self._wait_for_report(deadline - time.monotonic()):
+                break
+        if self._control is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._control)
+            self._control.close()  # now the fork server kills what is left, and ends
+            self._control = None
+        for child in list(self.children.values()):
+            self._remove(child)
+        if self._server is not None:
+            try:
+                self._server.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
+
+    def _wait_for_report(self, timeout_s: float) -> bool:
+        assert self._control is not None
+        self._control.settimeout(max(0.01, timeout_s))
+        try:
+            return any(True for _ in self._reports()) or True
+        except (TimeoutError, OSError):
+            return False
+        finally:
+            self._control.settimeout(None)
+
+    def _add(self, number: int) -> None:
+        assert self._control is not None
+        tasks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        replies, answers = socket.socketpair()
+        for sock in (tasks, answers):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        tasks.setblocking(False)
+        replies.setblocking(False)
+        child = Child(number, tasks, theirs, replies)
+        self.children[number] = child
+        self._selector.register(replies, selectors.EVENT_READ, child)
+        with contextlib.suppress(OSError):  # a fork server that has ended is replaced with all its children
+            socket.send_fds(self._control, [str(number).encode()], [theirs.fileno(), answers.fileno()])
+        answers.close()
+
+    def _read(self, child: Child) -> Iterator[Happening]:
+        while True:
+            try:
+                data = child.replies.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                with contextlib.suppress(KeyError, ValueError):
+                    self._selector.unregister(child.replies)
+                break
+            child.incoming += data
+            if len(data) < _READ_BYTES:
+                break
+        yield from self._parse(child)
+
+    def _parse(self, child: Child) -> Iterator[Happening]:
+        incoming, at = child.incoming, 0
+        try:
+            while len(incoming) - at >= 4:
+                end = at + 4 + int.from_bytes(incoming[at : at + 4], "big")
+                if len(incoming) < end:
+                    break
+                kind, payload = incoming[at + 4], bytes(incoming[at + 5 : end])
+                at = end
+                if kind == 79:  # O
+                    outcome = _decode_outcome(payload)
+                    child.jobs.pop(outcome.seq, None)
+                    yield Finished(child.number, outcome)
+                elif kind == 69:  # E
+                    yield Told(child.number, _decode_event(payload))
+                else:
+                    child.ready = True
+                    yield Ready(child.number)
+        finally:
+            del incoming[:at]
+
+    def _reports(self) -> Iterator[Happening]:
+        assert self._control is not None
+        data = self._control.recv(1 << 16)
+        if not data:
+            yield from self._server_ended()
+            return
+        report: dict[str, Any] = json.loads(data)
+        if "failed" in report:
+            raise ImproperlyConfigured(report["failed"])
+        if "forked" in report:
+            child = self.children[report["child"]]
+            child.pid = report["forked"]
+            self._by_pid[child.pid] = child
+            if child.kill_when_forked:
+                self._signal(child, signal.SIGKILL)
+        elif (ended := self._by_pid.pop(report["exited"], None)) is not None:
+            yield from self._bury(ended, _cause(report["status"]))
+
+    def _bury(self, child: Child, cause: str) -> Iterator[Happening]:
+        yield from self._read(child)
+        unstarted = self.recall(child.number)
+        started = next(iter(child.jobs), None)
+        # It reads one task at a time, so there are no others; if there were, they would not be its fault.
+        unstarted += list(child.jobs)[1:]
+        child.pid = 0
+        self._remove(child)
+        if not self._stopping:
+            self._add(child.number)
+        yield Died(child.number, cause, started, tuple(unstarted))
+
+    def _remove(self, child: Child) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(child.replies)
+        for sock in (child.tasks, child.recall, child.replies):
+            sock.close()
+        if self.children.get(child.number) is child:
+            del self.children[child.number]
+
+    def _server_ended(self) -> Iterator[Happening]:
+        """Begin anew with another fork server: the old one took its children along."""
+        assert self._control is not None
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(self._control)
+        self._control.close()
+        if self._server is not None:
+            self._server.wait()
+        old = list(self.children.values())
+        for child in old:
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        self._by_pid.clear()
+        if self._stopping:
+            return
+        self._stopping = True  # `_bury` must not add to a server that is gone
+        for child in old:
+            yield from self._bury(child, "its fork server ended")
+        self._stopping = False
+        self.start()
+
+    def _signal(self, child: Child, signum: int) -> None:
+        if child.pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signum)
+
+
+def _cause(status: int) -> str:
+    """Return how a process ended, from what `waitpid` says."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return f"killed by signal {number} ({signal.Signals(number).name})"
+        return f"killed by signal {number}"
+    return f"exit code {os.WEXITSTATUS(status)}"

@@ -1,0 +1,209 @@
+"""What a view shows of a task or a map, folded from the facts told of it. Pure: no clock, no thread, no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.messages import Fact, Failure, Output, Progress
+
+LOG_CHUNKS: Final = 4_000
+OUTPUTS_KEPT: Final = 200
+# One byte a member of a map: its place in this order. Ink grows as work gets done.
+ORDER: Final = ("queued", "running", "done", "failed", "retrying", "cancelled", "lost")
+QUEUED, RUNNING, DONE, FAILED, RETRYING, CANCELLED, LOST = range(len(ORDER))
+_BYTES: Final = {
+    states.PENDING: QUEUED,
+    states.RECEIVED: QUEUED,
+    states.STARTED: RUNNING,
+    states.SUCCESS: DONE,
+    states.FAILURE: FAILED,
+    states.RETRY: RETRYING,
+    states.REVOKED: CANCELLED,
+    states.REJECTED: CANCELLED,
+    states.IGNORED: CANCELLED,
+}
+
+
+@dataclass
+class Bar:
+    """One progress bar. Times are Unix seconds."""
+
+    number: int
+    label: str
+    done: float
+    total: float | None
+    started_at: float
+    updated_at: float
+    closed: bool = False
+    parent: int = -1
+
+
+@dataclass
+class Log:
+    """The newest text of a task's streams, and how much there was in all."""
+
+    chunks: list[tuple[float, str, str]] = field(default_factory=list)  # (at, "stdout" or "stderr", text)
+    lines: int = 0
+    total: int = 0  # chunks ever added; `total - len(chunks)` were dropped
+
+    def add(self, at: float, stream: str, text: str) -> None:
+        """Add text."""
+        self.chunks.append((at, stream, text))
+        self.total += 1
+        self.lines += text.count("\n")
+        if len(self.chunks) > LOG_CHUNKS:
+            del self.chunks[: LOG_CHUNKS // 10]
+
+
+@dataclass
+class TaskStatus:
+    """One task as a view shows it. Times are Unix seconds."""
+
+    id: str
+    name: str = ""
+    state: str = states.PENDING
+    worker: str = ""
+    child: int = 0
+    queue: str = ""
+    attempt: int = 1
+    retries: int = 0
+    sent_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    bars: dict[int, Bar] = field(default_factory=dict)
+    log: Log = field(default_factory=Log)
+    outputs: list[Output] = field(default_factory=list)
+    failure: Failure | None = None
+    error: str = ""
+    summary: str = ""
+    note: str = ""
+    cancelling: bool = False
+    lost: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether the task has ended."""
+        return self.state in states.READY_STATES
+
+    def apply(self, fact: Fact) -> bool:
+        """Fold in one verified fact; tell whether anything changed."""
+        facts = fact.facts
+        if self.ready or (facts.attempt < self.attempt and facts.kind != "record"):
+            return False
+        if facts.attempt > self.attempt:
+            self.attempt = facts.attempt
+            self.bars.clear()
+        if facts.kind == "record":
+            self._record(fact)
+        elif facts.kind == "output":
+            self._output(facts.at, msgspec.json.decode(fact.body, type=Output))
+        elif facts.kind == "progress":
+            self._progress(facts.at, msgspec.json.decode(fact.body, type=Progress))
+        else:
+            return False
+        if facts.worker:
+            self.worker, self.child = facts.worker, facts.child or self.child
+        return True
+
+    def _record(self, fact: Fact) -> None:
+        facts = fact.facts
+        self.state = facts.state
+        self.name = facts.name or facts.task or self.name
+        self.queue = facts.queue or self.queue
+        self.sent_at = facts.sent_at or self.sent_at
+        self.started_at = facts.started_at or self.started_at
+        self.error, self.summary = facts.error, facts.summary
+        self.lost = False
+        if self.ready:
+            self.ended_at = facts.at
+            self.cancelling = False
+            self.note = ""
+            for bar in self.bars.values():
+                bar.closed = True
+        if facts.state == states.FAILURE:
+            self.failure = fact.failure
+
+    def _output(self, at: float, output: Output) -> None:
+        if output.type == "stream":
+            self.log.add(at, output.name, output.text)
+        else:
+            self.outputs.append(output)
+            del self.outputs[:-OUTPUTS_KEPT]
+
+    def _progress(self, at: float, progress: Progress) -> None:
+        bar = self.bars.get(progress.bar)
+        if bar is None:
+            bar = Bar(progress.bar, progress.message, progress.done, progress.total, at, at, parent=progress.parent)
+            self.bars[progress.bar] = bar
+        bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
+        bar.label = progress.message or bar.label
+        bar.closed = progress.closed
+
+
+@dataclass
+class Kind:
+    """One kind of error among the members of a map."""
+
+    text: str
+    count: int
+    first: int
+
+
+@dataclass
+class MapStatus:
+    """All members of a map as a view shows them: one byte a member."""
+
+    id: str
+    name: str
+    total: int
+    queue: str = ""
+    sent_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    members: bytearray = field(default_factory=bytearray)
+    counts: list[int] = field(default_factory=list)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)  # indexes since a view last took them
+    note: str = ""
+    cancelling: bool = False
+
+    def __post_init__(self) -> None:
+        self.members = bytearray(self.total)
+        self.counts = [self.total] + [0] * (len(ORDER) - 1)
+
+    @property
+    def ended(self) -> int:
+        """Return how many members have ended."""
+        return self.counts[DONE] + self.counts[FAILED] + self.counts[CANCELLED]
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether every member has ended."""
+        return self.ended >= self.total
+
+    def apply(self, fact: Fact) -> bool:
+        """Fold in one verified record of a member; tell whether anything changed."""
+        facts = fact.facts
+        index = facts.index
+        if facts.kind != "record" or not 0 <= index < self.total:
+            return False
+        old, new = self.members[index], _BYTES.get(facts.state, RUNNING)
+        if old == new or old in (DONE, FAILED, CANCELLED):
+            return False
+        self.members[index] = new
+        self.counts[old] -= 1
+        self.counts[new] += 1
+        self.changed.add(index)
+        begun = facts.started_at or facts.at
+        self.started_at = begun if self.started_at is None else min(self.started_at, begun)
+        if new == FAILED:
+            kind = self.kinds.setdefault(facts.error, Kind(facts.error, 0, index))
+            kind.count += 1
+            kind.first = min(kind.first, index)
+        if self.ready:
+            self.ended_at = facts.at if self.ended_at is None else max(self.ended_at, facts.at)
+        return True
