@@ -133,7 +133,7 @@ def worker(
 @click.pass_context
 def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
     """Show where this machine is connected to, or write it to a file that another one can use."""
-    from nbqueue import connection
+    from nbqueue import connection, embedded
     from nbqueue.config import mask
 
     app = _app(ctx, **options)
@@ -142,7 +142,9 @@ def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
     click.echo(f"backend  {mask(link.backend_url or '-')}")
     click.echo(f"key      {app.signer.key_id}")
     if export:
-        connection.write(Path(export), connection.of_link(link))
+        machine = embedded.machine_id() if link.embedded else ""
+        known = connection.Connection(link.broker_url, link.backend_url, link.key, link.embedded, machine)
+        connection.write(Path(export), known)
         click.echo(f"written  {export}  (readable by you only: it holds the signing key)")
         if link.embedded:
             click.echo("It serves this host only. To add a machine, set a Redis or RabbitMQ URL: NBQUEUE_BROKER_URL.")

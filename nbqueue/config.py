@@ -157,19 +157,25 @@ def mask(url: str) -> str:
     return f"{head}://{user}:***@{host}" if ":" in login else f"{head}://***@{host}"
 
 
+def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for processes that outlive a kernel: without Jupyter's variables and our own."""
+    kept = {name: value for name, value in variables.items() if not name.startswith(_NOT_FOR_CHILDREN)}
+    if "inline" in kept.get("MPLBACKEND", "inline"):
+        kept["MPLBACKEND"] = "agg"  # the kernel's own backend draws into a cell that isn't there
+    return kept
+
+
 def child_environment(variables: Mapping[str, str], children: int) -> dict[str, str]:
-    """Return the environment of a worker's children: without Jupyter's and our own variables, threads shared out.
+    """Return the environment of a worker's children: a clean one, with the cores shared out among them.
 
     Args:
         variables: of the worker.
         children: how many share this machine's cores.
     """
-    kept = {name: value for name, value in variables.items() if not name.startswith(_NOT_FOR_CHILDREN)}
+    kept = clean_environment(variables)
     threads = str(max(1, (os.cpu_count() or 1) // max(1, children)))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         kept.setdefault(name, threads)
-    if "inline" in kept.get("MPLBACKEND", "inline"):
-        kept["MPLBACKEND"] = "agg"  # the kernel's own backend draws into a cell that isn't there
     return kept
 
 

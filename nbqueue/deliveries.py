@@ -17,6 +17,7 @@ COUNTERS: Final = "nbq:counters"
 QUARANTINE: Final = "nbq:quarantine"
 REVOKED: Final = "nbq:revoked"
 KEEPER_WAKE: Final = "nbq:keeper:wake"
+KEEPER_TROUBLE: Final = "nbq:keeper:trouble"
 RECORDS: Final = "celery-task-meta-"
 
 SENT: Final = 1

@@ -33,9 +33,9 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     if broker is None:
         if file is None:
             return embedded_link()
-        from nbqueue import connection  # only where there is a file
+        from nbqueue import connection, embedded  # only where there is a file
 
-        found = connection.read(Path(file))
+        found = connection.read(Path(file), embedded.machine_id())
         return Link(found.broker_url, found.backend_url, found.key, found.embedded, Path(file))
     if backend is None:
         backend = broker
@@ -50,6 +50,7 @@ def embedded_link() -> Link:
     """Return the embedded server of this user, started if it isn't running."""
     from nbqueue import embedded  # see `resolve`
 
-    places = embedded.Places.find(Environment.read().variables)
-    found = embedded.ensure(places)
+    variables = Environment.read().variables
+    places = embedded.Places.find(variables)
+    found = embedded.ensure(places, variables=variables)
     return Link(found.broker_url, found.backend_url, found.key, embedded=True, file=places.connection_file)

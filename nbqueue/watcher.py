@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -307,6 +307,15 @@ class Watcher:
                 one.unreachable_since = now
             one.tell(f"No answer from the backend for {now - one.unreachable_since:.0f} s; trying again.")
         logger.info("%s", exc)
+
+
+def advert_times(adverts: Mapping[bytes, bytes]) -> list[float]:
+    """Return when each worker last showed itself, on the server's clock; unsigned, so for the keeper's use only."""
+    times = []
+    for text in adverts.values():
+        with suppress(msgspec.DecodeError):
+            times.append(_ADVERT.decode(text).at)
+    return times
 
 
 def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:
