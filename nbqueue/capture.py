@@ -9,6 +9,7 @@ import io
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 import msgspec
@@ -26,15 +27,53 @@ PROGRESS_S: Final = 0.1  # between two events of one bar
 _encode = msgspec.json.Encoder().encode
 
 
+class Interrupts:
+    """Turns a signal into KeyboardInterrupt: while armed only, once, and never in a `with` block of this.
+
+    Such a block is machinery on the main thread, where an exception at any instruction would leave a lock locked or
+    half a reply sent; the exception comes at the block's end instead.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        self._main = threading.main_thread().ident
+        self._depth = 0
+        self._late = False
+
+    def handle(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Take a signal; between tasks it is late: whom it was meant for has ended."""
+        if not self.armed:
+            return
+        self.armed = False
+        if self._depth:
+            self._late = True
+        else:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._main:  # signals come to no other
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() != self._main:
+            return
+        self._depth -= 1
+        if self._late and not self._depth:
+            self._late = False
+            raise KeyboardInterrupt
+
+
 class Recorder:
     """Takes what one task says and sends it on, at most some 20 times a second.
 
     Args:
         send: called with an event's kind and data, from any thread.
+        interrupts: wait until a call of this has ended.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, interrupts: Interrupts | None = None) -> None:
         self._send = send
+        self._interrupts = interrupts or Interrupts()
         self._lock = threading.RLock()
         self._parts: list[tuple[str, str]] = []
         self._waiting = 0
@@ -45,7 +84,7 @@ class Recorder:
 
     def write(self, stream: str, text: str) -> bool:
         """Take text of `stdout` or `stderr`; tell whether somebody has to flush it later."""
-        with self._lock:
+        with self._interrupts, self._lock:
             if self.closed or not text:
                 return False
             room = MAX_CHARACTERS - self._total
@@ -63,7 +102,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Send what waits."""
-        with self._lock:
+        with self._interrupts, self._lock:
             parts, self._parts, self._waiting = self._parts, [], 0
             while parts:
                 stream = parts[0][0]
@@ -74,7 +113,7 @@ class Recorder:
 
     def display(self, kind: str, data: dict[str, str], metadata: dict[str, object] | None = None) -> None:
         """Send one displayed object: `kind` is `display` or `result`, `data` its MIME bundle."""
-        with self._lock:
+        with self._interrupts, self._lock:
             self.flush()
             encoded = _encode(Output(kind, data=data, metadata=metadata or {}))
             if len(encoded) > MAX_BUNDLE_BYTES:
@@ -84,13 +123,13 @@ class Recorder:
 
     def new_bar(self) -> int:
         """Return the number of a new progress bar."""
-        with self._lock:
+        with self._interrupts, self._lock:
             self._bars += 1
             return self._bars
 
     def progress(self, progress: Progress, *, last: bool = False) -> None:
         """Send how far a bar has come, at most ten times a second but for the last."""
-        with self._lock:
+        with self._interrupts, self._lock:
             now = time.monotonic()
             if self.closed or (not last and now - self._progress_at.get(progress.bar, 0.0) < PROGRESS_S):
                 return
@@ -99,7 +138,7 @@ class Recorder:
 
     def close(self) -> None:
         """Send what waits, and take nothing more."""
-        with self._lock:
+        with self._interrupts, self._lock:
             self.flush()
             self.closed = True
 
@@ -111,13 +150,17 @@ class Stream(io.TextIOBase):
         name: `stdout` or `stderr`.
         recorder: returns the recorder of the running task, or None between tasks.
         flusher: flushes later.
+        interrupts: wait until a call of this has ended.
     """
 
-    def __init__(self, name: str, recorder: Callable[[], Recorder | None], flusher: Flusher) -> None:
+    def __init__(
+        self, name: str, recorder: Callable[[], Recorder | None], flusher: Flusher, interrupts: Interrupts | None = None
+    ) -> None:
         super().__init__()
         self._name = name
         self._recorder = recorder
         self._flusher = flusher
+        self._interrupts = interrupts or Interrupts()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -137,9 +180,10 @@ class Stream(io.TextIOBase):
         """Take text."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        recorder = self._recorder()
-        if recorder is not None and recorder.write(self._name, text):
-            self._flusher.soon(recorder)
+        with self._interrupts:
+            recorder = self._recorder()
+            if recorder is not None and recorder.write(self._name, text):
+                self._flusher.soon(recorder)
         return len(text)
 
     def flush(self) -> None:

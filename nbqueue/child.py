@@ -6,11 +6,10 @@ connection of anybody's. It ends its children when the supervisor goes away, how
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
+import gc
 import json
-import mmap
 import os
 import select
 import signal
@@ -18,53 +17,22 @@ import socket
 import sys
 import threading
 import time
+from types import ModuleType
 from typing import Any, Final, NoReturn
 
 import msgspec
 
+from nbqueue.capture import Interrupts
 from nbqueue.exceptions import NBQueueError
-from nbqueue.execute import Executor, find_app
+from nbqueue.execute import Executor, find_app, leave_task
+from nbqueue.frames import BUFFER_BYTES, receive_frame
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
 from nbqueue.states import REVOKED
 
-FRAME_BYTES: Final = 100_000  # a larger one goes as a file in memory
+FORK_PAUSE_S: Final = 0.5  # after a fork that failed
 _PR_SET_PDEATHSIG: Final = 1
 _encode = msgspec.msgpack.Encoder().encode
 _decode_task = msgspec.msgpack.Decoder(ChildTask).decode
-
-
-def receive_frame(sock: socket.socket, buffer: memoryview, flags: int = 0) -> bytes:
-    """Return the next frame of a socket of frames; empty when the other side has closed it.
-
-    Args:
-        sock: keeps the bounds of messages.
-        buffer: room for one frame.
-        flags: of `recvmsg`.
-    """
-    size, ancillary, _, _ = sock.recvmsg_into([buffer], socket.CMSG_SPACE(4), flags)
-    if not ancillary:
-        return bytes(buffer[:size])
-    descriptor = array.array("i", ancillary[0][2])[0]
-    try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
-            return bytes(mapped)
-    finally:
-        os.close(descriptor)
-
-
-def send_frame(sock: socket.socket, frame: bytes) -> None:
-    """Send a frame as one message; raises BlockingIOError if there is no room for it."""
-    if len(frame) <= FRAME_BYTES:
-        sock.send(frame)
-        return
-    descriptor = os.memfd_create("nbqueue frame", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(frame)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        socket.send_fds(sock, [b"M"], [descriptor])
-    finally:
-        os.close(descriptor)
 
 
 class ForkServer:
@@ -87,8 +55,14 @@ class ForkServer:
         signal.set_wakeup_fd(wake_out.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What users' code calls __main__ is their notebook or program, never this one.
+        sys.modules["__main__"] = ModuleType("__main__")
         if not self._preload():
+            while self.sock.recv(4096):  # leaving orders unread would reset the connection under the report
+                pass
             return
+        gc.collect()
+        gc.freeze()  # what is here now stays shared with the children
         while True:
             readable, _, _ = select.select([self.sock, wake_in], [], [])
             if wake_in in readable:
@@ -99,14 +73,14 @@ class ForkServer:
                 data, descriptors, _, _ = socket.recv_fds(self.sock, 4096, 2)
                 if not data:
                     break
-                self._fork(int(data), descriptors, (wake_in, wake_out))
+                self._fork(json.loads(data), descriptors, (wake_in, wake_out))
         for pid in self.children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
 
     def _preload(self) -> bool:
         settings = json.loads(self.sock.recv(1 << 16))
-        sys.path[:0] = settings["path"]
+        sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             self.registries = [find_app(spec) for spec in settings["preload"]]
         except NBQueueError as exc:
@@ -115,20 +89,29 @@ class ForkServer:
         except Exception as exc:  # noqa: BLE001 - a user's module may raise anything
             self._say(failed=f"-A {', '.join(settings['preload'])}: {type(exc).__name__}: {exc}")
             return False
+        self._say(ready=True)
         return True
 
-    def _fork(self, number: int, descriptors: list[int], own: tuple[socket.socket, ...]) -> None:
-        pid = os.fork()
+    def _fork(self, order: dict[str, Any], descriptors: list[int], own: tuple[socket.socket, ...]) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as exc:  # no memory, or too many processes: that may pass
+            time.sleep(FORK_PAUSE_S)
+            self._say(not_forked=str(exc), child=order["child"])
+            pid = -1
         if pid == 0:
             for sock in (self.sock, *own):
                 sock.close()
-            _become_child(descriptors, self.registries)
+            _become_child(parent, order["wait_s"], descriptors, self.registries)
         for descriptor in descriptors:
             os.close(descriptor)
+        if pid < 0:
+            return
         with contextlib.suppress(OSError):  # the child does it too; whoever is first
             os.setpgid(pid, pid)
         self.children.add(pid)
-        self._say(forked=pid, child=number)
+        self._say(forked=pid, child=order["child"])
 
     def _reap(self) -> None:
         while self.children:
@@ -149,28 +132,37 @@ class ForkServer:
             self.sock.send(json.dumps(report).encode())
 
 
-def _become_child(descriptors: list[int], registries: list[Any]) -> NoReturn:
+def _become_child(parent: int, wait_s: float, descriptors: list[int], registries: list[Any]) -> NoReturn:
     status = 1
     try:
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-        _die_with_parent()
+        _die_with(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        time.sleep(wait_s)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed()  # as Python does for its own; else all children would draw the same
         Child(tasks, replies, registries).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
-        sys.__stderr__ and sys.excepthook(*sys.exc_info())
+        if sys.__stderr__ is not None:
+            sys.stderr = sys.__stderr__
+            sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Ask Linux to end this process with the fork server; elsewhere that one does it by hand."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Child:
@@ -178,51 +170,70 @@ class Child:
 
     Args:
         tasks: brings code (`C`), tasks (`T`) and the end (`Q`), each as one message.
-        replies: takes a length and then what happened: ready (`R`), an event (`E`), an outcome (`O`).
+        replies: takes a length and then what happened: ready (`R`), an event (`E`), an outcome (`O`), or that a
+            task's code has not come (`N`), as its supervisor took it back in the same instant.
         registries: where tasks by name are looked up.
     """
 
     def __init__(self, tasks: socket.socket, replies: socket.socket, registries: list[Any]) -> None:
         self.tasks = tasks
         self.replies = replies
+        self.interrupts = Interrupts()
+        self.executor = Executor(self._event, registries, self.interrupts)
         self._lock = threading.Lock()
-        self.executor = Executor(self._event, registries)
+        self._forked = False
 
     def run(self) -> None:
         """Run tasks until told to end, or until nobody is left to tell."""
         self.executor.install_streams()
-        signal.signal(signal.SIGINT, self._interrupted)
-        buffer = memoryview(bytearray(FRAME_BYTES + 1024))
+        signal.signal(signal.SIGINT, self.interrupts.handle)
+        os.register_at_fork(after_in_child=self._disown)
+        buffer = memoryview(bytearray(BUFFER_BYTES))
         self._reply(b"R")
         while True:
             frame = receive_frame(self.tasks, buffer)
-            kind = frame[:1]
+            kind = bytes(frame[:1])
             if kind == b"T":
-                task = _decode_task(memoryview(frame)[1:])
-                try:
-                    outcome = self.executor.execute(task)
-                except KeyboardInterrupt:  # it came while the outcome was being packed
-                    outcome = Outcome(task.seq, REVOKED, b"", 0.0, 0.0, "interrupted")
-                self._reply(b"O" + _encode(outcome))
+                task = _decode_task(frame[9:])
+                del frame  # a large one is a mapped file
+                self._run(task)
             elif kind == b"C":
-                self.executor.keep_code(frame[1:33].decode(), frame[33:])
+                self.executor.keep_code(str(frame[1:33], "ascii"), bytes(frame[33:]))
             else:
                 return
 
-    def _interrupted(self, *_: object) -> None:
-        # Between tasks it is late: whom it was meant for has ended.
-        if self.executor.interruptible:
-            raise KeyboardInterrupt
+    def _run(self, task: ChildTask) -> None:
+        if task.code and not self.executor.has_code(task.code):
+            self._reply(b"N" + task.seq.to_bytes(8, "big"))
+            return
+        started = time.time()
+        try:
+            self.interrupts.armed = True
+            outcome = self.executor.execute(task)
+            self.interrupts.armed = False
+        except KeyboardInterrupt:  # it came while the outcome was being packed
+            outcome = Outcome(task.seq, REVOKED, b"", started, time.time(), "interrupted")
+        if self._forked:
+            os._exit(0)  # a process that the task forked has come back from it; only the task's own answers
+        self._reply(b"O" + _encode(outcome))
 
     def _event(self, seq: int, kind: str, data: bytes) -> None:
         self._reply(b"E" + _encode(ChildEvent(seq, kind, data, time.time())))
 
     def _reply(self, payload: bytes) -> None:
+        if self._forked:
+            return
         with self._lock:
             try:
                 self.replies.sendall(len(payload).to_bytes(4, "big") + payload)
             except (BrokenPipeError, ConnectionResetError):
                 os._exit(0)  # nobody is left to tell
+
+    def _disown(self) -> None:
+        """Let a process that the task forks speak for itself: on the worker's own streams, not in our replies."""
+        self._forked = True
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        leave_task()
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 
 from nbqueue import serialization, states
-from nbqueue.capture import Flusher, Recorder, Send, Stream, summarize
+from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
 from nbqueue.exceptions import ImproperlyConfigured, NotRegistered
 from nbqueue.messages import (
@@ -107,6 +107,11 @@ _request: ContextVar[Request | None] = ContextVar("nbqueue_request", default=Non
 def current_request() -> Request | None:
     """Return the call that runs in this thread, or None outside a task."""
     return _request.get()
+
+
+def leave_task() -> None:
+    """Forget the call that runs in this thread: this process is a fork of the one that runs it."""
+    _request.set(None)
 
 
 def progress(done: float, total: float | None = None, message: str = "") -> None:
@@ -202,40 +207,44 @@ class Executor:
     Args:
         send: takes (seq, kind, data) of events.
         registries: where tasks by name are looked up.
+        interrupts: armed by whoever has signals to pass on to tasks.
     """
 
     send: Callable[[int, str, bytes], None]
     registries: list[Registry] = field(default_factory=list)
+    interrupts: Interrupts = field(default_factory=Interrupts)
     flusher: Flusher = field(default_factory=Flusher)
     recorder: Recorder | None = None
     codes: dict[str, bytes] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    interruptible: bool = False
 
     def install_streams(self) -> None:
         """Let `print` in this process go to whatever task runs."""
-        sys.stdout = Stream("stdout", lambda: self.recorder, self.flusher)
-        sys.stderr = Stream("stderr", lambda: self.recorder, self.flusher)
+        sys.stdout = Stream("stdout", lambda: self.recorder, self.flusher, self.interrupts)
+        sys.stderr = Stream("stderr", lambda: self.recorder, self.flusher, self.interrupts)
 
     def keep_code(self, digest: str, code: bytes) -> None:
         """Take code that tasks will name by its digest; the oldest goes when there is too much."""
+        self.codes.pop(digest, None)  # the supervisor counts it as the newest
         self.codes[digest] = code
         if len(self.codes) > CODES_KEPT:
             oldest = next(iter(self.codes))
             del self.codes[oldest]
             self.functions.pop(oldest, None)
 
+    def has_code(self, digest: str) -> bool:
+        """Tell whether code is here."""
+        return digest in self.codes
+
     def execute(self, task: ChildTask) -> Outcome:
-        """Run one task; never raises."""
+        """Run one task; raises KeyboardInterrupt only when one comes after the task has ended."""
         seq = task.seq
         started = time.time()
-        recorder = self.recorder = Recorder(_sender(self.send, seq))
+        recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
         request = Request(task, recorder)
         token = _request.set(request)
         try:
-            self.interruptible = True
             value, summary = self._call(task, request)
-            self.interruptible = False
             body = _pack_value(value, task.task)
         except KeyboardInterrupt:
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
@@ -246,7 +255,6 @@ class Executor:
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
-            self.interruptible = False
             recorder.close()
             self.recorder = None
             _request.reset(token)
@@ -302,6 +310,10 @@ def _pack_value(value: Any, name: str) -> bytes:
 
 def _sender(send: Callable[[int, str, bytes], None], seq: int) -> Send:
     return lambda kind, data: send(seq, kind, data)
+
+
+def _nobody(kind: str, data: bytes) -> None:
+    """Take what a task says when nobody watches."""
 
 
 def _number(value: float | None) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -17,17 +18,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from nbqueue.child import FRAME_BYTES, receive_frame, send_frame
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
+from nbqueue.frames import BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
+_WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
+_MAX_WAIT_S: Final = 5.0
+_GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
+# The package may lie where only this process looks; users' folders join the path when the machinery is loaded.
+_FORK_SERVER: Final = "import sys; sys.path.append(sys.argv[2]); from nbqueue.child import main; main()"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_event = msgspec.msgpack.Decoder(ChildEvent).decode
@@ -90,8 +97,11 @@ class Child:
     ready: bool = False
     jobs: dict[int, Job] = field(default_factory=dict)
     codes: dict[str, None] = field(default_factory=dict)
+    again: dict[int, Job] = field(default_factory=dict)  # of `jobs`, those that have to be sent anew
     incoming: bytearray = field(default_factory=bytearray)
     kill_when_forked: bool = False
+    silent: bool = False  # nothing more comes of it
+    fault: str = ""  # why it was killed
 
 
 class Pool:
@@ -124,14 +134,18 @@ class Pool:
         self._by_pid: dict[int, Child] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._server_ready = False
+        self._failures = 0  # children in a row that died before they were ready
         self._stopping = False
-        self._buffer = memoryview(bytearray(FRAME_BYTES + 1024))
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def start(self) -> None:
         """Start the fork server and its children; `Ready` follows for each."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket_of_frames()
+        ours.send(json.dumps(self._settings).encode())
+        self._server_ready = False
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "nbqueue.child", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _FORK_SERVER, str(theirs.fileno()), str(Path(__file__).parent.parent)],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=self._environment,
@@ -139,7 +153,6 @@ class Pool:
         )
         theirs.close()
         self._control = ours
-        ours.send(json.dumps(self._settings).encode())
         self._selector.register(ours, selectors.EVENT_READ, self)
         for number in range(1, self.size + 1):
             self._add(number)
@@ -147,17 +160,7 @@ class Pool:
     def send(self, child: int, job: Job) -> bool:
         """Hand a task to a child; False if its socket is full, and then nothing was sent."""
         target = self.children[child]
-        digest = job.task.code
-        try:
-            if digest and digest not in target.codes:
-                send_frame(target.tasks, b"C" + digest.encode() + job.code)
-                target.codes[digest] = None
-                if len(target.codes) > CODES_KEPT:
-                    del target.codes[next(iter(target.codes))]
-            send_frame(target.tasks, b"T" + _encode(job.task))
-        except BlockingIOError:
-            return False
-        except OSError:  # it is dying; `Died` tells what becomes of the rest
+        if not self._send_again(target) or not self._hand(target, job):
             return False
         target.jobs[job.seq] = job
         return True
@@ -165,18 +168,15 @@ class Pool:
     def recall(self, child: int) -> list[int]:
         """Take back every task that a child has not started; return their seqs in order."""
         target = self.children[child]
-        back: list[int] = []
-        codes: list[str] = []
-        with contextlib.suppress(BlockingIOError, OSError):
-            while frame := receive_frame(target.recall, self._buffer, socket.MSG_DONTWAIT):
-                if frame[:1] == b"T":
-                    back.append(msgspec.msgpack.decode(frame[1:], type=ChildTask).seq)
-                elif frame[:1] == b"C":
-                    codes.append(frame[1:33].decode())
+        back = list(target.again)
+        target.again.clear()
+        while label := take_back(target.recall, self._buffer):
+            if label[:1] == b"T":
+                back.append(int.from_bytes(label[1:9], "big"))
+            elif label[:1] == b"C":
+                target.codes.pop(label[1:].decode(), None)
         for seq in back:
             target.jobs.pop(seq, None)
-        for digest in codes:
-            target.codes.pop(digest, None)
         return back
 
     def interrupt(self, child: int, signum: int) -> None:
@@ -234,9 +234,27 @@ class Pool:
         finally:
             self._control.settimeout(None)
 
-    def _add(self, number: int) -> None:
+    def _hand(self, child: Child, job: Job) -> bool:
+        digest = job.task.code
+        if digest and digest not in child.codes:
+            if not send_frame(child.tasks, b"C" + digest.encode() + job.code):
+                return False
+            child.codes[digest] = None
+            if len(child.codes) > CODES_KEPT:
+                del child.codes[next(iter(child.codes))]
+        return send_frame(child.tasks, b"T" + job.seq.to_bytes(8, "big") + _encode(job.task))
+
+    def _send_again(self, child: Child) -> bool:
+        while child.again:
+            seq, job = next(iter(child.again.items()))
+            if not self._hand(child, job):
+                return False
+            del child.again[seq]
+        return True
+
+    def _add(self, number: int, wait_s: float = 0.0) -> None:
         assert self._control is not None
-        tasks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tasks, theirs = socket_of_frames()
         replies, answers = socket.socketpair()
         for sock in (tasks, answers):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -246,7 +264,8 @@ class Pool:
         self.children[number] = child
         self._selector.register(replies, selectors.EVENT_READ, child)
         with contextlib.suppress(OSError):  # a fork server that has ended is replaced with all its children
-            socket.send_fds(self._control, [str(number).encode()], [theirs.fileno(), answers.fileno()])
+            order = json.dumps({"child": number, "wait_s": wait_s}).encode()
+            socket.send_fds(self._control, [order], [theirs.fileno(), answers.fileno()])
         answers.close()
 
     def _read(self, child: Child) -> Iterator[Happening]:
@@ -258,13 +277,21 @@ class Pool:
             except OSError:
                 data = b""
             if not data:
+                child.silent = True
                 with contextlib.suppress(KeyError, ValueError):
                     self._selector.unregister(child.replies)
                 break
             child.incoming += data
             if len(data) < _READ_BYTES:
                 break
-        yield from self._parse(child)
+        try:
+            yield from self._parse(child)
+        except msgspec.DecodeError as exc:
+            # A task has written to a descriptor that isn't its own.
+            child.fault = f"its replies were garbled: {exc}"
+            child.incoming.clear()
+            self.kill(child.number)
+        self._send_again(child)
 
     def _parse(self, child: Child) -> Iterator[Happening]:
         incoming, at = child.incoming, 0
@@ -281,41 +308,61 @@ class Pool:
                     yield Finished(child.number, outcome)
                 elif kind == 69:  # E
                     yield Told(child.number, _decode_event(payload))
-                else:
+                elif kind == 78:  # N
+                    self._missed(child, int.from_bytes(payload, "big"))
+                elif kind == 82:  # R
+                    self._failures = 0
                     child.ready = True
                     yield Ready(child.number)
+                else:
+                    raise msgspec.DecodeError(f"a reply of kind {kind}")
         finally:
             del incoming[:at]
 
+    def _missed(self, child: Child, seq: int) -> None:
+        """Send a task anew whose code was taken back just before the child read the task itself."""
+        job = child.jobs.pop(seq, None)
+        if job is not None:
+            child.codes.pop(job.task.code, None)
+            child.jobs[seq] = child.again[seq] = job
+
     def _reports(self) -> Iterator[Happening]:
         assert self._control is not None
-        data = self._control.recv(1 << 16)
+        try:
+            data = self._control.recv(1 << 16)
+        except ConnectionResetError:  # it ended with orders unread; its last reports still come
+            data = self._control.recv(1 << 16)
         if not data:
             yield from self._server_ended()
             return
         report: dict[str, Any] = json.loads(data)
         if "failed" in report:
             raise ImproperlyConfigured(report["failed"])
+        self._server_ready = True
         if "forked" in report:
             child = self.children[report["child"]]
             child.pid = report["forked"]
             self._by_pid[child.pid] = child
             if child.kill_when_forked:
                 self._signal(child, signal.SIGKILL)
-        elif (ended := self._by_pid.pop(report["exited"], None)) is not None:
+        elif "not_forked" in report:
+            yield from self._bury(self.children[report["child"]], f"can't be forked: {report['not_forked']}")
+        elif (ended := self._by_pid.pop(report.get("exited", 0), None)) is not None:
             yield from self._bury(ended, _cause(report["status"]))
 
     def _bury(self, child: Child, cause: str) -> Iterator[Happening]:
+        child.pid = 0
         yield from self._read(child)
         unstarted = self.recall(child.number)
         started = next(iter(child.jobs), None)
         # It reads one task at a time, so there are no others; if there were, they would not be its fault.
         unstarted += list(child.jobs)[1:]
-        child.pid = 0
         self._remove(child)
+        if not child.ready:
+            self._failures += 1
         if not self._stopping:
-            self._add(child.number)
-        yield Died(child.number, cause, started, tuple(unstarted))
+            self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
+        yield Died(child.number, child.fault or cause, started, tuple(unstarted))
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -331,21 +378,28 @@ class Pool:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(self._control)
         self._control.close()
-        if self._server is not None:
-            self._server.wait()
+        assert self._server is not None
+        status = self._server.wait()
         old = list(self.children.values())
         for child in old:
-            if child.pid:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, signal.SIGKILL)
+            self._signal(child, signal.SIGKILL)
         self._by_pid.clear()
         if self._stopping:
             return
+        if not self._server_ready:
+            raise ImproperlyConfigured(f"{sys.executable} can't run children: it ended with {status}; see its messages")
         self._stopping = True  # `_bury` must not add to a server that is gone
+        deadline = time.monotonic() + _GONE_S
         for child in old:
+            yield from self._read_to_end(child, deadline)
             yield from self._bury(child, "its fork server ended")
         self._stopping = False
         self.start()
+
+    def _read_to_end(self, child: Child, deadline: float) -> Iterator[Happening]:
+        while child.pid and not child.silent and (left := deadline - time.monotonic()) > 0:
+            select.select([child.replies], [], [], left)
+            yield from self._read(child)
 
     def _signal(self, child: Child, signum: int) -> None:
         if child.pid:
