@@ -92,6 +92,7 @@ class App:
             if path is not None:
                 setattr(self.conf, name, str(path))
         self.by_value = by_value
+        self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
         self.session = uuid.uuid4().hex
         self.tasks: dict[str, Task] = {}
         self._lock = threading.RLock()
@@ -298,7 +299,10 @@ class App:
                 message = Message.sign_call(group.id, index, args, signer)
                 outgoing.append(Outgoing(group.queue, message.id, message.header, args, due))
             self._publish(outgoing, None, None)
-        return results.GroupResult(group.id, self, watched=watched)
+        sent = results.GroupResult(group.id, self, watched=watched)
+        if self.show is not None:
+            self.show(sent)
+        return sent
 
     def send_cell(
         self,
@@ -416,6 +420,10 @@ class App:
         result = results.AsyncResult(id_, self)
         latest = result.watched.latest
         return result if latest is not None and latest.facts.digest == digest else None
+
+    def forget_cell(self, identity: str, id_: str) -> None:
+        """Let the same cell send anew: the end of its task was seen."""
+        self.backend.unidentify(identity, id_)
 
     def _is_member(self, id_: str) -> bool:
         group, _, index = id_.rpartition("-")

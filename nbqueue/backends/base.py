@@ -72,6 +72,9 @@ class Backend(Protocol):
     def identified(self, identity: str) -> str | None:
         """Return the newest id of an identity."""
 
+    def unidentify(self, identity: str, id_: str) -> None:
+        """Forget an identity, if this id is still its newest."""
+
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""
 

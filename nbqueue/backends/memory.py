@@ -111,6 +111,12 @@ class MemoryBackend:
             found = [one.id for one in self._labels if one.identity == identity]
             return found[-1] if found else None
 
+    def unidentify(self, identity: str, id_: str) -> None:
+        """Forget an identity, if this id is still its newest."""
+        if self.identified(identity) == id_:
+            with self._news:
+                self._labels = [one for one in self._labels if one.identity != identity]
+
     def adverts(self) -> dict[str, bytes]:
         """Return nothing: no worker shares this memory."""
         return {}

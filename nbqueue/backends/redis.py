@@ -125,6 +125,12 @@ class RedisBackend:
             found: bytes | None = self.client.get(f"nbq:identity:{identity}")
             return found.decode() if found else None
 
+    def unidentify(self, identity: str, id_: str) -> None:
+        """Forget an identity, if this id is still its newest."""
+        if self.identified(identity) == id_:
+            with self._translated():
+                self.client.delete(f"nbq:identity:{identity}")
+
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""
         with self._translated():

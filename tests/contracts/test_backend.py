@@ -78,6 +78,14 @@ def test_backend_finds_the_newest_task_of_an_identity(backend: Backend) -> None:
     assert backend.identified("cell") == "new"
 
 
+def test_backend_forgets_an_identity_unless_it_is_a_newer_tasks(backend: Backend) -> None:
+    backend.label(Label("new", "train", "cell", time.time()))
+    backend.unidentify("cell", "old")
+    assert backend.identified("cell") == "new"
+    backend.unidentify("cell", "new")
+    assert backend.identified("cell") is None
+
+
 def test_backend_passes_orders_on(backend: Backend) -> None:
     backend.order("first")
     cursor = backend.last_order()

@@ -1,0 +1,334 @@
+"""`%%task`: a cell sent to a worker, its handle bound, its view shown, and found again when it is run again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import inspect
+import keyword
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any, Final, NoReturn
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+from nbqueue import serialization, states
+from nbqueue.app import App
+from nbqueue.cellrun import CellRun
+from nbqueue.config import Environment
+from nbqueue.current import current_app
+from nbqueue.exceptions import NBQueueError, TaskError
+from nbqueue.notebook.cells import capture, read_cell
+from nbqueue.notebook.views import clock, watch
+from nbqueue.result import AsyncResult, GroupResult
+
+LARGE_BYTES: Final = 500_000_000
+VIEWS: Final = ("full", "plain", "none")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line in the cell."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if unknown:
+            options = [text for action in self._actions for text in action.option_strings]
+            near = difflib.get_close_matches(unknown[0], options, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(options))}"
+            raise UsageError(f"%%task has no option {unknown[0]}{hint}")
+        raise UsageError(f"%%task: {message}")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="%%task", add_help=False, allow_abbrev=False)
+    parser.add_argument("name", nargs="?", default="")
+    parser.add_argument("-o", "--output", default="", help="names to bring back: a,b")
+    parser.add_argument("-q", "--queue")
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for the value, and show the task's error as the cell's"
+    )
+    parser.add_argument("--countdown", type=_seconds)
+    parser.add_argument("--again", action="store_true", help="send it anew even if the same is running")
+    parser.add_argument("--large", action="store_true", help="send more than 500 MB")
+    parser.add_argument("--view", choices=VIEWS, default="full")
+    return parser
+
+
+@dataclass(frozen=True)
+class Line:
+    """The words after `%%task`."""
+
+    name: str
+    outputs: tuple[str, ...]
+    queue: str | None
+    wait: bool
+    countdown: float | None
+    again: bool
+    large: bool
+    view: str
+
+
+def parse_line(line: str) -> Line:
+    """Return what the line of a `%%task` cell says.
+
+    Raises:
+        UsageError: a word is unknown or unfit; names it.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as exc:
+        raise UsageError(f"%%task: {exc}") from exc
+    found = _parser().parse_args(words)
+    outputs = tuple(name.strip() for name in found.output.split(",") if name.strip())
+    for name in (*outputs, *([found.name] if found.name else [])):
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise UsageError(f"%%task: {name!r} is no name a variable can have")
+    return Line(found.name, outputs, found.queue, found.wait, found.countdown, found.again, found.large, found.view)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell stands: empty strings where that isn't known."""
+
+    notebook: str = ""
+    cell: str = ""
+
+    @classmethod
+    def find(cls, shell: InteractiveShell) -> Place:
+        """Return the place of the cell that runs now.
+
+        nbclient and papermill give a kernel neither, so nothing attaches where nobody looks.
+        """
+        metadata: Mapping[str, Any] = {}
+        with contextlib.suppress(AttributeError, LookupError, TypeError):
+            metadata = shell.get_parent().get("metadata", {})  # type: ignore[attr-defined]
+        path = Environment.read().variables.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__", "")
+        return cls(str(path or ""), str(metadata.get("cellId") or ""))
+
+    def identity(self, name: str) -> str:
+        """Return what a cell is known by when it runs again; empty if that can't be told."""
+        own = name or self.cell
+        if not self.notebook or not self.cell:
+            return ""
+        return hashlib.sha256(f"{self.notebook}\0{own}".encode()).hexdigest()[:32]
+
+    def label(self, name: str) -> str:
+        """Return what a person calls the task."""
+        return name or (f"cell-{self.cell[:8]}" if self.cell else "")
+
+
+class TaskMagics:
+    """`%%task` for one shell.
+
+    Args:
+        shell: IPython's.
+        app: sends; the current app if None, so that nothing is started before something is sent.
+        show: shows a handle's view.
+    """
+
+    def __init__(self, shell: InteractiveShell, app: App | None = None, show: Callable[..., object] = watch) -> None:
+        self.shell = shell
+        self._app = app
+        self._show = show
+        self._latest: dict[str, str] = {}  # label -> id of the task whose outputs count
+
+    @classmethod
+    def register(cls, shell: InteractiveShell) -> TaskMagics:
+        """Make `%%task` known to a shell, and join the server."""
+        magics = cls(shell)
+        shell.register_magic_function(magics.task, "cell", "task")
+        formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
+        if formatter is not None:
+            formatter.for_type(AsyncResult, watch)
+            formatter.for_type(GroupResult, watch)
+        try:
+            current_app().show = watch
+            _ = current_app().link
+        except NBQueueError as exc:
+            # Said now, in one line; and again when something is sent.
+            print(f"nbqueue: {exc}")  # noqa: T201 - a cell's output
+        return magics
+
+    @staticmethod
+    def unregister(shell: InteractiveShell) -> None:
+        """Remove `%%task`."""
+        shell.magics_manager.magics["cell"].pop("task", None)
+
+    @property
+    def app(self) -> App:
+        """Return the app that sends."""
+        return self._app or current_app()
+
+    def task(self, line: str, cell: str) -> Any:
+        """Send the cell to a worker, with just the variables it reads.
+
+        %%task [name] [-o a,b] [-q queue] [--wait] [--countdown s] [--again] [--large] [--view full|plain|none]
+        """
+        words = parse_line(line)
+        try:
+            return self._task(words, cell)
+        except NBQueueError as exc:
+            # A task's own error, of a cell that waits, is the cell's; what is ours is one line.
+            if isinstance(exc, TaskError):
+                raise
+            raise UsageError(str(exc)) from exc
+
+    def _task(self, words: Line, cell: str) -> Any:
+        place = Place.find(self.shell)
+        run = self._run_of(words, cell, place)
+        packed = self._pack(run, large=words.large)
+        digest = fingerprint(cell, run.variables)
+        identity = place.identity(words.name)
+        result = None if words.again or not identity else self._same(identity, digest, words)
+        if result is None:
+            result = self.app.send_cell(
+                packed,
+                name=words.name or place.label("") or "cell",
+                label=place.label(words.name),
+                identity=identity,
+                digest=digest,
+                queue=words.queue,
+                countdown=words.countdown,
+            )
+        if identity:
+            # Once its end was seen here, running the cell again means doing it again.
+            result.then(lambda ended: self.app.forget_cell(identity, ended.id))
+        handle = words.name or "_task"
+        self.shell.user_ns[handle] = result
+        if words.outputs:
+            self._bring_back(handle, words.outputs, result)
+        if words.view != "none":
+            self._show(result, kind=words.view)
+        return self._wait(handle, result) if words.wait else None
+
+    def _run_of(self, words: Line, cell: str, place: Place) -> CellRun:
+        source = self.shell.transform_cell(cell)
+        names = read_cell(source)
+        variables = capture(names, self.shell.user_ns)
+        # The cell's own handle is not an input of it.
+        variables.pop(words.name, None)
+        sources: dict[str, str] = {}
+        for value in variables.values():
+            sources |= serialization.sources_of(getattr(value, "run", value))
+        title = words.name or place.label("") or "cell"
+        anchor = FunctionType(_anchor.__code__, self.shell.user_ns, "anchor")
+        anchor.__module__ = "__main__"
+        return CellRun(source, f"<cell {title}>", variables, words.outputs, anchor, sources, cell)
+
+    def _pack(self, run: CellRun, *, large: bool) -> bytes:
+        sizes = {}
+        for name, value in run.variables.items():
+            try:
+                sizes[name] = len(serialization.dumps_value(value))
+            except Exception as exc:
+                what = serialization.explain_unpicklable(name, value) or name
+                what = what.replace(f" (of {name})", f" (of cell variable {name})")
+                raise UsageError(f"Not sent: {what} can't travel. Open it inside the task. ({exc})") from exc
+        if sum(sizes.values()) > LARGE_BYTES and not large:
+            table = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in _largest(sizes))
+            raise UsageError(
+                f"Not sent: the cell takes along {sum(sizes.values()) / 1e6:,.0f} MB: {table}. "
+                "Load them inside the task, or send them all the same with --large."
+            )
+        return serialization.dumps_args((run,), {})
+
+    def _same(self, identity: str, digest: str, words: Line) -> AsyncResult | None:
+        """Return the task of this cell if the same code with the same inputs runs, or ended unseen."""
+        result = self.app.find_cell(identity, digest)
+        if result is None:
+            return None
+        state = result.state
+        status = result.watched.status
+        name = words.name or status.name
+        if state in states.UNREADY_STATES:
+            since = status.started_at or status.sent_at
+            doing = "running" if state == states.STARTED else "queued"
+            self._say(
+                f"{name} is already {doing} ({clock(time.time() - since)}). Watching it; nothing was sent. "
+                "To send it anew: %%task --again"
+            )
+            return result
+        if state == states.SUCCESS:
+            self._say(f"{name} ended while nobody watched. This is its result; nothing was sent. Anew: %%task --again")
+            return result
+        return None
+
+    def _bring_back(self, handle: str, names: Sequence[str], result: AsyncResult) -> None:
+        namespace = self.shell.user_ns
+        self._latest[handle] = result.id
+
+        def assign(ended: AsyncResult) -> None:
+            # A cell that was sent again meanwhile has the last word.
+            if self._latest.get(handle) == ended.id:
+                outputs = ended.outputs
+                namespace.update({name: outputs[name] for name in names if name in outputs})
+
+        result.then(assign)
+
+    def _wait(self, handle: str, result: AsyncResult) -> Any:
+        try:
+            return result.get()
+        except KeyboardInterrupt:
+            self._say(
+                f"Stopped watching. {handle} goes on as {result.id[:8]}; cancel it with "
+                f"{handle}.revoke(terminate=True) or the button above."
+            )
+            return None
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text)  # noqa: T201 - a cell's output
+
+
+def fingerprint(cell: str, variables: Mapping[str, Any]) -> str:
+    """Return a digest of a cell's code and inputs that is the same in another kernel.
+
+    Functions and classes count by their source: their pickles hold ids that each kernel draws anew.
+    """
+    digest = hashlib.sha256(cell.encode())
+    for name, value in sorted(variables.items()):
+        digest.update(f"\0{name}\0".encode())
+        digest.update(_content(getattr(value, "run", value), set()))
+    return digest.hexdigest()
+
+
+def _content(value: Any, seen: set[int]) -> bytes:
+    if isinstance(value, ModuleType):
+        return value.__name__.encode()
+    if isinstance(value, type | FunctionType):
+        if id(value) in seen:
+            return b""
+        seen.add(id(value))
+        try:
+            text = inspect.getsource(value).encode()
+        except (OSError, TypeError):
+            text = value.__code__.co_code if isinstance(value, FunctionType) else value.__qualname__.encode()
+        if isinstance(value, FunctionType) and value.__module__ == "__main__":
+            used = [value.__globals__[name] for name in sorted(value.__code__.co_names) if name in value.__globals__]
+            text += b"".join(_content(getattr(part, "run", part), seen) for part in used)
+        return text
+    return hashlib.sha256(serialization.dumps_value(value)).digest()
+
+
+def _anchor() -> None:
+    """Stand for the notebook's globals in a pickle; never called."""
+
+
+def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(sizes.items(), key=lambda item: -item[1])[:5]
+
+
+__all__ = ["Line", "Place", "TaskMagics", "parse_line"]

@@ -1,0 +1,352 @@
+"""Views as text: for terminals, for logs, and as static HTML that says the same in a saved notebook."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, TextIO
+
+from nbqueue import states
+from nbqueue.status import CANCELLED, DONE, FAILED, ORDER, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
+
+Status = TaskStatus | MapStatus
+
+MARKS: Final = {
+    "queued": "○",
+    "running": "◐",
+    "succeeded": "✓",
+    "failed": "✗",
+    "retrying": "↻",
+    "cancelled": "⊘",
+    "lost": "◇",
+}
+# Text colours that pass 3:1 on white and on #111, since a saved page's own colours aren't known.
+FILLS: Final = {
+    "queued": "#7f8895",
+    "running": "#1f7be0",
+    "succeeded": "#2d9d7b",
+    "failed": "#d8453a",
+    "retrying": "#c07a00",
+    "cancelled": "#7f8895",
+    "lost": "#a05fc8",
+}
+_KINDS: Final = {
+    states.PENDING: "queued",
+    states.RECEIVED: "queued",
+    states.STARTED: "running",
+    states.SUCCESS: "succeeded",
+    states.FAILURE: "failed",
+    states.RETRY: "retrying",
+    states.REVOKED: "cancelled",
+    states.REJECTED: "cancelled",
+    states.IGNORED: "cancelled",
+    states.UNKNOWN: "queued",
+}
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
+# Control and direction characters could hide or reorder what a reader sees.
+_HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_STATIC_GRID: Final = 240
+
+
+def kind_of(status: Status) -> str:
+    """Return the family a state belongs to: its icon, colour and word."""
+    if isinstance(status, MapStatus):
+        if not status.ready:
+            return "running" if status.counts[QUEUED] < status.total else "queued"
+        if status.counts[FAILED]:
+            return "failed"
+        return "cancelled" if status.counts[CANCELLED] else "succeeded"
+    if status.lost and not status.ready:
+        return "lost"
+    return _KINDS.get(status.state, "running")
+
+
+def word_of(status: Status) -> str:
+    """Return the word on the chip."""
+    kind = kind_of(status)
+    if status.cancelling and not status.ready:
+        return "Cancelling…"
+    if isinstance(status, MapStatus):
+        return f"{status.counts[FAILED]:,} failed" if kind == "failed" else kind.capitalize()
+    if kind == "cancelled" and status.error == "expired":
+        return "Expired"
+    if status.state not in _KINDS:
+        return visible(status.state, 40)
+    return {"lost": "Lost worker", "failed": "Failed"}.get(kind, kind.capitalize())
+
+
+def visible(text: str, limit: int = 200) -> str:
+    """Return text from a task in one line: without terminal codes, hidden characters shown, cut to `limit`."""
+    line = " ".join(_ANSI.sub("", text[: 4 * limit]).split())
+    line = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people write it.
+
+    >>> [clock(s) for s in (4.13, 41, 146, 6728, 183600)]
+    ['4.1 s', '0:41', '2:26', '1:52:08', '2 d 3 h']
+    """
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    if whole < 86_400:
+        return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def elapsed(status: Status, now: float) -> float:
+    """Return how long a task has been at it: since it started, or since it was sent."""
+    end = status.ended_at or now
+    return max(0.0, end - (status.started_at or status.sent_at or end))
+
+
+def plain_text(status: Status, now: float | None = None) -> str:
+    """Return a status as text, for `text/plain` and terminals."""
+    now = time.time() if now is None else now
+    return "\n".join(_map_lines(status, now) if isinstance(status, MapStatus) else _task_lines(status, now))
+
+
+def _task_lines(status: TaskStatus, now: float) -> list[str]:
+    kind = kind_of(status)
+    name = visible(status.name or status.id[:8], 60)
+    time_text = clock(elapsed(status, now))
+    where = f" on {visible(status.worker, 40)}" if status.worker else ""
+    if kind == "succeeded":
+        arrow = f" → {visible(status.summary, 120)}" if status.summary else ""
+        return [f"{MARKS[kind]} {name} {time_text}{where}{arrow}"]
+    if kind == "failed":
+        attempt = f" (attempt {status.attempt})" if status.attempt > 1 else ""
+        lines = [f"{MARKS[kind]} {name} failed after {time_text}{where}{attempt}", f"  {visible(status.error)}"]
+        return lines + [f"  {visible(line, 160)}" for line in _frames(status)[-6:]]
+    if kind == "cancelled":
+        return [f"{MARKS[kind]} {name} {word_of(status).lower()} after {time_text}"]
+    lines = [f"{MARKS[kind]} {name} {word_of(status).lower()}{where} · {time_text}"]
+    if status.note:
+        lines[0] += f" · {visible(status.note)}"
+    lines += [_bar_line(bar) for bar in _open_bars(status)[:3]]
+    return lines + [f"  │ {visible(line, 160)}" for line in log_lines(status)[-2:]]
+
+
+def _map_lines(status: MapStatus, now: float) -> list[str]:
+    kind = kind_of(status)
+    head = f"{MARKS[kind]} {visible(status.name, 60)} map of {status.total:,} · {clock(elapsed(status, now))}"
+    if status.note and not status.ready:
+        head += f" · {visible(status.note)}"
+    parts = [
+        (MARKS["succeeded"], DONE, "done"),
+        (MARKS["failed"], FAILED, "failed"),
+        (MARKS["retrying"], RETRYING, "retrying"),
+        (MARKS["running"], RUNNING, "running"),
+        (MARKS["cancelled"], CANCELLED, "cancelled"),
+        (MARKS["queued"], QUEUED, "queued"),
+    ]
+    counts = "  ".join(f"{mark} {status.counts[n]:,} {word}" for mark, n, word in parts if status.counts[n])
+    errors = [
+        f"  {MARKS['failed']} {kind.count:,}  {visible(kind.text, 100)}  first #{kind.first:,}"
+        for kind in sorted(status.kinds.values(), key=lambda k: -k.count)[:4]
+    ]
+    share = status.ended / status.total if status.total else 1.0
+    return [head, f"  {_blocks(share, 40)} {share:.1%}", f"  {counts}", *errors]
+
+
+def _blocks(share: float, width: int) -> str:
+    full = int(share * width)
+    return "█" * full + "·" * (width - full)
+
+
+def _bar_line(bar: Bar) -> str:
+    label = visible(bar.label or "progress", 24)
+    indent = "  └ " if bar.parent >= 0 else "  "
+    if not bar.total:
+        return f"{indent}{label:<12} {bar.done:,.10g}"
+    share = min(1.0, bar.done / bar.total)
+    return f"{indent}{label:<12} {_blocks(share, 20)} {share:4.0%}  {bar.done:,.10g}/{bar.total:,.10g}"
+
+
+def _open_bars(status: TaskStatus) -> list[Bar]:
+    return [bar for bar in status.bars.values() if not bar.closed]
+
+
+def _frames(status: TaskStatus) -> list[str]:
+    text = status.failure.traceback if status.failure else ""
+    return [line for line in text.rstrip().splitlines()[:-1] if line.strip()]
+
+
+def log_lines(status: TaskStatus) -> list[str]:
+    """Return the lines of a task's output; a carriage return overwrites its line."""
+    text = _ANSI.sub("", "".join(text for *_, text in status.log.chunks))
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.splitlines() if line.strip()]
+
+
+# ---- static HTML
+
+
+def static_html(status: Status, now: float | None = None) -> str:
+    """Return a status as HTML with inline styles only: complete in a saved page, and with all styles removed."""
+    now = time.time() if now is None else now
+    body = _map_html(status, now) if isinstance(status, MapStatus) else _task_html(status, now)
+    colour = FILLS[kind_of(status)]
+    return (
+        f'<div style="border:1px solid #8884;border-left:4px solid {colour};border-radius:4px;padding:6px 12px;'
+        f'margin:2px 0;font-size:13px;line-height:1.5">{body}</div>'
+    )
+
+
+def _task_html(status: TaskStatus, now: float) -> str:
+    kind = kind_of(status)
+    took = f"<b>{clock(elapsed(status, now))}</b>"
+    when = time.strftime("%d %b %Y %H:%M", time.localtime(status.ended_at or now)).lstrip("0")
+    where = f" on {_escaped(status.worker, 60)}" if status.worker else ""
+    tail = f'<span style="opacity:.65">{where} · {when} · id {_escaped(status.id[:8], 8)}</span>'
+    name = f"<b>{_escaped(status.name or status.id[:8], 80)}</b>"
+    mark = f'<span style="color:{FILLS[kind]}">{MARKS[kind]}</span>'
+    parts = []
+    if kind == "succeeded":
+        parts.append(f"{mark} {name} succeeded in {took}{tail}")
+        if status.summary:
+            parts.append(f"<br>→ {_escaped(status.summary)}")
+    elif kind == "failed":
+        parts.append(f"{mark} {name} failed after {took}{tail}")
+        parts.append(f'<br><code style="color:{FILLS["failed"]}">{_escaped(status.error)}</code>')
+        if status.failure:
+            parts.append(_folded("Traceback", status.failure.traceback))
+    elif kind == "cancelled":
+        parts.append(f"{mark} {name} {word_of(status).lower()} after {took}{tail}")
+    else:
+        parts.append(f"{mark} {name} was {word_of(status).lower()} when this was saved {tail}")
+        parts += [f"<br>{_escaped(_bar_line(bar).strip())}" for bar in _open_bars(status)[:3]]
+        parts.append('<br><span style="opacity:.65">Run the cell again to see it live; it is not sent twice.</span>')
+    lines = log_lines(status)
+    if lines:
+        shown = lines[-20:]
+        title = f"Log, {len(lines):,} lines" if len(lines) == len(shown) else f"Log, last 20 of {len(lines):,} lines"
+        parts.append(_folded(title, "\n".join(shown)))
+    return "".join(parts)
+
+
+def _map_html(status: MapStatus, now: float) -> str:
+    kind = kind_of(status)
+    mark = f'<span style="color:{FILLS[kind]}">{MARKS[kind]}</span>'
+    counts = ", ".join(
+        f"{status.counts[n]:,} {word}"
+        for n, word in ((DONE, "done"), (FAILED, "failed"), (CANCELLED, "cancelled"), (RUNNING, "running"), (QUEUED, "queued"))
+        if status.counts[n]
+    )  # fmt: skip
+    head = f"{mark} <b>{_escaped(status.name, 80)}</b> map of {status.total:,}: <b>{counts}</b> in <b>{clock(elapsed(status, now))}</b>"
+    head += f' <span style="opacity:.65">· id {_escaped(status.id[:8], 8)}</span>'
+    rows = "".join(
+        f"<tr><td>{kind.count:,}</td><td>{_escaped(kind.text)}</td><td>#{kind.first:,}</td></tr>"
+        for kind in sorted(status.kinds.values(), key=lambda k: -k.count)[:10]
+    )
+    table = f"<table><tr><th>failed</th><th>error</th><th>first</th></tr>{rows}</table>" if rows else ""
+    return head + _static_grid(status) + table
+
+
+def _static_grid(status: MapStatus) -> str:
+    """Return at most four lines of 60 marks; one that stands for several tasks shows the worst of them."""
+    if not status.total:
+        return ""
+    step = -(-status.total // _STATIC_GRID)
+    worst = (FAILED, RUNNING, RETRYING, QUEUED, CANCELLED, DONE)
+    signs = {FAILED: "x", RUNNING: "▒", RETRYING: "▒", QUEUED: "·", CANCELLED: "/", DONE: "■"}
+    marks = []
+    for start in range(0, status.total, step):
+        part = status.members[start : start + step]
+        marks.append(signs[next((n for n in worst if n in part), DONE)])
+    text = "\n".join("".join(marks[start : start + 60]) for start in range(0, len(marks), 60))
+    legend = f"one mark = {step:,} tasks, in call order; x has a failure" if step > 1 else "in call order; x failed"
+    return (
+        f'<pre style="line-height:1.2;margin:4px 0;color:{FILLS["succeeded"]}">{text}</pre>'
+        f'<span style="opacity:.65">{legend}</span>'
+    )
+
+
+def _folded(title: str, text: str) -> str:
+    clean = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", _ANSI.sub("", text[:50_000]))
+    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
+
+
+def _escaped(text: str, limit: int = 200) -> str:
+    return html.escape(visible(text, limit))
+
+
+# ---- terminals
+
+
+class TextView:
+    """Draws a status in a terminal, at most 4 times a second and in place; elsewhere one line a change.
+
+    Args:
+        stream: written to.
+        now: the clock, Unix seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.time) -> None:
+        self._stream = stream or sys.stdout
+        self._now = now
+        self._tty = self._stream.isatty()
+        self._drawn = 0
+        self._last = ""
+        self._at = 0.0
+        self._closed = False
+        encoding = getattr(self._stream, "encoding", None) or "ascii"
+        self._unicode = "utf" in encoding.lower()
+
+    def show(self, status: Status) -> None:
+        """Draw the status, unless it was drawn just now."""
+        now = self._now()
+        if self._closed or (not status.ready and now - self._at < (0.25 if self._tty else 0.0)):
+            return
+        if self._tty:
+            self._redraw(plain_text(status, now))
+            self._at = now
+        else:
+            self._line(status, now)
+        self._closed = status.ready
+
+    def close(self) -> None:
+        """Draw no more."""
+        self._closed = True
+
+    def _redraw(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns
+        lines = [line[: width - 1] for line in text.splitlines()[:8]]
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        self._stream.write(up + "".join(f"\r\x1b[2K{line}\n" for line in lines) + "\x1b[J")
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def _line(self, status: Status, now: float) -> None:
+        word = word_of(status).lower()
+        # The same word says something new only when a bar has moved, and that twice a minute at most.
+        if word == self._last and not (status.ready or now - self._at >= 30.0):
+            return
+        self._last, self._at = word, now
+        text = plain_text(status, now).splitlines()[0][2:]
+        stamp = time.strftime("%H:%M:%S", time.localtime(now))
+        line = f"{stamp} {status.id[:4]} {text}"
+        self._stream.write((line if self._unicode else line.encode("ascii", "replace").decode()) + os.linesep)
+        self._stream.flush()
+
+
+__all__ = [
+    "ORDER",
+    "TextView",
+    "clock",
+    "elapsed",
+    "kind_of",
+    "log_lines",
+    "plain_text",
+    "static_html",
+    "visible",
+    "word_of",
+]

@@ -1,0 +1,306 @@
+"""Live views in a notebook: one widget a task or map, drawn at most ten times a second, static HTML once it ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import anywidget
+import traitlets
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from nbqueue import states
+from nbqueue.notebook.text import (
+    Status,
+    TextView,
+    clock,
+    kind_of,
+    log_lines,
+    plain_text,
+    static_html,
+    visible,
+    word_of,
+)
+from nbqueue.status import DONE, FAILED, MapStatus, TaskStatus
+
+__all__ = ["clock", "watch"]
+
+STATIC: Final = Path(__file__).parent / "static"
+DRAW_S: Final = 0.1
+LOG_LINES: Final = 200
+LOG_CHARACTERS: Final = 2_000
+MAX_CELLS: Final = 4_000  # marks in a map's strip; with more members one mark stands for several
+WIDGET: Final = "application/vnd.jupyter.widget-view+json"
+
+logger = logging.getLogger(__name__)
+
+
+class Watchable(Protocol):
+    """Is what a view needs of a handle's watched task or map."""
+
+    @property
+    def status(self) -> Any:
+        """Return the status, kept up to date."""
+
+    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back at every change."""
+
+
+class Handle(Protocol):
+    """Is what a view needs of a result."""
+
+    id: str
+
+    @property
+    def watched(self) -> Any:
+        """Return what is known of it."""
+
+    def revoke(self, *, terminate: bool = False) -> None:
+        """Cancel it."""
+
+
+class StatusWidget(anywidget.AnyWidget):
+    """The widget of one task or map. All it draws is in `state`; a map's marks are in `cells`, a byte each."""
+
+    _esm = STATIC / "view.js"
+    _css = STATIC / "nbqueue.css"
+    state = traitlets.Dict().tag(sync=True)
+    log = traitlets.List().tag(sync=True)
+    cells = traitlets.Bytes(b"").tag(sync=True)
+
+
+class Painter:
+    """One thread that draws all views of this process which have news."""
+
+    def __init__(self) -> None:
+        self._dirty: set[WidgetView] = set()
+        self._news = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def soon(self, view: WidgetView) -> None:
+        """Draw `view` within a tenth of a second."""
+        with self._lock:
+            self._dirty.add(view)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="nbqueue views", daemon=True)
+                self._thread.start()
+        self._news.set()
+
+    def _run(self) -> None:
+        while True:
+            self._news.wait()
+            self._news.clear()
+            with self._lock:
+                dirty, self._dirty = self._dirty, set()
+            for view in dirty:
+                try:
+                    view.draw()
+                except Exception:
+                    logger.exception("a view could not be drawn")
+            time.sleep(DRAW_S)
+
+
+class WidgetView:
+    """One view under a cell: a widget while the task lives, then static HTML that stays in the saved notebook."""
+
+    def __init__(self, result: Handle, painter: Painter) -> None:
+        self.result = result
+        self.watched = result.watched
+        self.widget = StatusWidget()
+        _answer_while_busy(self.widget)
+        self.widget.on_msg(self._said)
+        self._painter = painter
+        self._cells = b""
+        self._lines = 0
+        self._outputs = 0
+        self._ended = False
+        self._draw_widget(self.watched.status)
+        self._handle: Any = display(self._bundle(), raw=True, display_id=True)
+        is_task = isinstance(self.watched.status, TaskStatus)
+        self._shown: Any = display({"text/html": ""}, raw=True, display_id=True) if is_task else None
+        self._unsubscribe = self.watched.subscribe(lambda: painter.soon(self))
+        painter.soon(self)
+
+    def draw(self) -> None:
+        """Draw what is known now."""
+        status: Status = self.watched.status
+        if self._ended:
+            return
+        trouble = getattr(self.watched, "trouble", None)
+        if trouble is not None:
+            status.note = str(trouble)
+        if isinstance(status, TaskStatus):
+            self._show_outputs(status)
+        self._draw_widget(status)
+        if status.ready or trouble is not None:
+            self._ended = True
+            self._unsubscribe()
+            text = plain_text(status)
+            self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
+            self.widget.close()
+
+    def _draw_widget(self, status: Status) -> None:
+        with self.widget.hold_sync():
+            if isinstance(status, MapStatus):
+                self.widget.state = _map_state(status)
+                self.widget.cells = _cells(status)
+            else:
+                self.widget.state = _task_state(status)
+                if status.log.total != self._lines:
+                    self._lines = status.log.total
+                    self.widget.log = [line[:LOG_CHARACTERS] for line in log_lines(status)[-LOG_LINES:]]
+
+    def _show_outputs(self, status: TaskStatus) -> None:
+        """Let the front end's own renderers draw what the task displayed last."""
+        if len(status.outputs) != self._outputs and status.outputs:
+            self._outputs = len(status.outputs)
+            last = status.outputs[-1]
+            self._shown.update(last.data, metadata=last.metadata, raw=True)
+
+    def _bundle(self) -> dict[str, Any]:
+        status = self.watched.status
+        view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
+        return {WIDGET: view, "text/html": static_html(status), "text/plain": plain_text(status)}
+
+    def _said(self, _: object, content: dict[str, Any], __: object) -> None:
+        if content.get("do") == "cancel":
+            self.watched.status.cancelling = True
+            self._painter.soon(self)
+            # Off this thread: it may be the kernel's, and the server may be slow to answer.
+            threading.Thread(target=self._cancel, name="nbqueue cancel", daemon=True).start()
+
+    def _cancel(self) -> None:
+        try:
+            self.result.revoke(terminate=True)
+        except Exception as exc:  # noqa: BLE001 - shown where the click was made
+            self.watched.status.cancelling = False
+            self.watched.status.note = f"Not cancelled: {exc}"
+            self._painter.soon(self)
+
+
+_painter = Painter()
+_views: weakref.WeakValueDictionary[int, WidgetView] = weakref.WeakValueDictionary()
+
+
+def watch(result: Handle, kind: str = "full") -> None:
+    """Show a live view of a task or map under the running cell; in a terminal, one line of text.
+
+    Args:
+        result: its handle.
+        kind: `full`, `plain` (text only) or `none`.
+    """
+    if kind == "none":
+        return
+    if kind == "plain" or not _in_kernel():
+        print(plain_text(result.watched.status))  # noqa: T201 - this is the view
+        return
+    view = WidgetView(result, _painter)
+    _views[id(view)] = view
+
+
+def watch_in_terminal(result: Handle) -> Callable[[], None]:
+    """Draw a task in place in a terminal; return what ends that."""
+    view = TextView()
+    unsubscribe = result.watched.subscribe(lambda: view.show(result.watched.status))
+    view.show(result.watched.status)
+
+    def end() -> None:
+        unsubscribe()
+        view.close()
+
+    return end
+
+
+def _in_kernel() -> bool:
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _answer_while_busy(widget: StatusWidget) -> None:
+    """Let clicks on this widget be handled while a cell runs.
+
+    ipykernel 7.4 sends a comm's messages to the thread that last published on it, which is the busy one.
+    """
+    comm = widget.comm
+    if comm is not None and hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, default: default  # noqa: SLF001 - there is no public way
+
+
+def _common(status: Status) -> dict[str, Any]:
+    return {
+        "id": status.id,
+        "name": visible(status.name or status.id[:8], 120),
+        "kind": kind_of(status),
+        "word": word_of(status),
+        "queue": visible(status.queue, 60),
+        "sent": status.sent_at,
+        "started": status.started_at,
+        "ended": status.ended_at,
+        "note": visible(status.note, 300),
+        "cancelling": status.cancelling,
+        "ready": status.ready,
+    }
+
+
+def _task_state(status: TaskStatus) -> dict[str, Any]:
+    bars = [
+        {
+            "label": visible(bar.label or "progress", 60),
+            "done": bar.done,
+            "total": bar.total,
+            "closed": bar.closed,
+            "nested": bar.parent >= 0,
+            "started": bar.started_at,
+            "at": bar.updated_at,
+        }
+        for bar in list(status.bars.values())[-6:]
+    ]
+    failure = status.failure
+    return {
+        **_common(status),
+        "form": "task",
+        "state": status.state if status.state in states.ALL_STATES else visible(status.state, 40),
+        "worker": visible(status.worker, 60),
+        "child": status.child,
+        "attempt": status.attempt,
+        "bars": bars,
+        "lines": status.log.lines,
+        "summary": visible(status.summary, 200),
+        "error": visible(status.error, 200),
+        "traceback": failure.traceback[:20_000] if failure else "",
+    }
+
+
+def _map_state(status: MapStatus) -> dict[str, Any]:
+    kinds = sorted(status.kinds.values(), key=lambda kind: -kind.count)[:6]
+    return {
+        **_common(status),
+        "form": "map",
+        "total": status.total,
+        "counts": list(status.counts),
+        "step": _step(status),
+        "kinds": [{"text": visible(k.text, 160), "count": k.count, "first": k.first} for k in kinds],
+        "done": status.counts[DONE],
+        "failed": status.counts[FAILED],
+    }
+
+
+def _step(status: MapStatus) -> int:
+    return max(1, -(-status.total // MAX_CELLS))
+
+
+def _cells(status: MapStatus) -> bytes:
+    """Return a mark a task; where several share one, a failure is never averaged away."""
+    step = _step(status)
+    if step == 1:
+        return bytes(status.members)
+    members = status.members
+    parts = (members[start : start + step] for start in range(0, status.total, step))
+    return bytes(FAILED if FAILED in part else max(part, key=part.count) for part in parts)
