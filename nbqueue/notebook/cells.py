@@ -39,12 +39,12 @@ class CellNames:
 
 
 def read_cell(source: str) -> CellNames:
-    """Return the names that plain Python reads and binds.
+    r"""Return the names that plain Python reads and binds.
 
     Raises:
         SyntaxError: it is no Python.
 
-    >>> names = read_cell("y = f(x)\\nz = y + 1")
+    >>> names = read_cell("y = f(x)\nz = y + 1")
     >>> sorted(names.reads), sorted(names.writes)
     (['f', 'x'], ['y', 'z'])
     """

@@ -139,7 +139,7 @@ class TaskMagics:
         show: shows a handle's view.
     """
 
-    def __init__(self, shell: InteractiveShell, app: App | None = None, show: Callable[..., object] = watch) -> None:
+    def __init__(self, shell: InteractiveShell, app: App | None = None, show: Callable[..., Any] = watch) -> None:
         self.shell = shell
         self._app = app
         self._show = show
@@ -149,7 +149,7 @@ class TaskMagics:
     def register(cls, shell: InteractiveShell) -> TaskMagics:
         """Make `%%task` known to a shell, and join the server."""
         magics = cls(shell)
-        shell.register_magic_function(magics.task, "cell", "task")
+        shell.magics_manager.register_function(magics.task, "cell", "task")
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.for_type(AsyncResult, watch)
@@ -210,12 +210,11 @@ class TaskMagics:
         self.shell.user_ns[handle] = result
         if words.outputs:
             self._bring_back(handle, words.outputs, result)
-        if words.view != "none":
-            self._show(result, kind=words.view)
-        return self._wait(handle, result) if words.wait else None
+        view = self._show(result, kind=words.view)
+        return self._wait(handle, result, view) if words.wait else None
 
     def _run_of(self, words: Line, cell: str, place: Place) -> CellRun:
-        source = self.shell.transform_cell(cell)
+        source = str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
         names = read_cell(source)
         variables = capture(names, self.shell.user_ns)
         # The cell's own handle is not an input of it.
@@ -278,7 +277,7 @@ class TaskMagics:
 
         result.then(assign)
 
-    def _wait(self, handle: str, result: AsyncResult) -> Any:
+    def _wait(self, handle: str, result: AsyncResult, view: Any) -> Any:
         try:
             return result.get()
         except KeyboardInterrupt:
@@ -287,6 +286,10 @@ class TaskMagics:
                 f"{handle}.revoke(terminate=True) or the button above."
             )
             return None
+        finally:
+            # The cell is about to end; whoever runs it by machine takes no notice of what is drawn later.
+            if view is not None:
+                view.draw()
 
     @staticmethod
     def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from nbqueue import states
-from nbqueue.status import CANCELLED, DONE, FAILED, ORDER, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
+from nbqueue.status import CANCELLED, DONE, FAILED, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
 
 Status = TaskStatus | MapStatus
 
@@ -51,6 +51,7 @@ _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\
 # Control and direction characters could hide or reorder what a reader sees.
 _HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _STATIC_GRID: Final = 240
+_WORDS: Final = ((DONE, "done"), (FAILED, "failed"), (CANCELLED, "cancelled"), (RUNNING, "running"), (QUEUED, "queued"))
 
 
 def kind_of(status: Status) -> str:
@@ -103,6 +104,11 @@ def clock(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def name_of(status: Status) -> str:
+    """Return what a person calls a task: its name without its module."""
+    return (status.name or status.id[:8]).rpartition(".")[2]
+
+
 def elapsed(status: Status, now: float) -> float:
     """Return how long a task has been at it: since it started, or since it was sent."""
     end = status.ended_at or now
@@ -117,7 +123,7 @@ def plain_text(status: Status, now: float | None = None) -> str:
 
 def _task_lines(status: TaskStatus, now: float) -> list[str]:
     kind = kind_of(status)
-    name = visible(status.name or status.id[:8], 60)
+    name = visible(name_of(status), 60)
     time_text = clock(elapsed(status, now))
     where = f" on {visible(status.worker, 40)}" if status.worker else ""
     if kind == "succeeded":
@@ -138,7 +144,7 @@ def _task_lines(status: TaskStatus, now: float) -> list[str]:
 
 def _map_lines(status: MapStatus, now: float) -> list[str]:
     kind = kind_of(status)
-    head = f"{MARKS[kind]} {visible(status.name, 60)} map of {status.total:,} · {clock(elapsed(status, now))}"
+    head = f"{MARKS[kind]} {visible(name_of(status), 60)} map of {status.total:,} · {clock(elapsed(status, now))}"
     if status.note and not status.ready:
         head += f" · {visible(status.note)}"
     parts = [
@@ -207,7 +213,7 @@ def _task_html(status: TaskStatus, now: float) -> str:
     when = time.strftime("%d %b %Y %H:%M", time.localtime(status.ended_at or now)).lstrip("0")
     where = f" on {_escaped(status.worker, 60)}" if status.worker else ""
     tail = f'<span style="opacity:.65">{where} · {when} · id {_escaped(status.id[:8], 8)}</span>'
-    name = f"<b>{_escaped(status.name or status.id[:8], 80)}</b>"
+    name = f"<b>{_escaped(name_of(status), 80)}</b>"
     mark = f'<span style="color:{FILLS[kind]}">{MARKS[kind]}</span>'
     parts = []
     if kind == "succeeded":
@@ -218,7 +224,7 @@ def _task_html(status: TaskStatus, now: float) -> str:
         parts.append(f"{mark} {name} failed after {took}{tail}")
         parts.append(f'<br><code style="color:{FILLS["failed"]}">{_escaped(status.error)}</code>')
         if status.failure:
-            parts.append(_folded("Traceback", status.failure.traceback))
+            parts.append(_folded("Traceback", status.failure.traceback, is_open=True))
     elif kind == "cancelled":
         parts.append(f"{mark} {name} {word_of(status).lower()} after {took}{tail}")
     else:
@@ -228,7 +234,8 @@ def _task_html(status: TaskStatus, now: float) -> str:
     lines = log_lines(status)
     if lines:
         shown = lines[-20:]
-        title = f"Log, {len(lines):,} lines" if len(lines) == len(shown) else f"Log, last 20 of {len(lines):,} lines"
+        count = f"{len(lines):,} line{'s' * (len(lines) > 1)}"
+        title = f"Log, {count}" if len(lines) == len(shown) else f"Log, last 20 of {len(lines):,} lines"
         parts.append(_folded(title, "\n".join(shown)))
     return "".join(parts)
 
@@ -236,12 +243,9 @@ def _task_html(status: TaskStatus, now: float) -> str:
 def _map_html(status: MapStatus, now: float) -> str:
     kind = kind_of(status)
     mark = f'<span style="color:{FILLS[kind]}">{MARKS[kind]}</span>'
-    counts = ", ".join(
-        f"{status.counts[n]:,} {word}"
-        for n, word in ((DONE, "done"), (FAILED, "failed"), (CANCELLED, "cancelled"), (RUNNING, "running"), (QUEUED, "queued"))
-        if status.counts[n]
-    )  # fmt: skip
-    head = f"{mark} <b>{_escaped(status.name, 80)}</b> map of {status.total:,}: <b>{counts}</b> in <b>{clock(elapsed(status, now))}</b>"
+    counts = ", ".join(f"{status.counts[n]:,} {word}" for n, word in _WORDS if status.counts[n])
+    head = f"{mark} <b>{_escaped(name_of(status), 80)}</b> map of {status.total:,}: <b>{counts}</b>"
+    head += f" in <b>{clock(elapsed(status, now))}</b>"
     head += f' <span style="opacity:.65">· id {_escaped(status.id[:8], 8)}</span>'
     rows = "".join(
         f"<tr><td>{kind.count:,}</td><td>{_escaped(kind.text)}</td><td>#{kind.first:,}</td></tr>"
@@ -270,9 +274,9 @@ def _static_grid(status: MapStatus) -> str:
     )
 
 
-def _folded(title: str, text: str) -> str:
+def _folded(title: str, text: str, *, is_open: bool = False) -> str:
     clean = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", _ANSI.sub("", text[:50_000]))
-    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
+    return f"<details{' open' if is_open else ''}><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
 
 
 def _escaped(text: str, limit: int = 200) -> str:
@@ -336,17 +340,3 @@ class TextView:
         line = f"{stamp} {status.id[:4]} {text}"
         self._stream.write((line if self._unicode else line.encode("ascii", "replace").decode()) + os.linesep)
         self._stream.flush()
-
-
-__all__ = [
-    "ORDER",
-    "TextView",
-    "clock",
-    "elapsed",
-    "kind_of",
-    "log_lines",
-    "plain_text",
-    "static_html",
-    "visible",
-    "word_of",
-]

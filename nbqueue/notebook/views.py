@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Final, Protocol
 import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
-from IPython.display import display
+from IPython.display import display as _untyped_display
 
 from nbqueue import states
 from nbqueue.notebook.text import (
@@ -22,12 +21,13 @@ from nbqueue.notebook.text import (
     clock,
     kind_of,
     log_lines,
+    name_of,
     plain_text,
     static_html,
     visible,
     word_of,
 )
-from nbqueue.status import DONE, FAILED, MapStatus, TaskStatus
+from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
 
 __all__ = ["clock", "watch"]
 
@@ -35,6 +35,7 @@ STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
 LOG_LINES: Final = 200
 LOG_CHARACTERS: Final = 2_000
+MAX_BARS: Final = 6
 MAX_CELLS: Final = 4_000  # marks in a map's strip; with more members one mark stands for several
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 
@@ -71,7 +72,7 @@ class StatusWidget(anywidget.AnyWidget):
     _esm = STATIC / "view.js"
     _css = STATIC / "nbqueue.css"
     state = traitlets.Dict().tag(sync=True)
-    log = traitlets.List().tag(sync=True)
+    log: Any = traitlets.List().tag(sync=True)
     cells = traitlets.Bytes(b"").tag(sync=True)
 
 
@@ -121,15 +122,20 @@ class WidgetView:
         self._lines = 0
         self._outputs = 0
         self._ended = False
+        self._drawing = threading.Lock()
         self._draw_widget(self.watched.status)
-        self._handle: Any = display(self._bundle(), raw=True, display_id=True)
+        self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
         is_task = isinstance(self.watched.status, TaskStatus)
-        self._shown: Any = display({"text/html": ""}, raw=True, display_id=True) if is_task else None
+        self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if is_task else None
         self._unsubscribe = self.watched.subscribe(lambda: painter.soon(self))
         painter.soon(self)
 
     def draw(self) -> None:
-        """Draw what is known now."""
+        """Draw what is known now; from any thread."""
+        with self._drawing:
+            self._draw()
+
+    def _draw(self) -> None:
         status: Status = self.watched.status
         if self._ended:
             return
@@ -186,23 +192,25 @@ class WidgetView:
 
 
 _painter = Painter()
-_views: weakref.WeakValueDictionary[int, WidgetView] = weakref.WeakValueDictionary()
+_display: Any = _untyped_display
 
 
-def watch(result: Handle, kind: str = "full") -> None:
+def watch(result: Handle, kind: str = "full") -> WidgetView | None:
     """Show a live view of a task or map under the running cell; in a terminal, one line of text.
 
     Args:
         result: its handle.
         kind: `full`, `plain` (text only) or `none`.
+
+    Returns:
+        The view, if it lives on; `draw()` brings it up to date at once.
     """
     if kind == "none":
-        return
+        return None
     if kind == "plain" or not _in_kernel():
         print(plain_text(result.watched.status))  # noqa: T201 - this is the view
-        return
-    view = WidgetView(result, _painter)
-    _views[id(view)] = view
+        return None
+    return WidgetView(result, _painter)
 
 
 def watch_in_terminal(result: Handle) -> Callable[[], None]:
@@ -230,13 +238,13 @@ def _answer_while_busy(widget: StatusWidget) -> None:
     """
     comm = widget.comm
     if comm is not None and hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = lambda data, default: default  # noqa: SLF001 - there is no public way
+        comm._reply_subshell_for = lambda _, default: default  # noqa: SLF001 - there is no public way
 
 
 def _common(status: Status) -> dict[str, Any]:
     return {
         "id": status.id,
-        "name": visible(status.name or status.id[:8], 120),
+        "name": visible(name_of(status), 120),
         "kind": kind_of(status),
         "word": word_of(status),
         "queue": visible(status.queue, 60),
@@ -260,7 +268,7 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
             "started": bar.started_at,
             "at": bar.updated_at,
         }
-        for bar in list(status.bars.values())[-6:]
+        for bar in _worth_showing(status)
     ]
     failure = status.failure
     return {
@@ -276,6 +284,14 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "error": visible(status.error, 200),
         "traceback": failure.traceback[:20_000] if failure else "",
     }
+
+
+def _worth_showing(status: TaskStatus) -> list[Bar]:
+    """Return open bars, outer ones first, and of those that ended the newest of each label that isn't open again."""
+    still_open = [bar for bar in status.bars.values() if not bar.closed]
+    labels = {bar.label for bar in still_open}
+    ended = {bar.label: bar for bar in status.bars.values() if bar.closed and bar.label not in labels}
+    return [*still_open[:MAX_BARS], *list(ended.values())[-MAX_BARS:]]
 
 
 def _map_state(status: MapStatus) -> dict[str, Any]:
