@@ -1,114 +1,168 @@
-"""Connection files: what a worker or client elsewhere needs, as Jupyter's own files are for kernels.
+"""Connection files: what a worker or a client elsewhere needs, URLs and the signing key, readable by one user.
 
-A file holds URLs and the signing key, so only its owner may read it: whoever has it may run code.
+The file of the embedded server serves the machine it was written on and says so, because its broker is a socket
+in that machine's file system.
+
+Source: the idea is that of Jupyter's connection files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
+import socket
 import stat
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from nbqueue._version import __version__
 from nbqueue.config import mask
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.signing import parse_key
+from nbqueue.signing import parse_key, read_key_file
 
 FORMAT: Final = 1
-MAX_BYTES: Final = 64 * 1024
+MAX_FILE_BYTES: Final = 64 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Connection:
-    """What a connection file holds. `machine` is where an embedded server runs; it serves no other."""
+    """Where to connect to, and the key to sign with.
+
+    Args:
+        broker_url: where messages go.
+        backend_url: where results are kept; None where the broker keeps none.
+        key: the signing key.
+        embedded: the server is the embedded one, which nobody reaches from another machine.
+        machine: the id of the machine whose embedded server this is.
+        host: the name of the machine that wrote this, for people.
+        version: of the nbqueue that wrote this.
+    """
 
     broker_url: str
     backend_url: str | None
     key: bytes = field(repr=False)
     embedded: bool = False
     machine: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    version: str = __version__
 
     def __repr__(self) -> str:
-        backend = mask(self.backend_url) if self.backend_url else None
-        return f"Connection(broker_url={mask(self.broker_url)!r}, backend_url={backend!r}, embedded={self.embedded})"
+        backend = None if self.backend_url is None else mask(self.backend_url)
+        where = f"embedded on {self.host}" if self.embedded else f"from {self.host}"
+        return f"<Connection broker={mask(self.broker_url)!r} backend={backend!r} {where}>"
 
 
 def write(path: Path, connection: Connection) -> None:
-    """Write a connection file, readable by its owner only; one that is there is replaced in one step."""
+    """Write `connection` to `path` in one step, readable by this user only.
+
+    Raises:
+        ImproperlyConfigured: something that is no connection file stands there, or the file can't be written.
+    """
+    _refuse_to_overwrite(path)
     text = json.dumps(
         {
-            "format": FORMAT,
+            "nbqueue_connection": FORMAT,
             "broker_url": connection.broker_url,
             "backend_url": connection.backend_url,
             "key": connection.key.hex(),
             "embedded": connection.embedded,
+            "host": connection.host,
             "machine": connection.machine,
+            "version": connection.version,
         },
-        indent=2,
+        indent=1,
     )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # mkstemp's files are 0600 from the first moment
+        descriptor, name = tempfile.mkstemp(prefix=".nbqueue-", dir=path.parent)
     except OSError as exc:
-        raise ImproperlyConfigured(f"the connection file {path} can't be written: {exc.strerror}") from exc
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        raise ImproperlyConfigured(f"no file can be written to {path.parent}: {exc.strerror}") from exc
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path, machine: str = "") -> Connection:
-    """Return what a connection file holds.
+    """Return the connection that a file holds.
 
     Args:
         path: the file.
-        machine: this machine's id, which the file of an embedded server must name; not checked if empty.
+        machine: this machine's id, which the file of an embedded server must name; not compared if empty.
 
     Raises:
-        ImproperlyConfigured: it is missing, another user's, readable by others, newer than this nbqueue, no
-            connection file, or one of an embedded server of another machine.
+        ImproperlyConfigured: it can't be trusted, read or used on this machine; the text says what to do.
     """
+    fields = _parse(path, _read_private(path))
+    broker_url, backend_url, embedded = (fields.get(name) for name in ("broker_url", "backend_url", "embedded"))
+    if not isinstance(broker_url, str) or not isinstance(backend_url, str | None) or not isinstance(embedded, bool):
+        raise ImproperlyConfigured(f"{path} is no complete connection file: broker_url, backend_url or embedded is off")
+    host, whose = str(fields.get("host", "")), str(fields.get("machine", ""))
+    if embedded and machine and whose != machine:
+        raise ImproperlyConfigured(
+            f"{path} belongs to the embedded server of {host or 'another machine'}, which only that machine can use. "
+            "To add a machine, set a Redis or RabbitMQ URL there and here: NBQUEUE_BROKER_URL"
+        )
+    version = str(fields.get("version", ""))
+    return Connection(broker_url, backend_url, _key(path, fields), embedded, whose, host, version)
+
+
+def _read_private(path: Path) -> str:
+    """Return the text of a file that nobody else can have written or read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as exc:
+        if path.is_symlink():
+            raise ImproperlyConfigured(f"the connection file {path} is a symbolic link; name the file itself") from exc
         raise ImproperlyConfigured(f"the connection file {path} can't be opened: {exc.strerror}") from exc
-    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+    with os.fdopen(descriptor, errors="replace") as file:
         found = os.fstat(file.fileno())
-        if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), 0):
+        if not stat.S_ISREG(found.st_mode):
+            raise ImproperlyConfigured(f"the connection file {path} is no regular file")
+        if found.st_uid not in (os.geteuid(), 0):
             raise ImproperlyConfigured(f"the connection file {path} belongs to another user")
-        if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
+        if stat.S_IMODE(found.st_mode) & 0o077:
             raise ImproperlyConfigured(f"the connection file {path} can be read by others; run: chmod 600 {path}")
-        text = file.read(MAX_BYTES)
-    return _parse(text, path, machine)
+        return file.read(MAX_FILE_BYTES)
 
 
-def _parse(text: str, path: Path, machine: str) -> Connection:
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
-        version = int(fields["format"])
-    except (ValueError, KeyError, TypeError):
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{path} is no connection file: {exc}") from exc
+    form = fields.get("nbqueue_connection") if isinstance(fields, dict) else None
+    if not isinstance(form, int):
+        raise ImproperlyConfigured(f"{path} is no connection file of nbqueue")
+    if form > FORMAT:
         raise ImproperlyConfigured(
-            f"{path} is no connection file; write one with: nbqueue connect --export FILE"
-        ) from None
-    if version > FORMAT:
-        raise ImproperlyConfigured(f"{path} has format {version}, this nbqueue reads {FORMAT}: upgrade nbqueue here")
-    try:
-        connection = Connection(
-            str(fields["broker_url"]),
-            fields.get("backend_url"),
-            parse_key(fields["key"], str(path)),
-            bool(fields.get("embedded")),
-            str(fields.get("machine", "")),
+            f"{path} was written by a newer nbqueue ({fields.get('version', '?')}, format {form}; "
+            f"{__version__} reads {FORMAT}). Update here: pip install -U nbqueue"
         )
-    except KeyError as exc:
-        raise ImproperlyConfigured(f"the connection file {path} has no {exc.args[0]}") from None
-    if connection.embedded and machine and connection.machine != machine:
-        raise ImproperlyConfigured(
-            f"{path} is of an embedded server, which serves its own machine only; to add a machine, set "
-            "NBQUEUE_BROKER_URL to a Redis server that both can reach, and export the connection again"
-        )
-    return connection
+    return dict(fields)
+
+
+def _key(path: Path, fields: dict[str, Any]) -> bytes:
+    """Return the key in a file, or in the key file that it names, relative to its own folder."""
+    if isinstance(key_file := fields.get("key_file"), str):
+        return read_key_file(path.parent / key_file)
+    return parse_key(str(fields.get("key", "")), str(path))
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode):
+            with path.open(errors="replace") as file:
+                start = file.read(100)
+            if not start or "nbqueue_connection" in start:
+                return
+        raise ImproperlyConfigured(f"{path} exists and is no connection file; choose another name")

