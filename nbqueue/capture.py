@@ -88,9 +88,9 @@ class Recorder:
             if self.closed or not text:
                 return False
             room = MAX_CHARACTERS - self._total
-            self._total += len(text)
-            if room <= 0:
+            if room < 0:
                 return False
+            self._total += len(text)
             if len(text) > room:
                 text = text[:room] + f"\n[more than {MAX_CHARACTERS:,} characters: the rest is not kept]\n"
             self._parts.append((stream, text))
@@ -114,6 +114,8 @@ class Recorder:
     def display(self, kind: str, data: dict[str, str], metadata: dict[str, object] | None = None) -> None:
         """Send one displayed object: `kind` is `display` or `result`, `data` its MIME bundle."""
         with self._interrupts, self._lock:
+            if self.closed:
+                return
             self.flush()
             encoded = _encode(Output(kind, data=data, metadata=metadata or {}))
             if len(encoded) > MAX_BUNDLE_BYTES:

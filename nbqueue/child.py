@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from nbqueue.capture import Interrupts
-from nbqueue.exceptions import NBQueueError
+from nbqueue.exceptions import ImproperlyConfigured, NBQueueError
 from nbqueue.execute import Executor, find_app, leave_task
 from nbqueue.frames import BUFFER_BYTES, receive_frame
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
@@ -82,13 +82,14 @@ class ForkServer:
         settings = json.loads(self.sock.recv(1 << 16))
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
-            self.registries = [find_app(spec) for spec in settings["preload"]]
+            found = [_registry(spec) for spec in settings["preload"]]
         except NBQueueError as exc:
             self._say(failed=str(exc))
             return False
         except Exception as exc:  # noqa: BLE001 - a user's module may raise anything
             self._say(failed=f"-A {', '.join(settings['preload'])}: {type(exc).__name__}: {exc}")
             return False
+        self.registries = [registry for registry in found if registry is not None]
         self._say(ready=True)
         return True
 
@@ -130,6 +131,16 @@ class ForkServer:
     def _say(self, **report: Any) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.sock.send(json.dumps(report).encode())
+
+
+def _registry(spec: str) -> Any:
+    """Return the App that `-A` or `include` names; None for a module that only adds tasks to one elsewhere."""
+    try:
+        return find_app(spec)
+    except ImproperlyConfigured:
+        if spec not in sys.modules:
+            raise
+        return None
 
 
 def _become_child(parent: int, wait_s: float, descriptors: list[int], registries: list[Any]) -> NoReturn:

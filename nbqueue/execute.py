@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import socket
 import sys
@@ -193,9 +194,9 @@ def find_app(spec: str) -> Any:
         return find_app(found.__name__) if inspect.ismodule(found) else found
     for candidate in ("app", "celery", *vars(module)):
         found = getattr(module, candidate, None)
-        if hasattr(found, "tasks") and hasattr(found, "send_task"):
+        if hasattr(found, "tasks") and hasattr(found, "send_task") and not isinstance(found, type):
             return found
-    with contextlib.suppress(ModuleNotFoundError):
+    if hasattr(module, "__path__") and importlib.util.find_spec(f"{name}.celery"):
         return find_app(f"{name}.celery")
     raise ImproperlyConfigured(f"-A {spec}: {module.__name__} holds no App; write {spec}:NAME")
 

@@ -509,7 +509,9 @@ def test_tasks_by_name_run_when_their_module_was_preloaded(tmp_path: Path) -> No
         "    tasks = {'proj.where': SimpleNamespace(run=lambda: (loaded_in, os.getppid()), bind=False)}\n"
         "app = App()\n"
     )
-    with RunningPool(1, preload=["proj"], path=[str(tmp_path)]) as running:
+    (tmp_path / "more.py").write_text("import proj\nproj.App.tasks['more.one'] = proj.SimpleNamespace(run=lambda: 1)\n")
+    with RunningPool(1, preload=["proj", "more"], path=[str(tmp_path)]) as running:
+        assert running.call("more.one") == 1
         loaded_in, parent = running.call("proj.where")
         assert loaded_in == parent
         failure = running.failure(running.send("proj.other"))

@@ -1,0 +1,187 @@
+"""What a task says: in order, bounded, not too often."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from nbqueue import capture
+from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
+from nbqueue.messages import Output, Progress
+from tests.helpers import wait_until
+
+
+class Listener:
+    """Takes what a recorder sends."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, bytes]] = []
+        self.recorder = Recorder(lambda kind, data: self.events.append((kind, data)))
+
+    def outputs(self) -> list[Output]:
+        return [msgspec.json.decode(data, type=Output) for kind, data in self.events if kind == "output"]
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+def test_text_is_sent_in_order_when_streams_alternate(listener: Listener) -> None:
+    for stream, text in (("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d")):
+        assert listener.recorder.write(stream, text)
+    assert listener.events == []
+    listener.recorder.close()
+    assert [(o.name, o.text) for o in listener.outputs()] == [("stdout", "ab"), ("stderr", "c"), ("stdout", "d")]
+
+
+def test_text_is_sent_at_once_when_there_is_much_of_it(listener: Listener) -> None:
+    assert not listener.recorder.write("stdout", "x" * capture.FLUSH_CHARACTERS)
+    assert [len(o.text) for o in listener.outputs()] == [capture.FLUSH_CHARACTERS]
+
+
+def test_rest_is_dropped_and_that_is_said_when_a_task_says_too_much(listener: Listener) -> None:
+    for _ in range(6):
+        listener.recorder.write("stdout", "x" * 1_000_000)
+    listener.recorder.close()
+    text = "".join(o.text for o in listener.outputs())
+    assert text.count("x") == capture.MAX_CHARACTERS
+    assert text.endswith("the rest is not kept]\n")
+
+
+def test_rest_is_said_to_be_dropped_when_the_limit_is_met_exactly(listener: Listener) -> None:
+    listener.recorder.write("stdout", "x" * capture.MAX_CHARACTERS)
+    listener.recorder.write("stdout", "y")
+    listener.recorder.close()
+    assert "".join(o.text for o in listener.outputs()).endswith("the rest is not kept]\n")
+
+
+def test_nothing_is_taken_when_the_task_has_ended(listener: Listener) -> None:
+    listener.recorder.close()
+    assert not listener.recorder.write("stdout", "late")
+    listener.recorder.progress(Progress(0, 1.0), last=True)
+    listener.recorder.display("display", {"text/plain": "late"})
+    assert listener.events == []
+
+
+def test_display_keeps_its_place_when_text_waits(listener: Listener) -> None:
+    listener.recorder.write("stdout", "before")
+    listener.recorder.display("display", {"text/plain": "shown"})
+    listener.recorder.write("stdout", "after")
+    listener.recorder.close()
+    assert [o.text or o.data["text/plain"] for o in listener.outputs()] == ["before", "shown", "after"]
+
+
+def test_display_is_replaced_by_its_text_when_it_is_too_large(listener: Listener) -> None:
+    listener.recorder.display("display", {"text/plain": "a table", "text/html": "x" * capture.MAX_BUNDLE_BYTES})
+    (shown,) = listener.outputs()
+    assert shown.data.keys() == {"text/plain"}
+    assert shown.data["text/plain"].startswith("a table\n[")
+
+
+def test_progress_is_thinned_when_it_comes_fast(listener: Listener) -> None:
+    for number in range(1_000):
+        listener.recorder.progress(Progress(1, float(number)))
+    listener.recorder.progress(Progress(1, 1_000.0), last=True)
+    told = [msgspec.json.decode(data, type=Progress).done for _, data in listener.events]
+    assert told[0] == 0.0
+    assert told[-1] == 1_000.0
+    assert len(told) < 20
+
+
+def test_stream_is_flushed_by_itself_when_a_task_writes_a_little(listener: Listener) -> None:
+    flusher = Flusher()
+    stream = Stream("stdout", lambda: listener.recorder, flusher)
+    assert stream.write("hello\n") == 6
+    stream.flush()
+    wait_until(listener.outputs, 5.0, "the text to be sent")
+    assert [o.text for o in listener.outputs()] == ["hello\n"]
+
+
+def test_stream_takes_text_and_drops_it_when_no_task_runs() -> None:
+    stream = Stream("stderr", lambda: None, Flusher())
+    print("nobody", file=stream)
+    assert stream.writable()
+    assert not stream.isatty()
+    with pytest.raises(TypeError, match="not bytes"):
+        stream.write(b"bytes")  # type: ignore[arg-type]
+
+
+def test_lines_stay_whole_when_threads_write_at_once(listener: Listener) -> None:
+    def write() -> None:
+        for _ in range(500):
+            listener.recorder.write("stdout", "0123456789\n")
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    listener.recorder.close()
+    assert "".join(o.text for o in listener.outputs()) == "0123456789\n" * 2_000
+
+
+def test_interrupt_is_ignored_when_no_task_runs() -> None:
+    Interrupts().handle()
+
+
+def test_interrupt_comes_once_when_it_is_sent_twice() -> None:
+    interrupts = Interrupts()
+    interrupts.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.handle()
+    interrupts.handle()
+
+
+def test_interrupt_waits_for_the_end_when_machinery_runs() -> None:
+    interrupts, done = Interrupts(), []
+
+    def machinery() -> None:
+        with interrupts:
+            with interrupts:
+                interrupts.handle()
+                done.append("inner")
+            done.append("outer")
+
+    interrupts.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        machinery()
+    assert done == ["inner", "outer"]
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+class Framed:
+    shape = (48_211, 12)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (None, ""),
+        (42, "42"),
+        ("text", "'text'"),
+        ([1, 2], "[1, 2]"),
+        (list(range(40)), "list of 40"),
+        ({n: n for n in range(1_000)}, "dict of 1,000"),
+        (b"abc", "bytes of 3"),
+        (Framed(), "Framed 48,211 \u00d7 12"),
+        (Odd(), "Odd"),
+    ],
+    ids=["none", "number", "text", "short", "list", "dict", "bytes", "array", "odd"],
+)
+def test_summary_is_one_line_when_a_value_is_of_that_kind(value: Any, line: str) -> None:
+    assert summarize(value) == line
+
+
+def test_summary_is_short_when_a_value_is_long() -> None:
+    for value in ("x" * 10_000, ["x" * 1_000, "y\n" * 100], sys):
+        assert 0 < len(summarize(value)) <= 121
+        assert "\n" not in summarize(value)
