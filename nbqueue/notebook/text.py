@@ -276,7 +276,8 @@ def _static_grid(status: MapStatus) -> str:
 
 def _folded(title: str, text: str, *, is_open: bool = False) -> str:
     clean = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", _ANSI.sub("", text[:50_000]))
-    return f"<details{' open' if is_open else ''}><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
+    tag = "details open" if is_open else "details"
+    return f"<{tag}><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
 
 
 def _escaped(text: str, limit: int = 200) -> str:
