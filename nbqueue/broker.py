@@ -40,7 +40,7 @@ class Broker(Protocol):
         """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
 
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge; False for each that was no longer ours."""
+        """Acknowledge and send the outbox; False for each that was no longer ours, and then nothing is sent."""
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return messages to their queues at once; return how many were still ours."""
@@ -187,6 +187,7 @@ class KombuBroker:
             for item in items:
                 got = self._claimed.pop(item.delivery.entry, None) if item.ends else None
                 if got is not None:
+                    self.publish(item.outbox)  # before the ack: a crash between the two sends it again
                     got.ack()
                 held.append(got is not None or (not item.ends and item.delivery.entry in self._claimed))
         return held

@@ -67,7 +67,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a delivery ends, or (`ends` False) that it has started: its record, and whom to tell."""
+    """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it."""
 
     delivery: Delivery
     record: bytes
@@ -75,6 +75,7 @@ class Settlement:
     group: str = ""
     state: str = ""
     ends: bool = True
+    outbox: tuple[Outgoing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

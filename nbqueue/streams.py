@@ -192,7 +192,12 @@ class Streams:
         return admitted
 
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge, record and tell in one step; False for each whose lease was lost (nothing was written)."""
+        """Acknowledge, record, tell and send the outbox in one step; False for each whose lease was lost.
+
+        Of such a one nothing is written and nothing sent.
+        """
+        outbox = [(number, message) for number, item in enumerate(items, 1) for message in item.outbox]
+        follow_ups = [(number, m.queue, m.id, m.header, m.due_ms) for number, m in outbox]
         rows = [
             (
                 int(item.ends),
@@ -207,8 +212,8 @@ class Streams:
             )
             for item in items
         ]
-        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows)
-        return [held == 1 for held in self._run("settle", blob)]
+        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, follow_ups)
+        return [held == 1 for held in self._run("settle", blob, *[message.body for _, message in outbox])]
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `child` or `worker`."""

@@ -14,7 +14,7 @@ local function move_due(queue)
     redis.call("HDEL", bodies, id)
     if packed then
       local header, body = unpack(cmsgpack.unpack(packed))
-      redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+      enqueue(queue, id, header, body, 0)
     end
   end
   local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")

@@ -88,3 +88,13 @@ local function write_counts(groups, ttl_ms)
     redis.call("PEXPIRE", "nbq:progress:" .. group, ttl_ms)
   end
 end
+
+-- Puts one message on its queue, now or when it is due.
+local function enqueue(queue, id, header, body, due_ms)
+  if due_ms > 0 then
+    redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack({header, body}))
+    redis.call("ZADD", key(queue, "delayed"), due_ms, id)
+  else
+    redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+  end
+end

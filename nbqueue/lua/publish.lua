@@ -23,12 +23,7 @@ for n, message in ipairs(messages) do
       redis.call("SADD", "nbq:queues", queue)
       known[queue] = true
     end
-    if due_ms > 0 then
-      redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack({header, body}))
-      redis.call("ZADD", key(queue, "delayed"), due_ms, id)
-    else
-      redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
-    end
+    enqueue(queue, id, header, body, due_ms)
   end
   status[n] = verdict
 end

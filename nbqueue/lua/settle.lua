@@ -1,6 +1,6 @@
 -- Ends tasks, or marks them as started, in one step: the entry is acknowledged only if it is still ours, and
--- only then the record is written and its session told. Returns 1 for each that held, else 0.
-local records, ttl_ms, maxlen, session_ttl_ms, items = unpack(cmsgpack.unpack(ARGV[1]))
+-- only then the record is written, its session told and its outbox sent. Returns 1 for each that held, else 0.
+local records, ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
 local held, sessions, groups = {}, {}, {}
 for n, item in ipairs(items) do
   local ends, queue, lane, entry, id, record, session, group, state = unpack(item)
@@ -25,6 +25,14 @@ for n, item in ipairs(items) do
     collect(sessions, session, record)
   end
   held[n] = ours and 1 or 0
+end
+-- Follow-ups, each with the number of the item it follows; an item that no longer held sends none.
+for n, message in ipairs(outbox) do
+  local follows, queue, id, header, due_ms = unpack(message)
+  if held[follows] == 1 then
+    redis.call("SADD", "nbq:queues", queue)
+    enqueue(queue, id, header, ARGV[n + 1], due_ms)
+  end
 end
 tell(sessions, maxlen, session_ttl_ms)
 write_counts(groups, ttl_ms)

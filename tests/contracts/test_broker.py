@@ -72,6 +72,25 @@ def test_broker_refuses_to_settle_twice(broker: Broker) -> None:
     assert broker.settle([Settlement(delivery, b"")]) == [False]
 
 
+def test_broker_sends_the_outbox_of_what_it_settles(broker: Broker) -> None:
+    broker.publish([message("1")])
+    (delivery,) = claim(broker)
+    due_ms = int(time.time() * 1000) + 60_000
+    follow_ups = (message("now", "b"), message("later", "b", due_ms=due_ms))
+    broker.settle([Settlement(delivery, b"", outbox=follow_ups)])
+    (after,) = claim(broker)
+    assert (after.id, after.header, after.body) == ("now", b"header of now", b"\x00\xff body")
+    assert broker.size("b").delayed == 1
+
+
+def test_broker_sends_no_outbox_when_the_claim_was_lost(broker: Broker) -> None:
+    broker.publish([message("1")])
+    (delivery,) = claim(broker)
+    broker.give_back([delivery])
+    assert broker.settle([Settlement(delivery, b"", outbox=(message("2", "b"),))]) == [False]
+    assert claim(broker, queues=("b",)) == []
+
+
 def test_broker_delivers_again_when_a_message_is_given_back(broker: Broker) -> None:
     broker.publish([message("1"), message("2")])
     first, _ = claim(broker)
