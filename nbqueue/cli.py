@@ -22,6 +22,7 @@ from nbqueue.log import LEVELS, setup
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.result import AsyncResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -186,6 +187,8 @@ def status(ctx: click.Context, /, **options: Any) -> None:
 @click.pass_context
 def result(ctx: click.Context, /, id: str, timeout: float | None, traceback: bool, **options: Any) -> None:
     """Show what came of a task, waiting for it: its output, then its value or error. Exit code 1 if it failed."""
+    from nbqueue.result import AsyncResult
+
     app = _app(ctx, **options)
     handle = app.attach(id)
     try:
@@ -193,13 +196,23 @@ def result(ctx: click.Context, /, id: str, timeout: float | None, traceback: boo
     except TimeoutError as exc:
         raise click.ClickException(str(exc)) from exc
     except Exception as exc:
+        if isinstance(handle, AsyncResult):
+            _print_output(handle)
         text = getattr(handle, "traceback", None)
         if traceback and text:
             click.echo(text, err=True)
         if isinstance(exc, TaskError):
             raise click.ClickException(str(exc)) from exc
         raise click.ClickException(f"{type(exc).__name__}: {exc}") from exc
+    if isinstance(handle, AsyncResult):
+        _print_output(handle)
     click.echo(repr(value))
+
+
+def _print_output(handle: AsyncResult) -> None:
+    """Print what a task wrote: its own streams, each to ours."""
+    for _, stream, text in handle.watched.status.log.chunks:
+        click.echo(text, nl=False, err=stream == "stderr")
 
 
 @cli.command(cls=_Command)

@@ -433,6 +433,16 @@ class _Guard:
 
 
 def _wait(watched: WatchedTask | WatchedMap, timeout: float | None, backend_timeout_s: float, what: str) -> None:
+    try:
+        _wait_until_ended(watched, timeout, backend_timeout_s, what)
+    except KeyboardInterrupt as exc:
+        exc.add_note(f"Stopped waiting. {what} goes on; cancel it with .revoke(terminate=True).")
+        raise
+
+
+def _wait_until_ended(
+    watched: WatchedTask | WatchedMap, timeout: float | None, backend_timeout_s: float, what: str
+) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     guard = _Guard(watched, backend_timeout_s, what)
     while True:

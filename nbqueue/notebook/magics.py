@@ -25,7 +25,7 @@ from nbqueue.config import Environment
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, TaskError
 from nbqueue.notebook.cells import capture, read_cell
-from nbqueue.notebook.views import clock, watch
+from nbqueue.notebook.views import clock, watch, watch_in_terminal
 from nbqueue.result import AsyncResult, GroupResult
 
 LARGE_BYTES: Final = 500_000_000
@@ -211,7 +211,7 @@ class TaskMagics:
         if words.outputs:
             self._bring_back(handle, words.outputs, result)
         view = self._show(result, kind=words.view)
-        return self._wait(handle, result, view) if words.wait else None
+        return self._wait(handle, result, view, shown=words.view != "none") if words.wait else None
 
     def _run_of(self, words: Line, cell: str, place: Place) -> CellRun:
         source = str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
@@ -277,7 +277,8 @@ class TaskMagics:
 
         result.then(assign)
 
-    def _wait(self, handle: str, result: AsyncResult, view: Any) -> Any:
+    def _wait(self, handle: str, result: AsyncResult, view: Any, *, shown: bool) -> Any:
+        end = watch_in_terminal(result) if view is None and shown else None
         try:
             return result.get()
         except KeyboardInterrupt:
@@ -290,6 +291,8 @@ class TaskMagics:
             # The cell is about to end; whoever runs it by machine takes no notice of what is drawn later.
             if view is not None:
                 view.draw()
+            if end is not None:
+                end()
 
     @staticmethod
     def _say(text: str) -> None:

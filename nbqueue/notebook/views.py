@@ -29,7 +29,7 @@ from nbqueue.notebook.text import (
 )
 from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
 
-__all__ = ["clock", "watch"]
+__all__ = ["clock", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
@@ -221,6 +221,7 @@ def watch_in_terminal(result: Handle) -> Callable[[], None]:
 
     def end() -> None:
         unsubscribe()
+        view.show(result.watched.status)
         view.close()
 
     return end
