@@ -25,7 +25,7 @@ from nbqueue.config import Environment
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, TaskError
 from nbqueue.notebook.cells import capture, read_cell
-from nbqueue.notebook.views import clock, watch, watch_in_terminal
+from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.result import AsyncResult, GroupResult
 
 LARGE_BYTES: Final = 500_000_000
@@ -210,8 +210,10 @@ class TaskMagics:
         self.shell.user_ns[handle] = result
         if words.outputs:
             self._bring_back(handle, words.outputs, result)
+        if words.wait and not in_kernel():
+            return self._wait(handle, result, None, shown=words.view != "none")
         view = self._show(result, kind=words.view)
-        return self._wait(handle, result, view, shown=words.view != "none") if words.wait else None
+        return self._wait(handle, result, view, shown=False) if words.wait else None
 
     def _run_of(self, words: Line, cell: str, place: Place) -> CellRun:
         source = str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
@@ -278,7 +280,7 @@ class TaskMagics:
         result.then(assign)
 
     def _wait(self, handle: str, result: AsyncResult, view: Any, *, shown: bool) -> Any:
-        end = watch_in_terminal(result) if view is None and shown else None
+        end = watch_in_terminal(result) if shown else None
         try:
             return result.get()
         except KeyboardInterrupt:

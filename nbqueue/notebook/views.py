@@ -29,7 +29,7 @@ from nbqueue.notebook.text import (
 )
 from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
 
-__all__ = ["clock", "watch", "watch_in_terminal"]
+__all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
@@ -207,7 +207,7 @@ def watch(result: Handle, kind: str = "full") -> WidgetView | None:
     """
     if kind == "none":
         return None
-    if kind == "plain" or not _in_kernel():
+    if kind == "plain" or not in_kernel():
         print(plain_text(result.watched.status))  # noqa: T201 - this is the view
         return None
     return WidgetView(result, _painter)
@@ -227,7 +227,8 @@ def watch_in_terminal(result: Handle) -> Callable[[], None]:
     return end
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
+    """Tell whether this is a kernel, whose cells can show widgets."""
     shell = get_ipython()
     return shell is not None and hasattr(shell, "kernel")
 
