@@ -133,7 +133,11 @@ class Places:
             _make_private(directory)
         mark = self.data / "format"
         if not mark.exists():
-            mark.write_text(f"{FORMAT}\n")
+            # in one step: others may look at this moment
+            new = self.data / f"format.{os.getpid()}"
+            new.touch(0o600)
+            new.write_text(f"{FORMAT}\n")
+            new.rename(mark)
         self.check_format()
 
     def check_format(self) -> None:
@@ -196,7 +200,7 @@ def ensure(
     if places.note:
         logger.warning("%s", places.note)
     recorded = known(places)
-    if recorded is not None and server.state(_socket_of(recorded)) == "ready" and places.keeper.held():
+    if recorded is not None and _runs(places, recorded):
         return recorded
     places.make()
     with locked(places.lock, LOCK_S) as mine:
@@ -279,6 +283,12 @@ def _start_keeper(places: Places, found: Connection, variables: Mapping[str, str
     )
 
 
+def _runs(places: Places, recorded: Connection) -> bool:
+    """Tell whether server and keeper run and will do so: whoever starts or stops them holds the lock."""
+    ready = server.state(_socket_of(recorded)) == "ready"
+    return ready and places.keeper.held() and not PidFile(places.lock).held()
+
+
 def _end_orphan(places: Places, path: Path) -> None:
     """End a server that lives and can't be reached, its socket being gone: only one may write the data."""
     deadline = time.monotonic() + _ORPHAN_S
@@ -356,7 +366,9 @@ def _package_root() -> Path:
 
 def _make_private(directory: Path) -> None:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        # what is missing above it is made as private: mkdir's own way would follow the umask
+        for missing in reversed([parent for parent in directory.parents if not parent.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
         found = directory.lstat()
     except OSError as exc:
