@@ -79,12 +79,18 @@ class PidFile:
 
     def end(self, *steps: tuple[signal.Signals, float]) -> bool:
         """Send one signal after the other, each with its seconds to end; return whether the process is gone."""
+        pid = self.pid()
         for number, timeout_s in steps:
-            self.tell(number)
             deadline = time.monotonic() + timeout_s
-            while self.held() and time.monotonic() < deadline:
+            if self._is(pid):
+                self.tell(number)
+            while self._is(pid) and time.monotonic() < deadline:
                 time.sleep(0.005)
-        return not self.held()
+        return not self._is(pid)
+
+    def _is(self, pid: int | None) -> bool:
+        """Tell whether the holder is this one still, and not a successor that was started meanwhile."""
+        return self.held() and self.pid() in (pid, None)
 
 
 @contextlib.contextmanager

@@ -87,6 +87,28 @@ def test_end_goes_on_to_the_next_signal_when_one_is_ignored(tmp_path: Path, pid_
     assert pid_file.end((signal.SIGTERM, 0.1), (signal.SIGKILL, 5.0))
 
 
+def test_end_spares_the_successor_when_one_is_started_meanwhile(pid_file: PidFile) -> None:
+    first = os.getpid()
+    descriptor = pid_file.take()
+    assert descriptor is not None
+    pid_file.write(descriptor, first)
+    told: list[int] = []
+
+    def replaced(number: int, _: object) -> None:
+        told.append(number)
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        pid_file.write(descriptor, first + 1)
+
+    before = signal.signal(signal.SIGUSR1, replaced)
+    try:
+        assert pid_file.end((signal.SIGUSR1, 5.0), (signal.SIGKILL, 5.0))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        os.close(descriptor)
+    assert told == [signal.SIGUSR1]
+
+
 def test_child_can_be_reaped_when_it_was_started_as_one(tmp_path: Path, pid_file: PidFile) -> None:
     child = start_child([sys.executable, "-c", "import sys; sys.exit(3)"], pid_file, log=tmp_path / "log")
     assert child is not None
