@@ -263,7 +263,8 @@ class App:
         body = pack_body(code, args)
         _check_size(steering.shown_name, len(body))
         message = Message.sign(steering, body, self.signer)
-        watched = self.watcher.watch(WatchedTask(steering.id, steering, self.session))
+        mine = WatchedTask(steering.id, steering, self.session)
+        watched = self.watcher.watch(mine)
         outgoing = Outgoing(
             steering.queue,
             steering.id,
@@ -276,10 +277,10 @@ class App:
         try:
             verdict = self._publish([outgoing], retry, retry_policy)[0]
         except (SendFailed, SendUncertain):
-            self.watcher.unwatch(steering.id)
+            self.watcher.unwatch(mine)
             raise
         if verdict == LIVE:
-            self.watcher.unwatch(steering.id)
+            self.watcher.unwatch(mine)
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
 

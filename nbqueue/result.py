@@ -387,7 +387,7 @@ class _Member(AsyncResult):
                 self._watched = WatchedTask(self.id, self.group.watched.steering.member(self.index))
             if fact is not None:
                 self._watched.add(fact)
-                self.app.watcher.unwatch(self.id)
+                self.app.watcher.unwatch(self._watched)
         return self._watched
 
 

@@ -80,11 +80,11 @@ class Watcher:
             self._maps[group.id] = group
         self._start()
 
-    def unwatch(self, id_: str) -> None:
-        """Stop following something that was not sent after all."""
+    def unwatch(self, task: WatchedTask) -> None:
+        """Stop following something that was not sent after all; another watch on the same id goes on."""
         with self._lock:
-            self._tasks.pop(id_, None)
-            self._maps.pop(id_, None)
+            if self._tasks.get(task.id) is task:
+                del self._tasks[task.id]
 
     def attach(self, id_: str) -> WatchedTask:
         """Follow a task that some session sent: what it said so far, then what it says from now on.

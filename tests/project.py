@@ -1,0 +1,62 @@
+"""A project as users write it: an App in a module, named by -A. Its leases are short, so that tests see them lapse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from nbqueue import App, progress
+from nbqueue.execute import BoundTask
+
+app = App("project", set_as_current=False)
+app.conf.update(worker_lease=2.0, worker_renewal=0.5)
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def note(folder: str, name: str, seconds: float = 0.0) -> str:
+    """Leave a file for each run, so that a test can count them."""
+    (Path(folder) / f"{name}.{time.time_ns()}").touch()
+    time.sleep(seconds)
+    return name
+
+
+@app.task
+def deadly(folder: str, name: str, times: int) -> str:
+    """End its own process the first `times` times."""
+    (Path(folder) / f"{name}.{time.time_ns()}").touch()
+    if len(list(Path(folder).glob(f"{name}.*"))) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+@app.task
+def stubborn(folder: str) -> None:
+    """Take no notice of being asked to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (Path(folder) / "running").touch()
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+
+
+@app.task
+def talk(lines: int) -> str:
+    for number in range(lines):
+        print(f"line {number}")
+        progress(number + 1, lines, "talking")
+    return "said"
+
+
+@app.task(bind=True)
+def who(self: BoundTask) -> dict[str, Any]:
+    return {"id": self.request.id, "attempt": self.request.attempt, "name": self.name, "queue": self.request.queue}
