@@ -66,7 +66,9 @@ class Signer:
             raise BadMessage("format", "no signature")
         version, key_id, mac, text = parts
         if version != VERSION:
-            raise BadMessage("version", f"wire version {version[:8]!r}, this nbqueue reads {VERSION}")
+            # Only a number can be the version of a later nbqueue, which others may understand.
+            reason = "version" if version.isdecimal() and len(version) < 4 else "format"
+            raise BadMessage(reason, f"wire version {version[:8]!r}, this nbqueue reads {VERSION}")
         if key_id != self.key_id:
             raise BadMessage("key", f"signed with key {key_id[:8]!r}, this process holds {self.key_id}")
         data = text.encode("utf-8", "surrogatepass")

@@ -257,6 +257,10 @@ class Streams:
         pipe.execute()
         self.settle([Settlement(delivery, b"") for delivery, _ in deliveries])
 
+    def count(self, what: str, number: int = 1) -> None:
+        """Count something that was refused or dropped."""
+        self.client.hincrby(COUNTERS, what, number)
+
     def counters(self) -> dict[str, int]:
         """Return how often something was refused or dropped, by reason."""
         return {name.decode(): int(n) for name, n in self.client.hgetall(COUNTERS).items()}
@@ -343,12 +347,14 @@ class BlockingRead:
         self._connection = client.connection_pool.get_connection()
         self._connection.send_command("CLIENT", "ID")
         self._id = int(self._connection.read_response(timeout=5.0))
+        # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
+        # asks for it again to forget it, and by then the connection may be closed.
+        self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
         self.pending = False
 
     def fileno(self) -> int:
         """Return the socket to select on."""
-        # redis-py offers no public way to wait on a connection together with other things.
-        return int(self._connection._sock.fileno())  # noqa: SLF001
+        return self._descriptor
 
     def start(self, command: Sequence[str | int | bytes]) -> None:
         """Send a blocking command."""

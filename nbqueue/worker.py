@@ -29,7 +29,7 @@ from nbqueue.backends.base import Told
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
 from nbqueue.control import Orders
-from nbqueue.deliveries import CONTROL, COUNTERS, WORKERS, Delivery, Settlement
+from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
@@ -174,10 +174,10 @@ class Worker:
             if key.data == "signal":
                 with contextlib.suppress(BlockingIOError):
                     key.fileobj.recv(64)  # type: ignore[union-attr]
-            elif key.data == "claim":
-                self._online(self._read_claim)
-            elif key.data == "orders":
-                self._online(self._read_orders)
+            elif key.data in ("claim", "orders"):
+                # Both become readable when the server goes away, and the first closes both.
+                if key.data in self._reads:
+                    self._online(self._read_claim if key.data == "claim" else self._read_orders)
             else:
                 for happening in self.pool.events(key):
                     self._happened(happening)
@@ -282,9 +282,10 @@ class Worker:
         self.streams.client.ping()
         self._follow_queues()
         self.streams.ensure_groups(self.queues)
+        # Orders count from before this worker shows itself: whoever sees it can give it some.
+        self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
         self._renew()
         self.leases.forget()
-        self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
         self._open_reads()
         away = time.monotonic() - (self._offline_since or 0.0)
         self._offline_since = None
@@ -302,9 +303,7 @@ class Worker:
 
     def _close_reads(self) -> None:
         for read in self._reads.values():
-            # Its socket may be gone already, and then so is its number.
-            with contextlib.suppress(KeyError, ValueError, OSError, AttributeError):
-                self._selector.unregister(read)
+            self._selector.unregister(read)
             with contextlib.suppress(*_OUTAGE, OSError):
                 read.close()
         self._reads.clear()
@@ -355,6 +354,7 @@ class Worker:
         now = time.time()
         put_off: list[Delivery] = []
         refused: list[tuple[Delivery, str]] = []
+        repeats = 0
         for delivery in deliveries:
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
@@ -363,6 +363,7 @@ class Worker:
                     self._end(None, delivery, steering, state, body, error)
                 case Repeat():
                     self._settlements.append((None, Settlement(delivery, b"")))
+                    repeats += 1
                 case NotMine(reason=reason):
                     logger.warning("a message was left to other workers: %s", reason)
                     put_off.append(delivery)
@@ -375,6 +376,8 @@ class Worker:
             self.streams.put_off(put_off, PUT_OFF_MS)
         if refused:
             self.streams.quarantine(refused)
+        if repeats:
+            self.streams.count("repeat", repeats)
 
     def _hold(self, task: Accepted) -> None:
         self._seq += 1
@@ -565,7 +568,7 @@ class Worker:
                     order = self.orders.open(text, time.time())
                 except BadMessage as exc:
                     logger.warning("an order was refused: %s", exc)
-                    self.streams.client.hincrby(COUNTERS, f"refused:{exc.reason}", 1)
+                    self.streams.count(f"refused:{exc.reason}")
                     continue
                 if order.order == "shutdown" and (not order.workers or self.name in order.workers):
                     self.stop()

@@ -1,0 +1,1 @@
+"""What breaks, broken on purpose: processes killed, servers killed and frozen, messages forged."""

@@ -1,0 +1,17 @@
+"""A server and workers of each test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import RedisServer
+from tests.workers import Site
+
+
+@pytest.fixture
+def site(private_redis: RedisServer) -> Iterator[Site]:
+    """Yield a server that keeps an append-only file, and an app on it; workers are the test's to start."""
+    with Site(private_redis, by_value=False) as made:
+        yield made

@@ -1,0 +1,142 @@
+"""Messages that somebody else wrote: refused, counted, and nothing stops."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nbqueue.messages import Call, Control, Message, Steering, new_id, pack_body, sign_control
+from nbqueue.signing import Signer
+from tests.faults.test_processes import runs
+from tests.helpers import wait_until
+from tests.workers import Site
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+
+QUEUE = "nbq:{nbqueue}:n"
+
+
+def steering(name: str = "tests.project.add", queue: str = "nbqueue") -> Steering:
+    return Steering(id=new_id(), nonce=uuid.uuid4().hex, task=name, queue=queue, sent_at=time.time())
+
+
+def genuine(site: Site, folder: Path, name: str) -> Message:
+    """Return a message that a worker would run."""
+    result = site.app.send_task("tests.project.note", (str(folder), name))
+    ((_, fields),) = site.streams.client.xrange(QUEUE)
+    message = Message.open(fields[b"h"], fields[b"b"], site.app.signer)
+    assert message.id == result.id
+    return message
+
+
+def add(site: Site, **fields: bytes | str) -> None:
+    site.streams.client.xadd(QUEUE, fields)
+
+
+def counted(site: Site, reason: str) -> int:
+    return site.streams.counters().get(reason, 0)
+
+
+def still_works(site: Site) -> bool:
+    return bool(site.app.send_task("tests.project.add", (20, 22)).get(timeout=15) == 42)
+
+
+def test_garbage_is_refused_and_counted(site: Site) -> None:
+    site.worker()
+    add(site, x="y")
+    add(site, i="id", h=b"\xff\xfe\x00 not text", b=b"")
+    add(site, i="id2", h="1.deadbeef", b=b"\x80\x05")
+    add(site, i=b"\xff\xfe", h="a.b.c.d", b=b"")
+    wait_until(lambda: counted(site, "refused:format") + counted(site, "put off") >= 3, 10, "them to be refused")
+    assert still_works(site)
+
+
+def test_unsigned_message_is_never_run(site: Site, tmp_path: Path) -> None:
+    site.worker()
+    text = msgspec.json.encode(steering()).decode()
+    add(site, i="id", h=text, b=pack_body(b"", b"cos\nsystem\n(S'touch x'\ntR."))
+    wait_until(lambda: counted(site, "refused:format") + counted(site, "refused:version") == 1, 10, "the refusal")
+    assert still_works(site)
+
+
+def test_altered_message_is_refused(site: Site, tmp_path: Path) -> None:
+    message = genuine(site, tmp_path, "genuine")
+    for header, body in (
+        (message.header.replace("tests.project.note", "tests.project.nope"), message.body),
+        (message.header, message.body + b"x"),
+    ):
+        add(site, i=f"{message.id}x", h=header, b=body)
+    site.worker()
+    wait_until(lambda: counted(site, "refused:signature") == 2, 10, "them to be refused")
+    assert still_works(site)
+    assert runs(tmp_path)["genuine"] == 1
+
+
+def test_message_under_another_id_or_queue_is_refused(site: Site, tmp_path: Path) -> None:
+    message = genuine(site, tmp_path, "genuine")
+    add(site, i="another-id", h=message.header, b=message.body)
+    site.streams.client.xadd("nbq:{other}:n", {"i": message.id, "h": message.header, "b": message.body})
+    site.worker("-Q", "nbqueue,other")
+    wait_until(lambda: counted(site, "refused:place") == 2, 10, "them to be refused")
+    assert still_works(site)
+    wait_until(lambda: runs(tmp_path)["genuine"] == 1, 5, "the genuine one to run")
+
+
+def test_message_of_another_key_is_left_to_others_and_not_run(site: Site, tmp_path: Path) -> None:
+    site.worker()
+    forged = Message.sign(steering(), pack_body(b"", b"\x80\x05."), Signer(b"f" * 32))
+    add(site, i=forged.id, h=forged.header, b=forged.body)
+    wait_until(lambda: counted(site, "put off") >= 1, 10, "it to be put off")
+    assert still_works(site)
+
+
+def test_replayed_messages_run_nothing_again(site: Site, tmp_path: Path) -> None:
+    message = genuine(site, tmp_path, "once")
+    replay = {"i": message.id, "h": message.header, "b": message.body}
+    add(site, **replay)  # while the first waits
+    site.worker()
+    wait_until(lambda: runs(tmp_path)["once"] == 1, 10, "the first to run")
+    assert still_works(site)
+    add(site, **replay)  # after it has ended
+    assert still_works(site)
+    wait_until(lambda: site.streams.size("nbqueue").queued == 0, 5, "the queue to be empty")
+    assert runs(tmp_path)["once"] == 1
+    assert counted(site, "repeat") >= 2
+
+
+def test_call_of_an_unknown_map_ends_as_a_failure(site: Site) -> None:
+    site.worker()
+    header = site.app.signer.sign("call", msgspec.json.encode(Call("nowhere", 0)), b"\x80\x05.")
+    add(site, i="nowhere-0", h=header, b=b"\x80\x05.")
+    wait_until(lambda: site.app.backend.load(["nowhere-0"])[0] is not None, 10, "its record")
+    assert still_works(site)
+
+
+def test_forged_and_replayed_orders_are_not_followed(site: Site) -> None:
+    worker = site.worker()
+    now = time.time()
+    order = Control(order="shutdown", at=now, nonce="n", workers=(worker.name,))
+    backend = site.app.backend
+    backend.order("garbage")
+    backend.order(sign_control(order, Signer(b"f" * 32)))
+    backend.order(sign_control(msgspec.structs.replace(order, at=now - 3600), site.app.signer))
+    backend.order(sign_control(msgspec.structs.replace(order, order="nothing", nonce="m"), site.app.signer))
+    backend.order(sign_control(msgspec.structs.replace(order, order="nothing", nonce="m"), site.app.signer))
+    wait_until(lambda: counted(site, "refused:replay") == 2, 10, "old and repeated orders to be refused")
+    assert counted(site, "refused:key") == 1
+    assert still_works(site)
+    backend.order(sign_control(order, site.app.signer))
+    assert worker.wait() == 0
+
+
+def test_forged_result_is_not_believed(site: Site) -> None:
+    result = site.app.send_task("tests.project.add", (1, 2))
+    text = '{"task_id":"%s","status":"SUCCESS","nbq":"1.deadbeef.x.{}","body":"Li4u"}' % result.id
+    site.streams.client.xadd(f"nbq:session:{site.app.session}", {"f": f"[{text}]"})
+    site.streams.client.set(f"celery-task-meta-{result.id}", text)
+    site.worker()
+    assert result.get(timeout=15) == 3
