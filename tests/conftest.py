@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.helpers import RedisServer
 from tests.environment import chromium_binary
+from tests.helpers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -93,7 +93,7 @@ def fail(message: str) -> NoReturn:
 
 def _fingerprint(name: str) -> str:
     """Describe what an environment depends on: the Python, the place, and what pyproject.toml says of the project."""
-    import tomllib  # noqa: PLC0415  Python 3.10 lacks it, and is to be told so in words
+    import tomllib
 
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
     parts = [name, sys.version, sys.base_prefix, str(ROOT), described["project"], described["build-system"]]

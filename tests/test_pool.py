@@ -1,7 +1,5 @@
 """The pool with real children: what they run, how they end, and what is taken back from them."""
 
-# ruff: noqa: T201 - tasks print
-
 from __future__ import annotations
 
 import contextlib

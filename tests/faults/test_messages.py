@@ -96,7 +96,7 @@ def test_message_of_another_key_is_left_to_others_and_not_run(site: Site, tmp_pa
 
 def test_replayed_messages_run_nothing_again(site: Site, tmp_path: Path) -> None:
     message = genuine(site, tmp_path, "once")
-    replay = {"i": message.id, "h": message.header, "b": message.body}
+    replay: dict[str, bytes | str] = {"i": message.id, "h": message.header, "b": message.body}
     add(site, **replay)  # while the first waits
     site.worker()
     wait_until(lambda: runs(tmp_path)["once"] == 1, 10, "the first to run")
@@ -135,7 +135,8 @@ def test_forged_and_replayed_orders_are_not_followed(site: Site) -> None:
 
 def test_forged_result_is_not_believed(site: Site) -> None:
     result = site.app.send_task("tests.project.add", (1, 2))
-    text = '{"task_id":"%s","status":"SUCCESS","nbq":"1.deadbeef.x.{}","body":"Li4u"}' % result.id
+    forged = {"task_id": result.id, "status": "SUCCESS", "nbq": "1.deadbeef.x.{}", "body": "Li4u"}
+    text = msgspec.json.encode(forged).decode()
     site.streams.client.xadd(f"nbq:session:{site.app.session}", {"f": f"[{text}]"})
     site.streams.client.set(f"celery-task-meta-{result.id}", text)
     site.worker()
