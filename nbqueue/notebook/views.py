@@ -33,6 +33,7 @@ __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
+BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
 LOG_LINES: Final = 200
 LOG_CHARACTERS: Final = 2_000
 MAX_BARS: Final = 6
@@ -77,10 +78,11 @@ class StatusWidget(anywidget.AnyWidget):
 
 
 class Painter:
-    """One thread that draws all views of this process which have news."""
+    """One thread that draws all views of this process which have news, and lets quiet ones show that they live."""
 
     def __init__(self) -> None:
         self._dirty: set[WidgetView] = set()
+        self._live: set[WidgetView] = set()
         self._news = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -89,17 +91,23 @@ class Painter:
         """Draw `view` within a tenth of a second."""
         with self._lock:
             self._dirty.add(view)
+            self._live.add(view)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="nbqueue views", daemon=True)
                 self._thread.start()
         self._news.set()
 
     def _run(self) -> None:
+        beat_at = time.monotonic()
         while True:
-            self._news.wait()
+            self._news.wait(BEAT_S if self._live else None)
             self._news.clear()
             with self._lock:
                 dirty, self._dirty = self._dirty, set()
+                if time.monotonic() - beat_at > BEAT_S:
+                    beat_at = time.monotonic()
+                    dirty |= self._live
+                self._live = {view for view in self._live if not view.ended}
             for view in dirty:
                 try:
                     view.draw()
@@ -121,7 +129,7 @@ class WidgetView:
         self._cells = b""
         self._lines = 0
         self._outputs = 0
-        self._ended = False
+        self.ended = False
         self._drawing = threading.Lock()
         self._draw_widget(self.watched.status)
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
@@ -137,7 +145,7 @@ class WidgetView:
 
     def _draw(self) -> None:
         status: Status = self.watched.status
-        if self._ended:
+        if self.ended:
             return
         trouble = getattr(self.watched, "trouble", None)
         if trouble is not None:
@@ -146,19 +154,19 @@ class WidgetView:
             self._show_outputs(status)
         self._draw_widget(status)
         if status.ready or trouble is not None:
-            self._ended = True
+            self.ended = True
             self._unsubscribe()
             text = plain_text(status)
+            # The widget stays: a page that is loaded again from an older save asks for it.
             self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
-            self.widget.close()
 
     def _draw_widget(self, status: Status) -> None:
         with self.widget.hold_sync():
             if isinstance(status, MapStatus):
-                self.widget.state = _map_state(status)
+                self.widget.state = {**_map_state(status), "beat": time.time()}
                 self.widget.cells = _cells(status)
             else:
-                self.widget.state = _task_state(status)
+                self.widget.state = {**_task_state(status), "beat": time.time()}
                 if status.log.total != self._lines:
                     self._lines = status.log.total
                     self.widget.log = [line[:LOG_CHARACTERS] for line in log_lines(status)[-LOG_LINES:]]

@@ -65,7 +65,7 @@ function render({ model, el }) {
   root.append(head, body, said)
   el.append(root)
 
-  let asked = 0, follow = true, dark = isDark(root), lastKind = ''
+  let asked = 0, follow = true, dark = isDark(root), lastKind = '', heard = Date.now()
   cancel.onclick = () => {
     const s = model.get('state')
     // A whole map is not cancelled by a slip: the button asks back, for four seconds.
@@ -85,8 +85,24 @@ function render({ model, el }) {
   }
   log.onscroll = () => { follow = log.scrollHeight - log.scrollTop - log.clientHeight < 4 }
 
+  // A kernel that lives is heard every five seconds. A view that isn't live says so, and since when.
+  function stale(s) {
+    const silent = !s.ready && Date.now() - heard > 12000
+    if (silent === root.classList.contains('nbq-stale')) return silent
+    root.classList.toggle('nbq-stale', silent)
+    lastKind = ''
+    if (!silent) return false
+    chip.replaceChildren(icon('queued'), document.createTextNode(`${s.word} at ${new Date(heard).toLocaleTimeString()}`))
+    note.textContent = 'Not live: the kernel does not answer. The task goes on without it; run the cell again to watch it.'
+    note.hidden = false
+    cancel.hidden = true
+    said.textContent = `${s.name}: not live`
+    return true
+  }
+
   function tick() {
     const s = model.get('state')
+    if (stale(s)) return
     const end = s.ended || Date.now() / 1000
     time.textContent = clock(end - (s.started || s.sent || end))
     if (s.form === 'map' && !s.ready) {
@@ -193,6 +209,8 @@ function render({ model, el }) {
 
   function draw() {
     const s = model.get('state')
+    heard = Date.now()
+    root.classList.remove('nbq-stale')
     dark = isDark(root)
     root.classList.toggle('nbq-dark', dark)
     root.dataset.kind = s.kind
