@@ -1,0 +1,1 @@
+"""The notebook as a person has it: JupyterLab in Chromium."""
