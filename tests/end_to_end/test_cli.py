@@ -1,0 +1,150 @@
+"""The command line as users type it: another process, with nothing but options and environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.workers import ROOT, Site
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def run(site: Site, *words: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `nbqueue` with the site's key in the environment; the broker is left to the options."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("NBQUEUE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "nbqueue", *words],
+        cwd=directory,
+        env={**variables, "PYTHONPATH": str(ROOT), "NBQUEUE_KEY_FILE": str(site.key_file)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_status_shows_workers_and_queues_wherever_the_global_options_stand(shared_site: Site) -> None:
+    shared_site.app.send_task("tests.project.add", (1, 2)).get(timeout=10)
+    broker = ("-b", shared_site.server.url)
+    for words in ((*broker, "status"), ("status", *broker)):
+        said = run(shared_site, *words)
+        assert said.returncode == 0, said.stderr
+        assert f"{shared_site.workers[0].name}  0 of 2 children busy  nbqueue\n" in said.stdout
+        assert "queue nbqueue: 0 queued, 0 claimed, 0 delayed\n" in said.stdout
+
+
+def test_status_without_workers_says_so(idle_site: Site) -> None:
+    idle_site.app.send_task("tests.project.add", (1, 2))
+    said = run(idle_site, "status", "-b", idle_site.server.url)
+    assert said.stdout.splitlines()[:2] == ["No workers.", "queue nbqueue: 1 queued, 0 claimed, 0 delayed"]
+
+
+def test_result_prints_output_and_value(shared_site: Site) -> None:
+    sent = shared_site.app.send_task("tests.project.talk", (2,))
+    said = run(shared_site, "-b", shared_site.server.url, "result", sent.id)
+    assert (said.returncode, said.stdout) == (0, "line 0\nline 1\n'said'\n"), said.stderr
+
+
+def test_result_of_a_failure_is_its_error_and_exit_code_1(shared_site: Site) -> None:
+    sent = shared_site.app.send_task("tests.project.add", (1, "2"))
+    said = run(shared_site, "result", sent.id, "--traceback", "-b", shared_site.server.url)
+    assert said.returncode == 1
+    assert said.stdout == ""
+    assert "Error: TypeError: unsupported operand" in said.stderr
+    assert "in add" in said.stderr
+    brief = run(shared_site, "result", sent.id, "-b", shared_site.server.url)
+    assert brief.stderr.count("\n") == 1, "without --traceback one line is all"
+
+
+def test_result_that_takes_too_long_says_that_the_task_goes_on(idle_site: Site) -> None:
+    sent = idle_site.app.send_task("tests.project.add", (1, 2))
+    said = run(idle_site, "-b", idle_site.server.url, "result", "--timeout", "0.5", sent.id)
+    assert said.returncode == 1
+    assert said.stderr == f"Error: task {sent.id} has not ended within 0.5 s; it goes on\n"
+
+
+def test_unknown_id_is_one_line_and_exit_code_1(shared_site: Site) -> None:
+    for command in ("result", "revoke"):
+        said = run(shared_site, command, "no-such-task", "-b", shared_site.server.url)
+        assert said.returncode == 1
+        assert said.stderr.startswith("Error: no task has the label or id 'no-such-task'")
+        assert said.stderr.count("\n") == 1
+
+
+def test_revoke_ends_a_queued_task(idle_site: Site) -> None:
+    sent = idle_site.app.send_task("tests.project.add", (1, 2))
+    said = run(idle_site, "-b", idle_site.server.url, "revoke", sent.id)
+    assert said.stdout == f"{sent.id}: REVOKED\n", said.stderr
+
+
+def test_revoke_stops_a_running_task_only_with_terminate(shared_site: Site, tmp_path: Path) -> None:
+    sent = shared_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    assert run(shared_site, "revoke", sent.id, "-b", shared_site.server.url).stdout == f"{sent.id}: STARTED\n"
+    said = run(shared_site, "revoke", "--terminate", sent.id, "-b", shared_site.server.url)
+    assert said.stdout == f"{sent.id}: REVOKED\n"
+    wait_until(sent.ready, 5, "it to be known here")
+
+
+def test_revoke_ends_a_map_by_its_id(idle_site: Site, tmp_path: Path) -> None:
+    sent = idle_site.app.task(Path.touch).map([tmp_path / "a", tmp_path / "b"])
+    said = run(idle_site, "-b", idle_site.server.url, "revoke", sent.id)
+    assert said.stdout == f"{sent.id}: REVOKED\n", said.stderr
+    idle_site.worker()
+    wait_until(lambda: idle_site.streams.size("nbqueue").queued == 0, 10, "the worker to take them off the queue")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_app_module_brings_broker_and_tasks(shared_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"from nbqueue import App\napp = App(broker={shared_site.server.url!r})\n")
+    for words in (("-A", "mine", "status"), ("status", "--app", "mine:app")):
+        said = run(shared_site, *words, directory=tmp_path)
+        assert shared_site.workers[0].name in said.stdout, said.stderr
+    assert shared_site.workers[0].name in run(shared_site, "status", "-A", "mine", "--workdir", str(tmp_path)).stdout
+
+
+def test_app_module_that_is_missing_is_named(shared_site: Site) -> None:
+    said = run(shared_site, "-A", "no_such_module", "worker", "-b", shared_site.server.url)
+    assert said.returncode != 0
+    assert "no_such_module" in said.stderr.splitlines()[-1]
+    assert "Traceback" not in said.stderr
+
+
+def test_server_that_does_not_answer_is_named_in_one_line(shared_site: Site, tmp_path: Path) -> None:
+    said = run(shared_site, "status", "-b", f"redis+socket://{tmp_path}/nobody")
+    assert said.returncode == 1
+    assert said.stderr.startswith("Error: ")
+    assert "Traceback" not in said.stderr
+
+
+def test_script_sends_functions_of_its_own_main_module(shared_site: Site, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from dataclasses import dataclass\n"
+        "from nbqueue import App\n"
+        "FACTOR = 6\n"
+        "@dataclass\n"
+        "class Pair:\n    x: int\n    y: int\n"
+        "def swap(pair):\n    return Pair(FACTOR * pair.y, FACTOR * pair.x)\n"
+        "if __name__ == '__main__':\n"
+        "    with App(broker=sys.argv[1]) as app:\n"
+        "        print(app.task(swap).delay(Pair(1, 2)).get(timeout=10))\n"
+        "        print(app.task(swap).map([Pair(0, 1)]).get(timeout=10))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, str(script), shared_site.server.url],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NBQUEUE_KEY_FILE": str(shared_site.key_file)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert said.stdout == "Pair(x=12, y=6)\n[Pair(x=6, y=0)]\n", said.stderr
