@@ -10,6 +10,7 @@ import pytest
 
 from tests.environment import chromium_binary
 from tests.helpers import RedisServer
+from tests.workers import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,3 +72,18 @@ def chromium() -> str:
     path = chromium_binary()
     assert path, "tests that use a browser are marked so"
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_site() -> Iterator[Site]:
+    """Yield a server with a worker of two children, for tests that stop neither."""
+    with RedisServer() as server, Site(server) as site:
+        site.worker()
+        yield site
+
+
+@pytest.fixture
+def idle_site() -> Iterator[Site]:
+    """Yield a server of the test's own, without workers."""
+    with RedisServer(appendonly=True) as server, Site(server) as site:
+        yield site

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+from nbqueue.cellrun import CellRun
+from nbqueue.notebook.magics import Place, TaskMagics, fingerprint, parse_line
+from nbqueue.result import AsyncResult
+from nbqueue.serialization import loads_args
+from tests.helpers import wait_until
+from tests.workers import Site
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    made = InteractiveShell(user_ns={})  # type: ignore[no-untyped-call]
+    yield made
+    made.history_manager.end_session()  # type: ignore[union-attr]
+    InteractiveShell.clear_instance()
+
+
+class Recorder:
+    """Stands for an app: keeps what it is asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[CellRun, dict[str, Any]]] = []
+
+    def send_cell(self, packed: bytes, **options: Any) -> AsyncResult:
+        self.sent.append((loads_args(packed)[0][0], options))
+        return AsyncResult(f"id-{len(self.sent)}")
+
+
+def magics(shell: InteractiveShell) -> tuple[TaskMagics, Recorder]:
+    app = Recorder()
+    return TaskMagics(shell, app, show=lambda *_, **__: None), app  # type: ignore[arg-type]
+
+
+def test_line_names_the_nearest_option_when_one_is_wrong() -> None:
+    with pytest.raises(UsageError, match=r"no option --agian; did you mean --again\?"):
+        parse_line("train --agian")
+
+
+@pytest.mark.parametrize(
+    "line", ["1train", "for", "train -o a,b-c", "train --view sideways", "train --countdown soon", "'"]
+)
+def test_line_refuses_what_can_not_be(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse_line(line)
+
+
+def test_line_holds_name_outputs_and_options() -> None:
+    line = parse_line("train -o model,scores -q gpu --wait --countdown 2.5 --view none")
+    assert (line.name, line.outputs, line.queue, line.wait, line.countdown, line.view) == (
+        "train",
+        ("model", "scores"),
+        "gpu",
+        True,
+        2.5,
+        "none",
+    )
+
+
+def test_cell_takes_along_just_what_it_reads(shell: InteractiveShell) -> None:
+    shell.user_ns |= {"x": 3, "unused": object()}
+    magic, app = magics(shell)
+    magic.task("train -o y", "y = 2 * x\ny")
+    run, options = app.sent[0]
+    assert run.variables == {"x": 3}
+    assert run.outputs == ("y",)
+    assert options["name"] == options["label"] == "train"
+    assert shell.user_ns["train"].id == "id-1"
+
+
+def test_cell_without_a_name_binds_its_handle_to_task(shell: InteractiveShell) -> None:
+    magic, _ = magics(shell)
+    magic.task("", "1")
+    assert shell.user_ns["_task"].id == "id-1"
+
+
+def test_cell_in_ipythons_syntax_is_sent_as_python(shell: InteractiveShell) -> None:
+    magic, app = magics(shell)
+    magic.task("", "files = !ls")
+    assert "get_ipython().getoutput" in app.sent[0][0].source
+
+
+def test_cell_that_can_not_travel_is_named_before_anything_is_sent(shell: InteractiveShell) -> None:
+    class Connection:
+        def __init__(self) -> None:
+            self.stream = (n for n in range(3))
+
+    shell.user_ns["conn"] = Connection()
+    magic, app = magics(shell)
+    with pytest.raises(UsageError, match=r"Not sent: conn\.stream \(of cell variable conn\) can't travel"):
+        magic.task("", "conn.read()")
+    assert app.sent == []
+
+
+def test_cell_that_is_too_large_lists_sizes_and_is_not_sent(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbqueue.notebook.magics.LARGE_BYTES", 1_000_000)
+    shell.user_ns |= {"big": b"x" * 2_000_000, "small": 1}
+    magic, app = magics(shell)
+    with pytest.raises(UsageError, match="big 2 MB"):
+        magic.task("", "big, small")
+    assert app.sent == []
+    magic.task("--large", "big, small")
+    assert len(app.sent) == 1
+
+
+def test_place_is_unknown_where_nobody_looks(shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert Place.find(shell) == Place("", "")
+    assert Place().identity("train") == ""
+    assert Place("book.ipynb", "cell").identity("train") == Place("book.ipynb", "other").identity("train")
+
+
+def test_fingerprint_is_the_same_for_the_same_code_and_inputs_and_no_other() -> None:
+    def helper(x: int) -> int:
+        return x + 1
+
+    one = fingerprint("f(x)", {"x": 1, "f": helper})
+    assert one == fingerprint("f(x)", {"f": helper, "x": 1})
+    assert one != fingerprint("f(x)", {"x": 2, "f": helper})
+    assert one != fingerprint("f(x) ", {"x": 1, "f": helper})
+
+
+def test_outputs_appear_in_the_notebook_when_the_task_is_done(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    shell.user_ns["x"] = 20
+    magic.task("made -o y,z", "y = x + 1\nz = 2 * y\n'value'")
+    wait_until(lambda: shell.user_ns.get("z") == 42, 10, "the outputs")
+    assert shell.user_ns["y"] == 21
+    assert shell.user_ns["made"].get(timeout=5) == "value"
+
+
+def test_functions_see_what_the_cell_binds(shell: InteractiveShell, shared_site: Site) -> None:
+    exec("def scale(v):\n    return v * factor", shell.user_ns)
+    shell.user_ns["scale"].__module__ = "__main__"
+    shell.user_ns["factor"] = 1
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    assert magic.task("--wait --view none", "factor = 10\nscale(4.2)") == 42.0
+
+
+def test_error_of_a_waiting_cell_is_the_cells_own(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    with pytest.raises(IndexError) as caught:
+        magic.task("--wait --view none", "numbers = [1]\nnumbers[5]")
+    assert "numbers[5]" in str(caught.value.__cause__)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from nbqueue import states
+from nbqueue.messages import Fact, Facts, Failure, encode_failure
+from nbqueue.notebook.text import TextView, kind_of, plain_text, static_html, visible, word_of
+from nbqueue.status import MapStatus, TaskStatus
+
+EVIL = "<img src=x onerror=alert(1)>\x1b[31mred\x1b[0m\u202eabc\r\n\x00"
+
+
+def record(state: str, **more: object) -> Fact:
+    body = b""
+    if state == states.FAILURE:
+        body = encode_failure(Failure("ValueError", "bad", 'File "<cell x>", line 1\n    boom\nValueError: bad'))
+    facts = Facts(
+        kind="record",
+        id="0123456789",
+        state=state,
+        at=110.0,
+        started_at=100.0 if state != states.PENDING else 0.0,
+        **more,
+    )
+    return Fact(facts, body)
+
+
+def task(state: str = states.PENDING, **more: object) -> TaskStatus:
+    status = TaskStatus("0123456789", "demo.train", sent_at=90.0)
+    status.apply(record(state, name="demo.train", **more))
+    return status
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (task(), "○ train queued · 0:20"),
+        (task(states.STARTED, worker="w@host"), "◐ train running on w@host · 0:10"),
+        (task(states.SUCCESS, worker="w@host", summary="42"), "✓ train 0:10 on w@host → 42"),
+        (task(states.REVOKED, error="cancelled"), "⊘ train cancelled after 0:10"),
+        (task(states.REVOKED, error="expired"), "⊘ train expired after 0:10"),
+    ],
+)
+def test_plain_text_says_state_place_and_time(status: TaskStatus, said: str) -> None:
+    assert plain_text(status, 110.0) == said
+
+
+def test_plain_text_of_a_failure_shows_error_and_frames() -> None:
+    text = plain_text(task(states.FAILURE, error="ValueError: bad"), 110.0)
+    assert text.splitlines()[:2] == ["✗ train failed after 0:10", "  ValueError: bad"]
+    assert "boom" in text
+
+
+def test_word_says_that_a_cancel_was_asked_for() -> None:
+    status = task(states.STARTED)
+    status.cancelling = True
+    assert word_of(status) == "Cancelling…"
+
+
+def test_kind_is_lost_when_the_worker_is() -> None:
+    status = task(states.STARTED)
+    status.lost = True
+    assert kind_of(status) == "lost"
+
+
+def test_visible_shows_what_hides_and_cuts_what_is_long() -> None:
+    assert visible("a\x1b[31mb\x1b[0m\nc\u202ed") == "ab c\\x202ed"
+    assert visible("x" * 300, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize("state", [states.PENDING, states.STARTED, states.SUCCESS, states.FAILURE, states.REVOKED])
+def test_static_html_escapes_every_string_of_a_task(state: str) -> None:
+    status = task(state, error=EVIL, summary=EVIL, worker=EVIL)
+    status.name = EVIL
+    status.log.add(1.0, "stdout", EVIL)
+    if status.failure:
+        status.failure.traceback = EVIL
+    page = static_html(status, 110.0)
+    assert "<img" not in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
+    assert "<script" not in page
+    assert "class=" not in page
+
+
+def test_static_html_of_a_map_never_averages_a_failure_away() -> None:
+    status = MapStatus("0123456789", "sim", 10_000, sent_at=90.0)
+    for index in range(10_000):
+        failed = index == 5_000
+        state = states.FAILURE if failed else states.SUCCESS
+        status.apply(record(state, group="0123456789", index=index, error="ValueError: bad" if failed else ""))
+    page = static_html(status, 110.0)
+    assert page.count("x\n") + page.count("x■") + page.count("■x") >= 1
+    assert "9,999 done, 1 failed" in page
+    assert "#5,000" in page
+
+
+def test_map_text_counts_and_groups_errors() -> None:
+    status = MapStatus("0123456789", "sim", 4, sent_at=90.0)
+    for index, state in enumerate((states.SUCCESS, states.FAILURE, states.FAILURE)):
+        status.apply(record(state, group="0123456789", index=index, error="" if not index else "ValueError: bad"))
+    lines = plain_text(status, 110.0).splitlines()
+    assert lines[0].startswith("◐ sim map of 4")
+    assert lines[2] == "  ✓ 1 done  ✗ 2 failed  ○ 1 queued"
+    assert lines[3] == "  ✗ 2  ValueError: bad  first #1"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_text_view_writes_one_line_a_change_when_it_is_no_terminal() -> None:
+    stream = io.StringIO()
+    view = TextView(stream, now=lambda: 110.0)
+    status = TaskStatus("0123456789", "train", sent_at=90.0)
+    view.show(status)
+    view.show(status)
+    status.apply(record(states.STARTED))
+    view.show(status)
+    status.apply(record(states.SUCCESS))
+    view.show(status)
+    view.show(status)
+    assert [line.split()[2:4] for line in stream.getvalue().splitlines()] == [
+        ["train", "queued"],
+        ["train", "running"],
+        ["train", "0:10"],
+    ]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_text_view_draws_in_place_at_most_four_times_a_second_in_a_terminal() -> None:
+    now = [100.0]
+    stream = Terminal()
+    view = TextView(stream, now=lambda: now[0])
+    status = task(states.STARTED)
+    for _ in range(100):
+        now[0] += 0.01
+        view.show(status)
+    assert 3 <= stream.getvalue().count("running") <= 5
+    assert "\x1b[1A" in stream.getvalue()
