@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from nbqueue.status import MapStatus, TaskStatus
 EVIL = "<img src=x onerror=alert(1)>\x1b[31mred\x1b[0m\u202eabc\r\n\x00"
 
 
-def record(state: str, **more: object) -> Fact:
+def record(state: str, **more: Any) -> Fact:
     body = b""
     if state == states.FAILURE:
         body = encode_failure(Failure("ValueError", "bad", 'File "<cell x>", line 1\n    boom\nValueError: bad'))
@@ -28,7 +29,7 @@ def record(state: str, **more: object) -> Fact:
     return Fact(facts, body)
 
 
-def task(state: str = states.PENDING, **more: object) -> TaskStatus:
+def task(state: str = states.PENDING, **more: Any) -> TaskStatus:
     status = TaskStatus("0123456789", "demo.train", sent_at=90.0)
     status.apply(record(state, name="demo.train", **more))
     return status
