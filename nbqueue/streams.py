@@ -10,6 +10,7 @@ Nothing here opens messages; bodies and records are bytes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.resources
@@ -122,7 +123,7 @@ class Streams:
                     queues[number - 1],
                     lane,
                     entry,
-                    id_.decode("utf-8", "replace"),
+                    id_.decode(),
                     header,
                     body,
                     attempt,
@@ -154,13 +155,12 @@ class Streams:
             for entry, flat in entries:
                 fields = dict(zip(flat[::2], flat[1::2], strict=False)) if flat else {}
                 entry_id = entry.decode()
-                id_ = fields.get(b"i")
                 deliveries.append(
                     Delivery(
                         queue,
                         lane,
                         entry_id,
-                        f"?{entry_id}" if id_ is None else id_.decode("utf-8", "replace"),
+                        _id_of(fields.get(b"i"), entry_id),
                         fields.get(b"h", b""),
                         fields.get(b"b", b""),
                         _number(fields.get(b"a"), 1),
@@ -402,7 +402,13 @@ end
 
 
 def _number(text: bytes | None, otherwise: int) -> int:
-    try:
-        return int(text) if text is not None else otherwise
-    except ValueError:
-        return otherwise
+    """Return an entry's counter; as `whole` in the scripts."""
+    return int(text) if text is not None and len(text) < 7 and text.isdigit() else otherwise
+
+
+def _id_of(text: bytes | None, entry: str) -> str:
+    """Return an entry's id; as `id_of` in the scripts."""
+    if text is not None:
+        with contextlib.suppress(UnicodeDecodeError):
+            return text.decode()
+    return f"?{entry}"

@@ -134,7 +134,7 @@ class RedisBackend:
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""
         with self._translated():
-            return {name.decode(): text for name, text in self.client.hgetall(WORKERS).items()}
+            return {name.decode("utf-8", "replace"): text for name, text in self.client.hgetall(WORKERS).items()}
 
     def now(self) -> float:
         """Return the server's clock, Unix seconds."""

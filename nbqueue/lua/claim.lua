@@ -13,8 +13,12 @@ local function move_due(queue)
     redis.call("ZREM", delayed, id)
     redis.call("HDEL", bodies, id)
     if packed then
-      local header, body = unpack(cmsgpack.unpack(packed))
-      enqueue(queue, id, header, body, 0)
+      local read, parts = pcall(cmsgpack.unpack, packed)
+      if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
+        enqueue(queue, id, parts[1], parts[2], 0)
+      else
+        count("refused:format")
+      end
     end
   end
   local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")
@@ -49,8 +53,8 @@ for number, queue in ipairs(queues) do
         local verdict = admit(queue, stream, entry, id, string.match(header, '"nonce":"([^"]*)"') or "", records)
         if verdict then
           local record, mark = verdict[1], verdict[2]
-          table.insert(meta, {number, lane == "r" and 1 or 0, entry, tonumber(f.a or 1), tonumber(f.c or 0),
-            tonumber(f.w or 0), #id, #header, #body, #record, #mark})
+          table.insert(meta, {number, lane == "r" and 1 or 0, entry, whole(f.a, 1), whole(f.c, 0),
+            whole(f.w, 0), #id, #header, #body, #record, #mark})
           table.insert(data, id)
           table.insert(data, header)
           table.insert(data, body)

@@ -15,8 +15,30 @@ local function fields_of(flat)
   return fields
 end
 
--- A garbage entry may have no id; it still needs a place among the claims.
-local function id_of(fields, entry) return fields.i or ("?" .. entry) end
+-- An id that isn't UTF-8 would come back changed from whoever reads it as text, and its claim never be found.
+local function is_text(id)
+  if not string.find(id, "[\128-\255]") then return true end
+  id = string.gsub(id, "[\194-\223][\128-\191]", "x")
+  id = string.gsub(id, "\224[\160-\191][\128-\191]", "x")
+  id = string.gsub(id, "\237[\128-\159][\128-\191]", "x")
+  id = string.gsub(id, "[\225-\236\238\239][\128-\191][\128-\191]", "x")
+  id = string.gsub(id, "\240[\144-\191][\128-\191][\128-\191]", "x")
+  id = string.gsub(id, "[\241-\243][\128-\191][\128-\191][\128-\191]", "x")
+  id = string.gsub(id, "\244[\128-\143][\128-\191][\128-\191]", "x")
+  return not string.find(id, "[\128-\255]")
+end
+
+-- A garbage entry may have no id, or none that is text; it still needs a place among the claims.
+local function id_of(fields, entry)
+  if fields.i and is_text(fields.i) then return fields.i end
+  return "?" .. entry
+end
+
+-- Counters of an entry are signed by nobody: what isn't a short whole number counts as missing.
+local function whole(text, otherwise)
+  if text and #text < 7 and string.find(text, "^%d+$") then return tonumber(text) end
+  return otherwise
+end
 
 local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
 
@@ -50,7 +72,7 @@ local function put_back(queue, stream, entry, charge)
   redis.call("XDEL", stream, entry)
   local f = fields_of(found[2])
   local id = id_of(f, entry)
-  local attempt, deaths, losses = tonumber(f.a or 1), tonumber(f.c or 0), tonumber(f.w or 0)
+  local attempt, deaths, losses = whole(f.a, 1), whole(f.c, 0), whole(f.w, 0)
   if charge ~= "none" then attempt = attempt + 1 end
   if charge == "child" then deaths = deaths + 1 end
   if charge == "worker" then losses = losses + 1 end
