@@ -1,4 +1,4 @@
-"""Every exception of nbqueue.
+"""Every exception of nbqueue, as a tree; `except NBQueueError` catches them all.
 
     NBQueueError
     ├── ImproperlyConfigured            a setting, URL, key or file can't be used
@@ -20,8 +20,7 @@
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
     └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
 
-Control flow inside tasks, not errors of a caller: `Ignore`, `Reject`, `Retry`,
-`SoftTimeLimitExceeded`, `TimeLimitExceeded`.
+Remote failures that are the task's own come back as themselves, with the remote traceback as their cause.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.signing import Signer, create_key_file, parse_key, read_key_file
+
+
+def test_key_file_is_for_its_owner_only_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    key = create_key_file(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_key_file(path) == key
+    assert len(key) == 32
+
+
+def test_key_file_is_never_overwritten(tmp_path: Path) -> None:
+    create_key_file(tmp_path / "key")
+    with pytest.raises(FileExistsError):
+        create_key_file(tmp_path / "key")
+
+
+def test_key_file_that_others_can_read_is_refused_and_says_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    create_key_file(path)
+    path.chmod(0o640)
+    with pytest.raises(ImproperlyConfigured, match=f"chmod 600 {path}"):
+        read_key_file(path)
+
+
+def test_key_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    create_key_file(tmp_path / "key")
+    (tmp_path / "link").symlink_to(tmp_path / "key")
+    with pytest.raises(ImproperlyConfigured, match="can't be opened"):
+        read_key_file(tmp_path / "link")
+
+
+def test_missing_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImproperlyConfigured, match="nowhere"):
+        read_key_file(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "no hexadecimal", "abcd"])
+def test_text_that_is_no_key_is_refused(text: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="the file"):
+        parse_key(text, "the file")
+
+
+def test_signer_shows_its_key_id_and_never_its_key() -> None:
+    signer = Signer(b"secret key of thirty-two bytes!!")
+    assert repr(signer) == f"<Signer {signer.key_id}>"
+    assert "secret" not in repr(signer)
+    with pytest.raises(ImproperlyConfigured):
+        Signer(b"short")
