@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import kombu
@@ -32,7 +32,7 @@ class Broker(Protocol):
         """Put messages on their queues; when it returns, the broker has them.
 
         Raises:
-            SendFailed: the broker can't be reached; nothing was sent.
+            SendFailed: the broker can't be reached, or refuses; nothing was sent.
             SendUncertain: it went away before it answered.
         """
 
@@ -46,7 +46,11 @@ class Broker(Protocol):
         """Return messages to their queues at once; return how many were still ours."""
 
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
-        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
+        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`.
+
+        Raises:
+            BackendUnavailable: the broker can't be reached, or refuses.
+        """
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
@@ -96,6 +100,8 @@ class StreamsBroker:
             raise SendUncertain(f"no answer from {mask(self.url)}; the same id may be sent again: {exc}") from exc
         except redis.ConnectionError as exc:
             raise SendFailed(f"{mask(self.url)} can't be reached: {exc}") from exc
+        except redis.RedisError as exc:
+            raise SendFailed(f"{mask(self.url)} refuses messages: {exc}") from exc
 
     def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
         """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
@@ -111,15 +117,25 @@ class StreamsBroker:
 
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
-        return self.streams.revoke(items)
+        with self._translated():
+            return self.streams.revoke(items)
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
-        return self.streams.size(queue)
+        with self._translated():
+            return self.streams.size(queue)
 
     def purge(self, queue: str) -> int:
         """Drop what waits in a queue; return how many."""
-        return self.streams.purge(queue)
+        with self._translated():
+            return self.streams.purge(queue)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as exc:
+            raise BackendUnavailable(f"{mask(self.url)} can't be used: {exc}") from exc
 
     def close(self) -> None:
         """Give up connections."""
@@ -253,9 +269,3 @@ def open_broker(url: str, *, name: str = "nbq-client", **streams: Any) -> Stream
     if scheme_of(url) in REDIS_SCHEMES:
         return StreamsBroker(url, name=name, **streams)
     return KombuBroker(kombu.Connection(transport=MemoryTransport), url)
-
-
-def total(sizes: Iterable[QueueSize]) -> QueueSize:
-    """Return the sum over several queues."""
-    parts = list(sizes)
-    return QueueSize(sum(s.queued for s in parts), sum(s.claimed for s in parts), sum(s.delayed for s in parts))

@@ -1,8 +1,9 @@
 """Leases of claimed messages: renewed while their tasks run, taken over when their worker no longer renews.
 
 Idle time on the server alone proves nothing: it runs on while the server is down and while a machine sleeps. So
-a claim is taken over only when it was seen lapsed twice, one renewal apart on this process's own clock, and a
-process that stood still itself forgets what it has seen.
+a claim is taken over only when it was seen lapsed twice, one renewal apart on this process's own clock. A process
+that has just connected, or stood still itself, forgets what it has seen and looks again only after a whole lease:
+the others may be as late as it was, and come back within half a lease to renew what they hold.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Leases:
         self.renewal_s = renewal_s
         self._lapsed: dict[Place, float] = {}
         self._awake_at = time.monotonic()
+        self._look_from = 0.0
 
     def renew(self, deliveries: Sequence[Delivery], worker: str, advert: str) -> tuple[list[bool], dict[str, bytes]]:
         """Renew claims and show that the worker lives; return which still hold, and the marks of revoked ids."""
@@ -43,12 +45,13 @@ class Leases:
         stood_still = now - self._awake_at > self.lease_s / 2
         self._awake_at = now
         if stood_still:
-            self.forget()
+            self.forget(now)
         return not stood_still
 
-    def forget(self) -> None:
-        """Begin anew: nothing has been seen lapsed."""
+    def forget(self, now: float) -> None:
+        """Begin anew: nothing has been seen lapsed, and nothing counts as such for a lease from now."""
         self._lapsed.clear()
+        self._look_from = now + self.lease_s
 
     def sweep(self, queues: Sequence[str], mine: Iterable[Delivery], now: float) -> int:
         """Return to their queues what other workers have let lapse; return how many.
@@ -58,6 +61,8 @@ class Leases:
             mine: claims of this worker, renewed just now.
             now: this process's monotonic clock, seconds.
         """
+        if now < self._look_from:
+            return 0
         idle_ms = int(self.lease_s * 1000)
         held = {(d.queue, d.lane, d.entry) for d in mine}
         seen = [place for place in self.streams.lapsed(queues, idle_ms) if place not in held]

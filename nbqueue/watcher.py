@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -285,6 +285,7 @@ class Watcher:
             return
         now = self.backend.now()
         offers = live_offers(self.backend, self.signer, now)
+        trouble = "" if offers else self.backend.trouble()
         for one in waiting:
             steering = one.steering
             latest = one.latest.facts if isinstance(one, WatchedTask) and one.latest else None
@@ -292,7 +293,8 @@ class Watcher:
             if latest is not None and latest.state == states.STARTED:
                 one.tell("", lost=bool(latest.worker) and latest.worker not in {offer.name for offer in offers})
             elif queue and not any(offer.all_queues or queue in offer.queues for offer in offers):
-                one.tell(f"No worker listens to queue {queue}.")
+                why = f" The local worker does not start: {trouble}" if trouble else ""
+                one.tell(f"No worker listens to queue {queue}.{why}")
             elif offers and not any(offer.key_id == self.signer.key_id for offer in offers):
                 one.tell(f"No worker holds key {self.signer.key_id}: give it the connection file.")
             else:
@@ -307,15 +309,6 @@ class Watcher:
                 one.unreachable_since = now
             one.tell(f"No answer from the backend for {now - one.unreachable_since:.0f} s; trying again.")
         logger.info("%s", exc)
-
-
-def advert_times(adverts: Mapping[bytes, bytes]) -> list[float]:
-    """Return when each worker last showed itself, on the server's clock; unsigned, so for the keeper's use only."""
-    times = []
-    for text in adverts.values():
-        with suppress(msgspec.DecodeError):
-            times.append(_ADVERT.decode(text).at)
-    return times
 
 
 def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:

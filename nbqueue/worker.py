@@ -50,7 +50,9 @@ SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000
 
 logger = logging.getLogger(__name__)
-_OUTAGE = (redis.ConnectionError, redis.TimeoutError, BackendUnavailable)
+# A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
+# outlasts it, and its tasks run on.
+_OUTAGE = (redis.RedisError, BackendUnavailable)
 
 
 class Worker:
@@ -210,7 +212,18 @@ class Worker:
         return TELL_S if unmarked or self._stops else 0.5
 
     def _finished(self) -> bool:
-        return self._stopping_since is not None and not self.work.held and not self._settlements
+        if self._stopping_since is None:
+            return False
+        if self._cold() and self._offline_since is not None:
+            # What could not be stored is lost here; it runs again elsewhere once its lease has lapsed.
+            return True
+        return not self.work.held and not self._settlements
+
+    def _cold(self) -> bool:
+        """Tell whether what runs is not to be waited for any more."""
+        since = self._stopping_since
+        overdue = since is not None and self.grace_s is not None and time.monotonic() - since > self.grace_s
+        return self._stops > 1 or overdue
 
     def _leave(self) -> None:
         self._tell()
@@ -227,8 +240,7 @@ class Worker:
             self._give_back([held for held in self.work.held.values() if not held.child])
             self.work.ready.clear()
             logger.info("stopping once %d running tasks have ended", len(self.work.held))
-        overdue = self.grace_s is not None and time.monotonic() - self._stopping_since > self.grace_s
-        if (self._stops > 1 or overdue) and self.work.held:
+        if self._cold() and self.work.held:
             for child in list(self.pool.children):
                 self.pool.kill(child)
             self._give_back(list(self.work.held.values()))
@@ -272,10 +284,12 @@ class Worker:
             if self._offline_since is None:
                 self._offline_since = time.monotonic()
                 self._pause_s = 0.1
-                logger.warning("no answer from the server, running tasks go on: %s", exc)
+                logger.warning("the server can't be used, running tasks go on: %s", exc)
             self._close_reads()
             self._timers["reconnect"] = time.monotonic()
-            self._pause_s = min(10.0, 2 * self._pause_s) * random.uniform(0.7, 1.0)  # noqa: S311 - spreads workers
+            # Never longer than half a lease: others wait a whole one before they take over what seems abandoned.
+            longest = min(10.0, self.conf.worker_lease / 2)
+            self._pause_s = min(longest, 2 * self._pause_s * random.uniform(0.7, 1.0))  # noqa: S311 - spreads workers
 
     def _reconnect(self) -> None:
         """Renew before anything else: what was taken over meanwhile stops here, and its outcome is dropped."""
@@ -285,7 +299,7 @@ class Worker:
         # Orders count from before this worker shows itself: whoever sees it can give it some.
         self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
         self._renew()
-        self.leases.forget()
+        self.leases.forget(time.monotonic())
         self._open_reads()
         away = time.monotonic() - (self._offline_since or 0.0)
         self._offline_since = None
@@ -336,6 +350,8 @@ class Worker:
         try:
             reply = self._reads["claim"].finish()
         except redis.ResponseError as exc:
+            if "NOGROUP" not in str(exc):
+                raise
             # The streams are gone, with the server's memory or by somebody's hand.
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)

@@ -78,6 +78,9 @@ class Backend(Protocol):
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""
 
+    def trouble(self) -> str:
+        """Return why no local worker starts, one line; empty if the keeper has nothing to say."""
+
     def now(self) -> float:
         """Return the backend's own clock, Unix seconds."""
 

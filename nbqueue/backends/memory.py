@@ -121,6 +121,10 @@ class MemoryBackend:
         """Return nothing: no worker shares this memory."""
         return {}
 
+    def trouble(self) -> str:
+        """Return nothing: no keeper looks after this memory."""
+        return ""
+
     def now(self) -> float:
         """Return the clock this backend runs on."""
         return self._now()

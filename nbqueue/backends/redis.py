@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +11,7 @@ import redis
 
 from nbqueue.backends.base import Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, RECORDS, WORKERS
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import connect
 
@@ -135,6 +136,16 @@ class RedisBackend:
         """Return what each worker last said of itself, by name."""
         with self._translated():
             return {name.decode("utf-8", "replace"): text for name, text in self.client.hgetall(WORKERS).items()}
+
+    def trouble(self) -> str:
+        """Return why no local worker starts, one line; empty if the keeper has nothing to say."""
+        with self._translated():
+            text = self.client.get(KEEPER_TROUBLE)
+        try:
+            lines = str(json.loads(text or b"{}").get("text", "")).strip().splitlines()
+        except (ValueError, AttributeError):
+            return ""
+        return lines[-1].strip() if lines else ""
 
     def now(self) -> float:
         """Return the server's clock, Unix seconds."""

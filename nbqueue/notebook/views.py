@@ -43,17 +43,6 @@ WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 logger = logging.getLogger(__name__)
 
 
-class Watchable(Protocol):
-    """Is what a view needs of a handle's watched task or map."""
-
-    @property
-    def status(self) -> Any:
-        """Return the status, kept up to date."""
-
-    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call back at every change."""
-
-
 class Handle(Protocol):
     """Is what a view needs of a result."""
 

@@ -10,6 +10,7 @@ import pytest
 from nbqueue.backends.base import Backend, Label, Told
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.backends.redis import RedisBackend
+from nbqueue.deliveries import KEEPER_TROUBLE
 from tests.helpers import RedisServer, wait_until
 
 
@@ -92,3 +93,13 @@ def test_backend_passes_orders_on(backend: Backend) -> None:
     backend.order("second")
     assert [text for _, text in backend.orders("")] == [b"first", b"second"]
     assert [text for _, text in backend.orders(cursor)] == [b"second"]
+
+
+def test_wait_shows_what_the_keeper_says_of_a_worker_that_does_not_start(redis_server: RedisServer) -> None:
+    backend = RedisBackend(redis_server.url)
+    assert backend.trouble() == ""
+    backend.client.set(KEEPER_TROUBLE, '{"at": 1.0, "text": "it ended:\\n  ImportError: no module"}')
+    assert backend.trouble() == "ImportError: no module"
+    backend.client.set(KEEPER_TROUBLE, "garbage")
+    assert backend.trouble() == ""
+    backend.close()
