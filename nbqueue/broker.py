@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import kombu
@@ -18,7 +19,7 @@ from kombu.transport.memory import Transport as MemoryTransport
 
 from nbqueue.config import REDIS_SCHEMES, mask, scheme_of
 from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Revocation, Settlement
-from nbqueue.exceptions import ImproperlyConfigured, SendFailed, SendUncertain
+from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
 from nbqueue.streams import Streams
 from nbqueue.transport import Transport
 

@@ -71,7 +71,7 @@ class SendUncertain(NBQueueError):
 
 
 class BackendUnavailable(NBQueueError):
-    """Says that the backend did not answer."""
+    """Says that the backend did not answer, or refused."""
 
 
 class BadMessage(NBQueueError):

@@ -191,6 +191,8 @@ class RedisBackend:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             raise BackendUnavailable(f"no answer from {mask(self.url)}: {exc}") from exc
+        except redis.RedisError as exc:
+            raise BackendUnavailable(f"{mask(self.url)} refuses: {exc}") from exc
 
 
 def _session(session: str) -> str:
