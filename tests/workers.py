@@ -58,6 +58,11 @@ class Site:
         streams: Streams = self.app.broker.streams  # type: ignore[attr-defined]
         return streams
 
+    def server_says(self, *command: str) -> object:
+        """Return the server's answer to a command."""
+        with self.server.client() as client:
+            return client.execute_command(*command)
+
     def worker(self, *options: str, concurrency: int = 2, ready: bool = True) -> Worker:
         """Start a worker; wait until it shows itself, unless told not to."""
         worker = Worker(self, concurrency, options)
