@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -31,6 +32,7 @@ class Watched:
         self._subscribers: list[Callback] = []
         self._ends: list[Callback] = []
         self.waiters = 0
+        self.since = time.monotonic()
         self.note = ""
         self.unreachable_since: float | None = None
 
@@ -154,6 +156,8 @@ class WatchedTask(Watched):
             if fact.ready:
                 self.fact = fact
             self.note = ""
+            if self._status is not None:
+                self._status.note, self._status.lost = "", False
         self._changed()
 
     def fail(self, trouble: TaskError) -> None:
@@ -223,6 +227,9 @@ class WatchedMap(Watched):
                     self.failed += fact.facts.state != states.SUCCESS
                     new.append(index)
             self.arrived += new
+            self.note = ""
+            if self._status is not None:
+                self._status.note = ""
         if new:
             with self.news:
                 self.news.notify_all()

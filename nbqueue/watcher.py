@@ -24,6 +24,7 @@ from nbqueue.watched import WatchedMap, WatchedTask
 
 CHECK_S: Final = 5.0
 BLOCK_S: Final = 1.0
+EXPLAIN_S: Final = 3.0  # a worker that is being started needs a moment
 ALIVE_S: Final = 15.0  # a worker that has shown itself within this time lives
 
 logger = logging.getLogger(__name__)
@@ -281,6 +282,10 @@ class Watcher:
 
     def _explain(self, watched: list[WatchedTask | WatchedMap]) -> None:
         waiting = [one for one in watched if not one.ended]
+        patient = [one for one in waiting if time.monotonic() - one.since >= EXPLAIN_S]
+        if len(patient) < len(waiting):
+            self._next_check = time.monotonic() + BLOCK_S
+        waiting = patient
         if not waiting:
             return
         now = self.backend.now()
