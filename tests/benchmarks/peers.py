@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbqueue.tasks import Task
 
 CHILDREN: Final = 2
-WAIT_S: Final = 120.0
+WAIT_S: Final = 60.0
 
 
 def noop(x: int) -> int:

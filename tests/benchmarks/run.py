@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="one repeat, a tenth of the work, no report")
     parser.add_argument("--report", type=Path, help=f"the file to add to, instead of {REPORT.relative_to(ROOT)}")
     options = parser.parse_args(words)
-    repeats, seconds = (1, 0.2) if options.short else (options.repeats, 2.0)
+    repeats, seconds = (1, 0.2) if options.short else (options.repeats, 1.0)
     text = report(repeat(repeats, seconds), describe(repeats))
     print(text)
     path: Path | None = options.report or (None if options.short else REPORT)

@@ -66,8 +66,8 @@ def rated(work: Callable[[int], list[int]], seconds: float) -> tuple[float, int]
     check(work(PROBE))
     took, n = clock() - start, PROBE
     # a small map says little of a large one, so once more if it was much faster than expected
-    for _ in range(2):
-        if took < seconds / 2 and n < MOST:
+    for attempt in range(2):
+        if attempt == 0 or (took < seconds / 2 and n < MOST):
             n = within(took / n, seconds)
             start = clock()
             values = work(n)
