@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -101,19 +102,26 @@ def session(name: str, seconds: float) -> Figures:
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "tests.benchmarks.session", name, server.url, str(seconds)]
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=directory,
             env=variables,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=LIMIT_S,
-            check=False,
+            start_new_session=True,
         )
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} failed:\n{done.stdout}{done.stderr}")
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        finally:
+            # the client, if it was interrupted, and what it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"{name} failed:\n{out}{err}")
+    figures: Figures = json.loads(out.splitlines()[-1])
     return figures
 
 
@@ -210,4 +218,5 @@ def installed_version(name: str) -> str | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     sys.exit(main())
