@@ -63,6 +63,13 @@ class ForkServer:
             return
         gc.collect()
         gc.freeze()  # what is here now stays shared with the children
+        with contextlib.suppress(ConnectionResetError):  # it was killed, with reports unread
+            self._serve(wake_in, wake_out)
+        for pid in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _serve(self, wake_in: socket.socket, wake_out: socket.socket) -> None:
         while True:
             readable, _, _ = select.select([self.sock, wake_in], [], [])
             if wake_in in readable:
@@ -72,11 +79,8 @@ class ForkServer:
             if self.sock in readable:
                 data, descriptors, _, _ = socket.recv_fds(self.sock, 4096, 2)
                 if not data:
-                    break
+                    return
                 self._fork(json.loads(data), descriptors, (wake_in, wake_out))
-        for pid in self.children:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
 
     def _preload(self) -> bool:
         settings = json.loads(self.sock.recv(1 << 16))
@@ -129,7 +133,7 @@ class ForkServer:
             self._say(exited=pid, status=status)
 
     def _say(self, **report: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(json.dumps(report).encode())
 
 

@@ -26,10 +26,11 @@ import msgspec
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
 from nbqueue.frames import BUFFER_BYTES, send_frame, socket_of_frames, take_back
-from nbqueue.messages import ChildEvent, ChildTask, Outcome
+from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
+_MAX_REPLY_BYTES: Final = MAX_MESSAGE_BYTES + (1 << 20)  # an outcome, and what is said of it
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
@@ -297,7 +298,10 @@ class Pool:
         incoming, at = child.incoming, 0
         try:
             while len(incoming) - at >= 4:
-                end = at + 4 + int.from_bytes(incoming[at : at + 4], "big")
+                size = int.from_bytes(incoming[at : at + 4], "big")
+                if size > _MAX_REPLY_BYTES:
+                    raise msgspec.DecodeError(f"a reply of {size:,} bytes")
+                end = at + 4 + size
                 if len(incoming) < end:
                     break
                 kind, payload = incoming[at + 4], bytes(incoming[at + 5 : end])

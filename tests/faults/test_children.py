@@ -1,0 +1,135 @@
+"""Children that stand still, leave processes behind, garble their replies, or lose their fork server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nbqueue.exceptions import TaskRevokedError, WorkerLostError
+from tests.faults.test_messages import still_works
+from tests.faults.test_processes import children_of, runs, send_notes
+from tests.helpers import wait_until
+from tests.workers import Site
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+
+
+def stand_still() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def leave_a_process(folder: str) -> None:
+    import subprocess
+
+    (Path(folder) / "pid").write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
+    time.sleep(60)
+
+
+def write_everywhere() -> str:
+    """Write to every open descriptor, as a confused library does."""
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"\xff" * 64)
+        except OSError:
+            continue
+    return "wrote"
+
+
+def close_everything() -> None:
+    os.closerange(0, 64)
+    time.sleep(0.2)
+
+
+def end_quietly(status: int) -> None:
+    os._exit(status)
+
+
+def fill_memory() -> int:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    return len(b"x" * (1 << 40))
+
+
+def fork_and_return() -> int:
+    return os.fork()
+
+
+def test_stopped_child_is_ended_when_its_task_is_revoked(site: Site) -> None:
+    worker = site.worker()
+    result = site.app.task(stand_still, by_value=True).delay()
+    wait_until(
+        lambda: any(child.status() == psutil.STATUS_STOPPED for child in children_of(worker)), 10, "the child to stop"
+    )
+    began = time.monotonic()
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=15)
+    assert time.monotonic() - began < 8
+    assert still_works(site)
+
+
+@pytest.mark.parametrize("how", ["revoked", "child killed", "worker killed", "worker stopped"])
+def test_processes_that_a_task_has_started_end_with_it(site: Site, tmp_path: Path, how: str) -> None:
+    worker = site.worker(concurrency=1)
+    result = site.app.task(leave_a_process, by_value=True).delay(str(tmp_path))
+    pid = wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 10, "it to be started")
+    process = psutil.Process(int(pid))
+    match how:
+        case "revoked":
+            result.revoke(terminate=True)
+        case "child killed":
+            children_of(worker)[0].kill()
+        case "worker killed":
+            worker.kill()
+        case "worker stopped":
+            worker.signal(signal.SIGQUIT)
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 10, "it to end too")
+
+
+@pytest.mark.parametrize("function", [write_everywhere, close_everything])
+def test_task_that_breaks_its_childs_descriptors_harms_only_itself(site: Site, function: Callable[..., object]) -> None:
+    site.worker()
+    result = site.app.task(function, by_value=True).delay()
+    outcome = result.get(timeout=30, propagate=False)
+    assert isinstance(outcome, WorkerLostError) or outcome in ("wrote", None)
+    assert still_works(site)
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_task_that_exits_is_given_up_and_the_exit_code_named(site: Site, status: int) -> None:
+    site.worker()
+    with pytest.raises(WorkerLostError, match=f"exit code {status}"):
+        site.app.task(end_quietly, by_value=True).delay(status).get(timeout=20)
+    assert still_works(site)
+
+
+def test_memory_that_is_not_there_is_the_tasks_own_error(site: Site) -> None:
+    site.worker()
+    with pytest.raises(MemoryError):
+        site.app.task(fill_memory, by_value=True).delay().get(timeout=20)
+    assert still_works(site)
+
+
+def test_task_that_forks_and_returns_twice_has_one_result(site: Site) -> None:
+    site.worker()
+    assert site.app.task(fork_and_return, by_value=True).delay().get(timeout=20) > 0
+    assert still_works(site)
+
+
+def test_fork_server_killed_mid_map_loses_nothing(site: Site, tmp_path: Path) -> None:
+    worker = site.worker()
+    results = send_notes(site, tmp_path, 100, 0.03)
+    for share in (0.2, 0.5):
+        wait_until(lambda: len(results.watched.arrived) > 100 * share, 20, "part of the map")  # noqa: B023
+        (server,) = psutil.Process(worker.pid).children()
+        server.kill()
+    assert results.get(timeout=30) == [f"t{n}" for n in range(100)]
+    assert sum(runs(tmp_path).values()) <= 100 + 2 * 2
+    assert worker.process.poll() is None
