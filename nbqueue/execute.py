@@ -22,9 +22,10 @@ from typing import Any, Final, Protocol, TypeVar
 from nbqueue import serialization, states
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
-from nbqueue.exceptions import ImproperlyConfigured, NotRegistered
+from nbqueue.exceptions import ImproperlyConfigured, NotRegistered, PayloadTooLarge
 from nbqueue.messages import (
     CELL_TASK,
+    MAX_MESSAGE_BYTES,
     ChildTask,
     Failure,
     Outcome,
@@ -247,12 +248,17 @@ class Executor:
         try:
             value, summary = self._call(task, request)
             body = _pack_value(value, task.task)
+            if len(body) > MAX_MESSAGE_BYTES:
+                raise PayloadTooLarge(
+                    f"the result of {task.task or 'the function'} has {len(body) / 1e6:,.0f} MB, a message carries "
+                    f"{MAX_MESSAGE_BYTES / 1e6:,.0f}; write it to a file and return its path"
+                )
         except KeyboardInterrupt:
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
             failure = failure_of(exc)
             line = " ".join(f"{failure.type}: {failure.message}".split())
-            return Outcome(seq, states.FAILURE, encode_failure(failure), started, time.time(), line[:500])
+            return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
@@ -307,6 +313,15 @@ def _pack_value(value: Any, name: str) -> bytes:
         return serialization.dumps_value(value)
     except Exception as exc:
         raise TypeError(f"the result of {name}, a {type(value).__name__}, can't be pickled: {exc}") from exc
+
+
+def _pack_failure(failure: Failure) -> bytes:
+    body = encode_failure(failure)
+    if len(body) > MAX_MESSAGE_BYTES:
+        kept = 100_000  # characters: an error that carries data along is told without it
+        text = failure.traceback[:kept]
+        body = encode_failure(Failure(failure.type, failure.message[:kept], text))
+    return body
 
 
 def _sender(send: Callable[[int, str, bytes], None], seq: int) -> Send:

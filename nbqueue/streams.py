@@ -15,7 +15,7 @@ import functools
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ from nbqueue.deliveries import (
 )
 
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
+_CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -99,8 +100,7 @@ class Streams:
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
         verdicts: list[int] = []
-        for start in range(0, len(messages), _CHUNK):
-            part = messages[start : start + _CHUNK]
+        for part in _parts(messages):
             rows = [(m.queue, m.id, m.header, m.due_ms, m.nonce, m.record.decode()) for m in part]
             blob = (self.records, self.record_ttl_ms, self.wake_key, rows)
             verdicts += self._run("publish", blob, *[m.body for m in part])
@@ -399,6 +399,18 @@ for _, row in ipairs(redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]).err and
   if name == ARGV[2] and pending == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
 end
 """
+
+
+def _parts(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """Yield messages in batches that one command can carry, in number and in bytes."""
+    start = size_bytes = 0
+    for at, message in enumerate(messages):
+        if at > start and (at - start == _CHUNK or size_bytes + len(message.body) > _CHUNK_BYTES):
+            yield messages[start:at]
+            start, size_bytes = at, 0
+        size_bytes += len(message.body)
+    if messages:
+        yield messages[start:]
 
 
 def _number(text: bytes | None, otherwise: int) -> int:

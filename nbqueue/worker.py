@@ -34,7 +34,17 @@ from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
-from nbqueue.messages import ChildEvent, ChildTask, Facts, Outcome, Steering, python_version, sign_event, sign_record
+from nbqueue.messages import (
+    MAX_MESSAGE_BYTES,
+    ChildEvent,
+    ChildTask,
+    Facts,
+    Outcome,
+    Steering,
+    python_version,
+    sign_event,
+    sign_record,
+)
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.watcher import Offer
 
@@ -514,7 +524,7 @@ class Worker:
         if self._told and (self._settlements or self._due("tell", TELL_S)):
             self._tell()
         while self._settlements:
-            batch = self._settlements[:SETTLE_AT_ONCE]
+            batch = self._settlements[: self._at_once()]
             held = self.streams.settle([settlement for _, settlement in batch])
             del self._settlements[: len(batch)]
             for (task, settlement), ours in zip(batch, held, strict=True):
@@ -522,6 +532,15 @@ class Worker:
                     logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
                 if settlement.ends and task is not None:
                     self.work.drop(task)
+
+    def _at_once(self) -> int:
+        """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
+        size = 0
+        for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
+            size += len(settlement.record)
+            if size > MAX_MESSAGE_BYTES:
+                return max(1, number)
+        return SETTLE_AT_ONCE
 
     def _tell(self) -> None:
         if self._told:
