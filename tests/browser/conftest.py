@@ -1,20 +1,19 @@
-"""One JupyterLab for all tests of this folder."""
+"""One JupyterLab, and one page of it, for all tests of this folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser.lab import Lab
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """Yield a running JupyterLab; for tests marked `browser`, which are only run where there is one."""
-    from tests.environment import chromium_binary
-
-    path = chromium_binary()
-    assert path
-    with Lab(path) as running:
+def lab(chromium: str) -> Iterator[Lab]:
+    """Yield a running JupyterLab; for tests marked `browser`."""
+    with Lab(chromium) as running:
+        # a worker's start and a loaded machine included
+        expect.set_options(timeout=20_000)
         yield running
