@@ -27,8 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out, unless they are asked for with --all or with -m."""
+    """Leave the slow tests out, unless they are asked for with --all or with -m; put those of the browser last.
+
+    Playwright keeps an event loop in this thread for as long as a browser is open, and no other can run beside it.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
     if config.getoption("--all") or config.getoption("-m"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
