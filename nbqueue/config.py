@@ -147,6 +147,14 @@ def redis_url(url: str) -> str:
     return f"unix://{unquote(parts.path)}?db={database}"
 
 
+def in_the_open(url: str) -> bool:
+    """Tell whether a URL leads to another host without encryption."""
+    if scheme_of(url) != "redis":
+        return False
+    host = urlsplit(url).hostname or "localhost"
+    return not (host in ("localhost", "::1") or host.startswith("127."))
+
+
 def mask(url: str) -> str:
     """Return a URL without its password, for logs, errors and pages."""
     head, sep, rest = url.partition("://")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbqueue.config import Environment, Settings
+from nbqueue.config import Environment, Settings, in_the_open, mask
 from nbqueue.signing import read_key_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ def resolve(conf: Settings, environment: Environment) -> Link:
         return Link(found.broker_url, found.backend_url, found.key, found.embedded, Path(file))
     if backend is None:
         backend = broker
+    for url in {broker, backend}:
+        if in_the_open(url):
+            logger.warning("what goes to %s can be read on the way; rediss:// encrypts it", mask(url))
     if key_file:
         return Link(broker, backend, read_key_file(Path(key_file)))
     from nbqueue import embedded  # only where the key is this user's own

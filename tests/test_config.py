@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nbqueue import App
-from nbqueue.config import Environment, Settings, child_environment, mask, redis_url, scheme_of
+from nbqueue.config import Environment, Settings, child_environment, in_the_open, mask, redis_url, scheme_of
 from nbqueue.exceptions import ImproperlyConfigured
 
 
@@ -59,6 +59,23 @@ def test_mask_hides_passwords(url: str, masked: str) -> None:
 def test_socket_urls_are_turned_into_the_clients_form() -> None:
     assert redis_url("redis+socket:///run/b.sock?virtual_host=3") == "unix:///run/b.sock?db=3"
     assert redis_url("redis://host/1") == "redis://host/1"
+
+
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("redis://example.org", True),
+        ("redis://10.1.2.3:6379/0", True),
+        ("rediss://example.org", False),
+        ("redis://localhost", False),
+        ("redis://127.0.0.1:6379", False),
+        ("redis://", False),
+        ("redis+socket:///run/b.sock", False),
+        ("memory://", False),
+    ],
+)
+def test_plain_text_to_another_host_is_noticed(url: str, is_open: bool) -> None:
+    assert in_the_open(url) is is_open
 
 
 def test_environment_is_read_by_its_names() -> None:
