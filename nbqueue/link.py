@@ -29,7 +29,8 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     Raises:
         ImproperlyConfigured: what is configured can't be used.
     """
-    broker = conf.broker_url or environment.broker_url
+    # A file that was named is an argument, and wins over the environment.
+    broker = conf.broker_url or (None if conf.connection_file else environment.broker_url)
     backend = conf.result_backend or environment.result_backend
     key_file = conf.key_file or environment.key_file
     file = conf.connection_file or environment.connection_file

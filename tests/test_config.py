@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from nbqueue import App
+from nbqueue import App, connection
 from nbqueue.config import Environment, Settings, child_environment, in_the_open, mask, redis_url, scheme_of
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.link import resolve
+from nbqueue.signing import create_key_file
 
 
 def test_unknown_setting_names_the_nearest_right_one() -> None:
@@ -97,3 +101,16 @@ def test_children_get_neither_jupyters_variables_nor_ours() -> None:
     assert kept["PATH"] == "/bin"
     assert not [name for name in kept if name.startswith(("JPY_", "NBQUEUE_", "JUPYTERHUB_"))]
     assert (kept["OMP_NUM_THREADS"], kept["MKL_NUM_THREADS"]) == ("1", "7")
+
+
+def test_connection_file_that_was_named_wins_over_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "connection.json"
+    connection.write(file, connection.Connection("redis+socket:///named", "redis+socket:///named", b"k" * 32))
+    environment = Environment.read({"NBQUEUE_BROKER_URL": "redis://localhost"})
+    settings = Settings()
+    settings.connection_file = str(file)
+    assert resolve(settings, environment).broker_url == "redis+socket:///named"
+    settings.broker_url = "redis://127.0.0.1"
+    settings.key_file = str(tmp_path / "key")
+    create_key_file(tmp_path / "key")
+    assert resolve(settings, environment).broker_url == "redis://127.0.0.1"
