@@ -30,6 +30,7 @@ from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
+_SERVERS_KILLED: Final = 5
 _MAX_REPLY_BYTES: Final = MAX_MESSAGE_BYTES + (1 << 20)  # an outcome, and what is said of it
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
@@ -136,6 +137,7 @@ class Pool:
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._server_ready = False
+        self._unready = 0  # fork servers in a row that were killed before they were ready
         self._failures = 0  # children in a row that died before they were ready
         self._stopping = False
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -390,7 +392,9 @@ class Pool:
         self._by_pid.clear()
         if self._stopping:
             return
-        if not self._server_ready:
+        # One that ends by itself before it is ready would do so again; a signal came from elsewhere, and may pass.
+        self._unready = 0 if self._server_ready else self._unready + 1
+        if self._unready and (status >= 0 or self._unready > _SERVERS_KILLED):
             raise ImproperlyConfigured(f"{sys.executable} can't run children: it ended with {status}; see its messages")
         self._stopping = True  # `_bury` must not add to a server that is gone
         deadline = time.monotonic() + _GONE_S

@@ -214,7 +214,7 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._offline_since is not None:
             return min(0.1, self._pause_s)
-        if self._settlements:
+        if self._settlements or self._may_claim():
             return 0.0
         if self._told or self.work.crowded():
             return LOOK_S
@@ -339,13 +339,19 @@ class Worker:
     # ---- claiming
 
     def _claim(self) -> None:
-        read = self._reads.get("claim")
-        room = self.work.room()
-        if room <= 0 or read is None or read.pending or self._drained:
+        if not self._may_claim():
             return
+        room = self.work.room()
         deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues)
         self._drained = len(deliveries) < room
         self._take(deliveries)
+
+    def _may_claim(self) -> bool:
+        """Tell whether there is room, and the last claim may have left something behind."""
+        read = self._reads.get("claim")
+        if self._drained or self._stopping_since is not None or read is None or read.pending:
+            return False
+        return self.work.room() > 0
 
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message."""

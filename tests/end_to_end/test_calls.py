@@ -277,9 +277,41 @@ def test_revoke_stops_a_running_task_when_it_terminates(shared_site: Site) -> No
 def test_revoke_stops_a_task_that_takes_no_notice(shared_site: Site, tmp_path: Path) -> None:
     result = shared_site.app.send_task("tests.project.stubborn", (str(tmp_path),))
     wait_until((tmp_path / "running").exists, 5, "the task to run")
+    began = time.monotonic()
     result.revoke(terminate=True)
     with pytest.raises(TaskRevokedError):
         result.get(timeout=15)
+    assert time.monotonic() - began < 8
+
+
+def test_revoke_by_another_session_stops_a_running_task(shared_site: Site, tmp_path: Path) -> None:
+    result = shared_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    wait_until(lambda: list(tmp_path.iterdir()), 5, "the task to run")
+    with shared_site.new_app() as other:
+        found = other.attach(result.id)
+        found.revoke(terminate=True, signal="SIGTERM")
+        for handle in (found, result):
+            with pytest.raises(TaskRevokedError):
+                handle.get(timeout=10)
+
+
+def test_revoke_of_an_ended_task_changes_nothing(shared_site: Site) -> None:
+    result = shared_site.app.task(double).delay(3)
+    assert result.get(timeout=10) == 6
+    result.revoke(terminate=True)
+    assert shared_site.app.task(double).delay(4).get(timeout=10) == 8
+    with shared_site.new_app() as other:
+        assert other.AsyncResult(result.id).get(timeout=5) == 6
+
+
+def test_revoked_task_lets_the_next_one_in_its_child_alone(shared_site: Site) -> None:
+    for _ in range(10):
+        victims = shared_site.app.task(wait_a_while).map([60, 60])
+        others = shared_site.app.task(double).map(range(20))
+        wait_until(lambda: any(victim.state == "STARTED" for victim in victims.results), 10, "one to run")  # noqa: B023
+        victims.revoke(terminate=True)
+        assert others.get(timeout=20) == [2 * x for x in range(20)]
+        assert all(isinstance(value, TaskRevokedError) for value in victims.get(timeout=20, propagate=False))
 
 
 def test_revoke_of_a_map_ends_what_has_not_ended(shared_site: Site) -> None:

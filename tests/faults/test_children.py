@@ -123,6 +123,14 @@ def test_task_that_forks_and_returns_twice_has_one_result(site: Site) -> None:
     assert still_works(site)
 
 
+def test_fork_server_killed_before_it_is_ready_is_replaced(site: Site) -> None:
+    worker = site.worker(ready=False)
+    process = psutil.Process(worker.pid)
+    server = wait_until(process.children, 10, "the fork server")[0]
+    server.kill()
+    assert still_works(site)
+
+
 def test_fork_server_killed_mid_map_loses_nothing(site: Site, tmp_path: Path) -> None:
     worker = site.worker()
     results = send_notes(site, tmp_path, 100, 0.03)

@@ -108,6 +108,53 @@ def test_replayed_messages_run_nothing_again(site: Site, tmp_path: Path) -> None
     assert counted(site, "repeat") >= 2
 
 
+def test_message_replayed_while_its_task_runs_is_dropped(site: Site, tmp_path: Path) -> None:
+    result = site.app.send_task("tests.project.note", (str(tmp_path), "once", 2.0))
+    ((_, fields),) = site.streams.client.xrange(QUEUE)
+    site.worker()
+    site.worker()
+    wait_until(lambda: runs(tmp_path)["once"] == 1, 10, "it to run")
+    site.streams.client.xadd(QUEUE, fields)
+    wait_until(lambda: counted(site, "repeat") == 1, 10, "the replay to be dropped")
+    assert result.get(timeout=10) == "once"
+    assert runs(tmp_path)["once"] == 1
+
+
+def test_message_of_another_key_does_not_starve_those_behind_it(site: Site) -> None:
+    other = Signer(b"f" * 32)
+    for _ in range(500):
+        forged = Message.sign(steering(), pack_body(b"", b"\x80\x05."), other)
+        add(site, i=forged.id, h=forged.header, b=forged.body)
+    site.worker()
+    assert still_works(site)
+    wait_until(lambda: site.streams.size("nbqueue").queued == 0, 10, "all to be put off")
+
+
+def test_altered_member_of_a_map_is_refused(site: Site, tmp_path: Path) -> None:
+    task = site.app.task(lambda path, text: Path(path).write_text(text), by_value=True)
+    results = task.starmap([(str(tmp_path / "a"), "right"), (str(tmp_path / "b"), "right")])
+    first, second = (fields for _, fields in site.streams.client.xrange(QUEUE))
+    site.streams.client.xtrim(QUEUE, maxlen=0)
+    site.streams.client.xadd(QUEUE, {**first, b"b": second[b"b"]})  # another member's arguments
+    site.streams.client.xadd(QUEUE, {**first, b"i": second[b"i"]})  # another member's id
+    site.streams.client.xadd(QUEUE, second)
+    site.worker()
+    assert results[1].get(timeout=10) == len("right")
+    wait_until(lambda: counted(site, "refused:signature") == counted(site, "refused:place") == 1, 10, "the refusals")
+    assert not (tmp_path / "a").exists()
+
+
+def test_maps_shared_part_that_was_altered_is_refused(site: Site, tmp_path: Path) -> None:
+    task = site.app.task(lambda path: Path(path).touch(), by_value=True)
+    results, other = task.map([tmp_path / "a"]), task.map([tmp_path / "b"])
+    client = site.streams.client
+    client.set(f"nbq:group:{results.id}", client.get(f"nbq:group:{other.id}") or b"")
+    site.worker()
+    other.get(timeout=10)
+    wait_until(lambda: counted(site, "refused:place") == 1, 10, "the refusal")
+    assert not (tmp_path / "a").exists()
+
+
 def test_call_of_an_unknown_map_ends_as_a_failure(site: Site) -> None:
     site.worker()
     header = site.app.signer.sign("call", msgspec.json.encode(Call("nowhere", 0)), b"\x80\x05.")

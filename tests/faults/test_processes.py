@@ -79,7 +79,7 @@ def test_worker_killed_three_times_loses_nothing(site: Site, tmp_path: Path) -> 
     assert results.get(timeout=90) == [f"t{n}" for n in range(200)]
     counted = runs(tmp_path)
     assert set(counted) == {f"t{n}" for n in range(200)}
-    assert sum(counted.values()) - 200 <= 3 * 40, "only what the dead held may have run twice"
+    assert sum(counted.values()) - 200 <= 3 * 2, "only what a dead worker's children were at may have run twice"
 
 
 def test_stopped_worker_finishes_what_runs_and_gives_back_the_rest(site: Site, tmp_path: Path) -> None:
