@@ -70,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help=f"the file to add to, instead of {REPORT.relative_to(ROOT)}")
     options = parser.parse_args(words)
     repeats, seconds = (1, 0.2) if options.short else (options.repeats, 1.0)
-    text = report(repeat(repeats, seconds), describe(repeats))
+    about = describe(repeats)  # with the load before this adds to it
+    text = report(repeat(repeats, seconds), about)
     print(text)
     path: Path | None = options.report or (None if options.short else REPORT)
     if path is not None:
