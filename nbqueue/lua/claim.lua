@@ -15,7 +15,12 @@ local function move_due(queue)
     if packed then
       local read, parts = pcall(cmsgpack.unpack, packed)
       if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
-        enqueue(queue, id, parts[1], parts[2], 0)
+        if type(parts[3]) == "string" then
+          redis.call("XADD", key(queue, "n"), "*", "i", parts[3], "h", parts[1], "b", parts[2],
+            "a", whole(parts[4], 1), "c", whole(parts[5], 0), "w", whole(parts[6], 0))
+        else
+          enqueue(queue, id, parts[1], parts[2], 0)
+        end
       else
         count("refused:format")
       end

@@ -36,17 +36,45 @@ end
 
 -- Counters of an entry are signed by nobody: what isn't a short whole number counts as missing.
 local function whole(text, otherwise)
-  if text and #text < 7 and string.find(text, "^%d+$") then return tonumber(text) end
+  if type(text) == "string" and #text < 7 and string.find(text, "^%d+$") then return tonumber(text) end
   return otherwise
 end
 
 local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
 
--- Two live copies of one task (a publish sent twice, or replayed): only the first claimed may run.
--- Returns nil for the other; else whatever is known of the task that the claimer must look at.
+-- Hides a claimed entry until `due`. What it is kept under has its entry too: a message that somebody else wrote
+-- must not take the place of a delayed task by having its id.
+local function hide(queue, stream, entry, due)
+  local found = redis.call("XRANGE", stream, entry, entry)[1]
+  if redis.call("XACK", stream, GROUP, entry) ~= 1 or not found then return end
+  redis.call("XDEL", stream, entry)
+  local f = fields_of(found[2])
+  local id = id_of(f, entry)
+  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
+  local member = id .. " " .. entry
+  redis.call("HSET", key(queue, "bodies"), member,
+    cmsgpack.pack({f.h or "", f.b or "", id, f.a or "", f.c or "", f.w or ""}))
+  redis.call("ZADD", key(queue, "delayed"), due, member)
+end
+
+-- Two live entries of one id: only the first claimed may run. A true copy (a publish sent twice, or replayed) is
+-- dropped; one that differs may be the genuine one, as nothing is verified here, so it waits for the other's end.
+-- Returns nil for either; else whatever is known of the task that the claimer must look at.
 local function admit(queue, stream, entry, id, nonce, records)
-  if redis.call("HSETNX", key(queue, "claims"), id, entry) == 0 then
-    if redis.call("HGET", key(queue, "claims"), id) ~= entry then
+  local claims = key(queue, "claims")
+  if redis.call("HSETNX", claims, id, entry) == 0 then
+    local holder = redis.call("HGET", claims, id)
+    if holder ~= entry then
+      local theirs = redis.call("XRANGE", key(queue, "n"), holder, holder)[1]
+        or redis.call("XRANGE", key(queue, "r"), holder, holder)[1]
+      local mine = redis.call("XRANGE", stream, entry, entry)[1]
+      if theirs and mine then
+        local a, b = fields_of(theirs[2]), fields_of(mine[2])
+        if a.h ~= b.h or a.b ~= b.b then
+          hide(queue, stream, entry, now_ms() + 1000)
+          return nil
+        end
+      end
       redis.call("XACK", stream, GROUP, entry)
       redis.call("XDEL", stream, entry)
       count("repeat")

@@ -305,7 +305,7 @@ def test_revoke_of_an_ended_task_changes_nothing(shared_site: Site) -> None:
 
 
 def test_revoked_task_lets_the_next_one_in_its_child_alone(shared_site: Site) -> None:
-    for _ in range(10):
+    for _ in range(4):
         victims = shared_site.app.task(wait_a_while).map([60, 60])
         others = shared_site.app.task(double).map(range(20))
         wait_until(lambda: any(victim.state == "STARTED" for victim in victims.results), 10, "one to run")  # noqa: B023

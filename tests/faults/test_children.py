@@ -61,6 +61,7 @@ def fork_and_return() -> int:
     return os.fork()
 
 
+@pytest.mark.slow
 def test_stopped_child_is_ended_when_its_task_is_revoked(site: Site) -> None:
     worker = site.worker()
     result = site.app.task(stand_still, by_value=True).delay()

@@ -120,6 +120,23 @@ def test_message_replayed_while_its_task_runs_is_dropped(site: Site, tmp_path: P
     assert runs(tmp_path)["once"] == 1
 
 
+@pytest.mark.parametrize("header", ["garbage", "1.deadbeef.mac.{}"], ids=["garbage", "another key"])
+def test_forged_message_under_the_id_of_a_live_task_does_not_displace_it(
+    site: Site, tmp_path: Path, header: str
+) -> None:
+    results = [site.app.send_task("tests.project.note", (str(tmp_path), f"t{n}")) for n in range(20)]
+    delayed = site.app.send_task("tests.project.note", (str(tmp_path), "delayed"), countdown=2.0)
+    genuine = [fields for _, fields in site.streams.client.xrange(QUEUE)]
+    site.streams.client.xtrim(QUEUE, maxlen=0)
+    add(site, i=delayed.id, h=header, b=b"")
+    for fields in genuine:
+        site.streams.client.xadd(QUEUE, {**fields, b"h": header})
+        site.streams.client.xadd(QUEUE, fields)
+    site.worker(concurrency=8)
+    assert [result.get(timeout=20) for result in (*results, delayed)] == [*(f"t{n}" for n in range(20)), "delayed"]
+    assert set(runs(tmp_path).values()) == {1}
+
+
 def test_message_of_another_key_does_not_starve_those_behind_it(site: Site) -> None:
     other = Signer(b"f" * 32)
     for _ in range(500):

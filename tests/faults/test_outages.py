@@ -51,6 +51,7 @@ def test_server_that_refuses_writes_is_waited_for(
     assert still_works(site)
 
 
+@pytest.mark.slow
 def test_worker_that_comes_back_late_keeps_its_task(site: Site, tmp_path: Path) -> None:
     site.worker()
     long = site.app.send_task("tests.project.note", (str(tmp_path), "long", 14.0))
@@ -65,6 +66,7 @@ def test_worker_that_comes_back_late_keeps_its_task(site: Site, tmp_path: Path) 
     assert runs(tmp_path)["long"] == 1
 
 
+@pytest.mark.slow
 def test_wait_ends_when_the_server_stays_away_and_can_be_taken_up_again(site: Site, tmp_path: Path) -> None:
     site.worker()
     site.app.conf.backend_timeout = 1.5
@@ -93,6 +95,7 @@ def test_calls_without_a_server_fail_with_our_own_errors(site: Site) -> None:
             call()
 
 
+@pytest.mark.slow
 def test_warm_stop_during_an_outage_waits_to_store_what_has_ended(site: Site, tmp_path: Path) -> None:
     worker = site.worker()
     result = site.app.send_task("tests.project.note", (str(tmp_path), "long", 1.0))
@@ -108,6 +111,7 @@ def test_warm_stop_during_an_outage_waits_to_store_what_has_ended(site: Site, tm
     assert result.get(timeout=10) == "long"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 30.0], ids=["outcome not stored", "task running"])
 def test_cold_stop_during_an_outage_ends_and_the_task_runs_elsewhere(
     site: Site, tmp_path: Path, seconds: float
