@@ -84,8 +84,17 @@ def word_of(status: Status) -> str:
 def visible(text: str, limit: int = 200) -> str:
     """Return text from a task in one line: without terminal codes, hidden characters shown, cut to `limit`."""
     line = " ".join(_ANSI.sub("", text[: 4 * limit]).split())
-    line = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+    line = _shown(line)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def visible_block(text: str) -> str:
+    """Return text from a task in its lines: without terminal codes, hidden characters shown."""
+    return _shown(_ANSI.sub("", text))
+
+
+def _shown(text: str) -> str:
+    return _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def clock(seconds: float) -> str:
@@ -188,9 +197,11 @@ def _frames(status: TaskStatus) -> list[str]:
 
 
 def log_lines(status: TaskStatus) -> list[str]:
-    """Return the lines of a task's output; a carriage return overwrites its line."""
+    """Return the lines of a task's output, hidden characters shown; a carriage return overwrites its line."""
     text = _ANSI.sub("", "".join(text for *_, text in status.log.chunks))
-    return [line.rstrip("\r").rpartition("\r")[2] for line in text.splitlines() if line.strip()]
+    # not splitlines(): that ends a line at a carriage return too
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return [_shown(line) for line in lines if line.strip()]
 
 
 # ---- static HTML
@@ -203,7 +214,7 @@ def static_html(status: Status, now: float | None = None) -> str:
     colour = FILLS[kind_of(status)]
     return (
         f'<div style="border:1px solid #8884;border-left:4px solid {colour};border-radius:4px;padding:6px 12px;'
-        f'margin:2px 0;font-size:13px;line-height:1.5">{body}</div>'
+        f'margin:2px 0;font-size:13px;line-height:1.5;overflow-wrap:anywhere">{body}</div>'
     )
 
 
@@ -222,7 +233,8 @@ def _task_html(status: TaskStatus, now: float) -> str:
             parts.append(f"<br>→ {_escaped(status.summary)}")
     elif kind == "failed":
         parts.append(f"{mark} {name} failed after {took}{tail}")
-        parts.append(f'<br><code style="color:{FILLS["failed"]}">{_escaped(status.error)}</code>')
+        style = f"color:{FILLS['failed']};background:none;padding:0"
+        parts.append(f'<br><code style="{style}">{_escaped(status.error)}</code>')
         if status.failure:
             parts.append(_folded("Traceback", status.failure.traceback, is_open=True))
     elif kind == "cancelled":
@@ -275,7 +287,7 @@ def _static_grid(status: MapStatus) -> str:
 
 
 def _folded(title: str, text: str, *, is_open: bool = False) -> str:
-    clean = _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", _ANSI.sub("", text[:50_000]))
+    clean = visible_block(text[:50_000])
     tag = "details open" if is_open else "details"
     return f"<{tag}><summary>{html.escape(title)}</summary><pre>{html.escape(clean)}</pre></details>"
 

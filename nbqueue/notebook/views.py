@@ -25,6 +25,7 @@ from nbqueue.notebook.text import (
     plain_text,
     static_html,
     visible,
+    visible_block,
     word_of,
 )
 from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
@@ -281,7 +282,7 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "lines": status.log.lines,
         "summary": visible(status.summary, 200),
         "error": visible(status.error, 200),
-        "traceback": failure.traceback[:20_000] if failure else "",
+        "traceback": visible_block(failure.traceback[:20_000]) if failure else "",
     }
 
 

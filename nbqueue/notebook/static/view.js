@@ -54,7 +54,7 @@ function render({ model, el }) {
   const time = make('span', 'time'), cancel = make('button', 'button', 'Cancel'), fold = make('button', 'fold')
   cancel.type = fold.type = 'button'
   fold.setAttribute('aria-label', 'Collapse')
-  fold.innerHTML = '<svg viewBox="0 0 16 16" width="14" height="14"><path d="M4 6l4 4 4-4" fill="none" stroke="currentColor" stroke-width="1.6"/></svg>'
+  fold.innerHTML = '<svg aria-hidden="true" viewBox="0 0 16 16" width="14" height="14"><path d="M4 6l4 4 4-4" fill="none" stroke="currentColor" stroke-width="1.6"/></svg>'
   head.append(chip, name, where, make('span', 'space'), time, cancel, fold)
   const body = make('div', 'body'), note = make('div', 'note'), bars = make('div', 'bars'), grid = make('div', 'grid')
   const log = make('pre', 'log'), error = make('div', 'error'), said = make('div', 'said')
@@ -100,8 +100,17 @@ function render({ model, el }) {
     return true
   }
 
+  // The theme may change while nothing else does.
+  function recolour(s) {
+    if (isDark(root) === dark) return
+    dark = !dark
+    root.classList.toggle('nbq-dark', dark)
+    if (s.form === 'map') drawCells(s)
+  }
+
   function tick() {
     const s = model.get('state')
+    recolour(s)
     if (stale(s)) return
     const end = s.ended || Date.now() / 1000
     time.textContent = clock(end - (s.started || s.sent || end))
@@ -174,7 +183,7 @@ function render({ model, el }) {
   function drawCells(s) {
     const data = model.get('cells'), n = data.byteLength
     if (!n) return
-    const width = Math.max(200, grid.clientWidth || 800)
+    const width = Math.max(100, grid.clientWidth || 800)
     const pitch = [15, 12, 10, 8, 6, 5, 4].find(p => Math.ceil(n / Math.floor(width / p)) * p <= (p > 8 ? 100 : 200)) || 4
     const across = Math.floor(width / pitch), high = Math.ceil(n / across) * pitch, scale = window.devicePixelRatio || 1
     let canvas = grid.querySelector('canvas')
