@@ -266,6 +266,12 @@ class Notebook:
         self._lab.load(self._name)
         self.wait_for_kernel()
 
+    def set_theme(self, name: str) -> None:
+        """Choose a theme of JupyterLab's."""
+        self.page.evaluate(
+            "async theme => { await jupyterapp.commands.execute('apputils:change-theme', { theme }) }", name
+        )
+
     def resize(self, width: int, height: int) -> None:
         """Give the window a size, in pixels."""
         self.page.set_viewport_size({"width": width, "height": height})

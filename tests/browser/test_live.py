@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(90)]
 STEPS = """%%task steps
 from nbqueue import progress
 for step in (1, 2, 3):
+    time.sleep(0.2)  # a bar is sent ten times a second at most
     progress(step, 3, "steps")
     print("step", step)
     hold(f"after {step}")
