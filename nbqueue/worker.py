@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 STARTED_S: Final = 0.1  # a task that runs longer than this is shown as started
 TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
-BLOCK_MS: Final = 2_000
+BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000

@@ -32,6 +32,8 @@ from nbqueue.server import Wire
 from nbqueue.signing import Signer
 
 file, manner = sys.argv[1:]
+stopped = []
+signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == "busy" else lambda *_: stopped.append(1))
 print("started as", os.getpid(), flush=True)
 print("umask", os.umask(0), "cwd", os.getcwd(), flush=True)
 print("variables", sorted(os.environ), flush=True)
@@ -42,8 +44,6 @@ name = f"local@{{socket.gethostname()}}"
 wire = Wire(Path(found.broker_url.removeprefix("redis+socket://")), f"nbq-worker-{{name}}")
 offer = json.dumps({{"name": name, "host": "h", "pid": os.getpid(), "key_id": "k", "all_queues": True}}).encode()
 signed = Signer(found.key).sign("worker", offer)
-stopped = []
-signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == "busy" else lambda *_: stopped.append(1))
 if manner == "drain":
     wire.call("DEL", "nbq:{{nbqueue}}:n")
 while not stopped:

@@ -209,8 +209,9 @@ class Notebook:
         self.page.remove_listener("dialog", self._dialog)
 
     def wait_for_kernel(self) -> None:
-        """Wait until the kernel is there and idle."""
-        idle = f"{_PANEL}?.sessionContext.session?.kernel?.status === 'idle'"
+        """Wait until the kernel is idle and the page listens to its widgets; one made sooner is never shown."""
+        kernel = f"{_PANEL}?.sessionContext.session?.kernel"
+        idle = f"{kernel}?.status === 'idle' && 'jupyter.widget' in ({kernel}._targetRegistry ?? {{}})"
         self.page.wait_for_function(idle, timeout=START_S * 1000)
 
     def wait_until_busy(self) -> None:
