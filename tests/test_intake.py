@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from nbqueue import states
+from nbqueue.app import pending_facts
+from nbqueue.backends.memory import MemoryBackend
+from nbqueue.deliveries import Delivery
+from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
+from nbqueue.messages import (
+    Failure,
+    Message,
+    Steering,
+    encode_failure,
+    pack_body,
+    python_version,
+    sign_group,
+    sign_record,
+)
+from nbqueue.signing import Signer
+
+SIGNER = Signer(b"k" * 32)
+NOW = time.time()
+STEERING = Steering(id="id", nonce="nonce-1", task="demo.add", queue="q", sent_at=NOW, expires=NOW + 60)
+
+
+def intake(backend: MemoryBackend | None = None) -> Intake:
+    return Intake(SIGNER, backend or MemoryBackend(), "w@host", max_losses=10)
+
+
+def delivery(steering: Steering = STEERING, signer: Signer = SIGNER, **more: Any) -> Delivery:
+    message = Message.sign(steering, pack_body(b"code", b"args"), signer)
+    made = Delivery(steering.queue, "n", "1-1", steering.id, message.header.encode(), message.body)
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+def changed(**fields: Any) -> Steering:
+    return msgspec.structs.replace(STEERING, **fields)
+
+
+def test_task_is_accepted_with_its_code_and_arguments() -> None:
+    verdict = intake().judge(delivery(), NOW)
+    assert isinstance(verdict, Accepted)
+    assert (verdict.steering, verdict.code, verdict.args) == (STEERING, b"code", b"args")
+
+
+def test_member_of_a_map_gets_what_its_map_shares() -> None:
+    backend = MemoryBackend()
+    group = Steering(id="g", nonce="n", task="demo.add", queue="q", sent_at=NOW, size=3)
+    backend.store_group("g", sign_group(group, b"code", SIGNER), 60)
+    message = Message.sign_call("g", 2, b"args", SIGNER)
+    verdict = intake(backend).judge(Delivery("q", "n", "1-1", "g-2", message.header.encode(), message.body), NOW)
+    assert isinstance(verdict, Accepted)
+    assert (verdict.steering.id, verdict.code, verdict.args) == ("g-2", b"code", b"args")
+    beyond = Message.sign_call("g", 3, b"args", SIGNER)
+    refused = intake(backend).judge(Delivery("q", "n", "1-1", "g-3", beyond.header.encode(), beyond.body), NOW)
+    assert isinstance(refused, Refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"id": "another"}, "place"), ({"queue": "elsewhere"}, "place"), ({"body": b"altered"}, "signature")],
+)
+def test_message_is_refused_when_it_is_not_what_was_signed(changes: dict[str, Any], reason: str) -> None:
+    verdict = intake().judge(delivery(**changes), NOW)
+    assert isinstance(verdict, Refused)
+    assert verdict.reason.startswith(reason)
+
+
+def test_message_of_another_key_is_left_to_others() -> None:
+    assert isinstance(intake().judge(delivery(signer=Signer(b"o" * 32)), NOW), NotMine)
+
+
+@pytest.mark.parametrize("state", [states.SUCCESS, states.FAILURE, states.REVOKED])
+def test_task_that_has_ended_is_not_run_again(state: str) -> None:
+    body = encode_failure(Failure("E", "m", "t")) if state == states.FAILURE else b""
+    record = sign_record(pending_facts(STEERING, state, NOW), body, SIGNER)
+    assert isinstance(intake().judge(delivery(record=record), NOW), Repeat)
+
+
+def test_older_sending_of_an_id_that_was_sent_anew_is_a_repeat() -> None:
+    newer = sign_record(pending_facts(changed(nonce="nonce-2")), b"", SIGNER)
+    assert isinstance(intake().judge(delivery(record=newer), NOW), Repeat)
+
+
+def test_task_that_was_started_elsewhere_and_came_back_runs() -> None:
+    started = sign_record(pending_facts(STEERING, states.STARTED, NOW), b"", SIGNER)
+    assert isinstance(intake().judge(delivery(record=started, attempt=2), NOW), Accepted)
+
+
+def test_record_that_is_not_signed_is_not_believed() -> None:
+    record = b'{"task_id":"id","status":"SUCCESS","nbq":"1.x.y.{}"}'
+    assert isinstance(intake().judge(delivery(record=record), NOW), Accepted)
+
+
+@pytest.mark.parametrize(
+    ("made", "state", "error"),
+    [
+        (delivery(mark=b"{}"), states.REVOKED, "cancelled"),
+        (delivery(changed(expires=NOW - 1)), states.REVOKED, "expired"),
+        (delivery(worker_losses=10), states.FAILURE, "WorkerLostError: Given up: it lost its worker 10 times."),
+    ],
+)
+def test_task_ends_without_running_when_there_is_reason_to(made: Delivery, state: str, error: str) -> None:
+    verdict = intake().judge(made, NOW)
+    assert isinstance(verdict, Ended)
+    assert (verdict.state, verdict.error) == (state, error)
+
+
+def test_code_of_another_python_is_refused_with_both_versions_named() -> None:
+    verdict = intake().judge(delivery(changed(python="2.7")), NOW)
+    assert isinstance(verdict, Ended)
+    assert verdict.error.startswith("PythonMismatch")
+    assert "2.7" in verdict.error
+    assert python_version() in verdict.error

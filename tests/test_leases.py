@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nbqueue.deliveries import Delivery, Outgoing, Settlement
+from nbqueue.leases import Leases
+from nbqueue.streams import Streams, connect
+from tests.helpers import RedisServer, wait_until
+
+LEASE_S = 0.2
+RENEWAL_S = 0.1
+
+
+@pytest.fixture
+def streams(redis_server: RedisServer) -> Iterator[Streams]:
+    client = connect(redis_server.url, name="test")
+    yield Streams(client)
+    client.close()
+
+
+def claimed(streams: Streams, consumer: str) -> Delivery:
+    """Return a claim that its worker no longer renews, lapsed on the server's clock."""
+    streams.publish([Outgoing("q", "task", "header", b"body")])
+    (delivery,), _ = streams.claim(consumer, 1, ["q"])
+    wait_until(lambda: streams.lapsed(["q"], int(LEASE_S * 1000)), 5, "the claim to lapse")
+    return delivery
+
+
+def test_lapsed_claim_is_taken_over_only_when_it_was_seen_twice(streams: Streams) -> None:
+    old = claimed(streams, "dead")
+    leases = Leases(streams, "alive", LEASE_S, RENEWAL_S)
+    assert leases.sweep(["q"], (), now=100.0) == 0, "seen once"
+    assert leases.sweep(["q"], (), now=100.0 + RENEWAL_S / 2) == 0, "too soon after"
+    assert leases.sweep(["q"], (), now=100.0 + RENEWAL_S) == 1
+    (again,), _ = streams.claim("alive", 1, ["q"])
+    assert (again.id, again.attempt, again.worker_losses, again.child_deaths) == ("task", 2, 1, 0)
+    assert streams.settle([Settlement(old, b"late")]) == [False], "the dead worker's claim is void"
+
+
+def test_claim_that_is_renewed_between_two_looks_is_left_alone(streams: Streams) -> None:
+    delivery = claimed(streams, "late")
+    leases = Leases(streams, "alive", LEASE_S, RENEWAL_S)
+    leases.sweep(["q"], (), now=100.0)
+    held, _ = Leases(streams, "late", LEASE_S, RENEWAL_S).renew([delivery], "", "")
+    assert held == [True]
+    assert leases.sweep(["q"], (), now=100.0 + RENEWAL_S) == 0
+
+
+def test_process_that_stood_still_waits_a_lease_before_it_looks(streams: Streams) -> None:
+    claimed(streams, "dead")
+    leases = Leases(streams, "alive", LEASE_S, RENEWAL_S)
+    leases.sweep(["q"], (), now=100.0)
+    leases.awake(100.0)
+    assert not leases.awake(200.0)
+    assert leases.awake(200.0 + LEASE_S / 4)
+    assert leases.sweep(["q"], (), now=200.0 + LEASE_S / 2) == 0
+    assert leases.sweep(["q"], (), now=201.0) == 0, "what it saw before proves nothing"
+    assert leases.sweep(["q"], (), now=201.0 + RENEWAL_S) == 1
+
+
+def test_own_claims_are_never_taken_over(streams: Streams) -> None:
+    delivery = claimed(streams, "mine")
+    leases = Leases(streams, "mine", LEASE_S, RENEWAL_S)
+    for now in (100.0, 101.0, 102.0):
+        assert leases.sweep(["q"], [delivery], now) == 0
+
+
+def test_claim_given_back_is_no_longer_renewed(streams: Streams) -> None:
+    delivery = claimed(streams, "worker")
+    streams.give_back([delivery])
+    held, _ = Leases(streams, "worker", LEASE_S, RENEWAL_S).renew([delivery], "", "")
+    assert held == [False]

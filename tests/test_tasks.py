@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from nbqueue import App
+from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.tasks import due_time, expiry_time
+
+NOW = 1_000_000.0
+WEEK_S = 7 * 86_400.0
+
+
+@pytest.fixture
+def app() -> App:
+    """Return an app that nothing is sent through."""
+    return App("demo", broker="redis+socket:///nowhere", set_as_current=False)
+
+
+def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+def test_task_runs_here_when_it_is_called(app: App) -> None:
+    task = app.task(add)
+    assert task(40, y=2) == 42
+    assert task.__name__ == "add"
+
+
+def test_task_is_named_after_its_module_and_known_to_its_app(app: App) -> None:
+    task = app.task(add)
+    assert task.name == "tests.test_tasks.add"
+    assert app.tasks[task.name] is task
+    assert app.task(add, name="other").name == "other"
+
+
+def test_functions_of_scripts_travel_by_value_and_those_of_modules_by_name(app: App) -> None:
+    assert not app.task(add).by_value
+    assert app.task(add, by_value=True).by_value
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec("def f(): pass", scope)
+    assert app.task(scope["f"]).by_value
+
+
+def test_arguments_that_do_not_fit_are_refused_where_the_call_is_made(app: App) -> None:
+    with pytest.raises(TypeError, match=r"tests\.test_tasks\.add.*missing a required argument: 'x'"):
+        app.task(add).delay()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        app.task(add).delay(1, z=2)
+
+
+def test_options_that_do_not_exist_are_named(app: App) -> None:
+    with pytest.raises(TypeError, match="no option priorty"):
+        app.task(add, priorty=1)
+    with pytest.raises(TypeError, match="no option countdwn"):
+        app.task(add).apply_async((1,), countdwn=1)
+    with pytest.raises(TypeError, match="no option task_id"):
+        app.task(add).map([1], task_id="x")
+
+
+def test_serializer_that_does_not_exist_names_those_that_do(app: App) -> None:
+    with pytest.raises(ImproperlyConfigured, match="cloudpickle, pickle, json"):
+        app.task(add).apply_async((1,), serializer="yml")
+
+
+def test_due_time_comes_from_countdown_or_eta() -> None:
+    assert due_time(NOW, None, None) == 0.0
+    assert due_time(NOW, 10, None) == NOW + 10
+    assert due_time(NOW, -5, None) == 0.0
+    assert due_time(NOW, None, datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=5)) == NOW + 5
+
+
+def test_due_time_refuses_what_can_not_be_meant() -> None:
+    with pytest.raises(TypeError, match="not both"):
+        due_time(NOW, 1, datetime.now(UTC))
+    with pytest.raises(ValueError, match="nan"):
+        due_time(NOW, float("nan"), None)
+    with pytest.raises(ImproperlyConfigured, match="no time zone"):
+        due_time(NOW, None, datetime(2026, 1, 1))  # noqa: DTZ001 - that is the mistake
+
+
+def test_expiry_is_a_week_after_a_task_may_start_unless_it_is_said() -> None:
+    assert expiry_time(NOW, None, 0.0) == NOW + WEEK_S
+    assert expiry_time(NOW, None, NOW + 100) == NOW + 100 + WEEK_S
+    assert expiry_time(NOW, 60, 0.0) == NOW + 60
+    assert expiry_time(NOW, datetime.fromtimestamp(NOW + 9, UTC), 0.0) == NOW + 9
