@@ -172,12 +172,14 @@ class Lab:
 class Notebook:
     """A notebook open in the page. Used as a context manager, which closes it and ends its kernel.
 
-    Cells count from 0, the prelude; waits are in seconds. Errors of the page and dialogs are kept in `errors`.
+    Cells count from 0, the prelude; waits are in seconds. Uncaught errors and dialogs are kept in `errors`, what the
+    page logs as an error in `console`.
     """
 
     def __init__(self, lab: Lab, name: str, gates: Path) -> None:
         self.page = lab.page
         self.errors: list[str] = []
+        self.console: list[str] = []
         self._lab = lab
         self._name = name
         self._gates = gates
@@ -198,7 +200,8 @@ class Notebook:
         if error is not None:
             with suppress(Error):
                 shown = self.page.locator("body").inner_text()
-                error.add_note(f"The page:\n{shown}\nIts errors: {self.errors}\nThe worker's log:\n{self._lab.log()}")
+                errors = self.errors + self.console
+                error.add_note(f"The page:\n{shown}\nIts errors: {errors}\nThe worker's log:\n{self._lab.log()}")
         # a task that is held for ever would keep a child from the tests that follow
         self.open_gate("all")
         # disposed of, not closed: that would ask whether to save
@@ -284,7 +287,7 @@ class Notebook:
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.errors.append(f"console: {message.text}")
+            self.console.append(message.text)
 
     def _dialog(self, dialog: Dialog) -> None:
         self.errors.append(f"a dialog: {dialog.message}")
