@@ -79,6 +79,7 @@ class Recorder:
         self._waiting = 0
         self._total = 0
         self._progress_at: dict[int, float] = {}
+        self._held: dict[int, Progress] = {}  # the newest of each bar that came too soon after the last sent
         self._bars = 0
         self.closed = False
 
@@ -110,6 +111,9 @@ class Recorder:
                 text = "".join(text for _, text in parts[:number])
                 del parts[:number]
                 self._send("output", _encode(Output("stream", stream, text)))
+            held, self._held = self._held, {}
+            for progress in held.values():
+                self._send("progress", _encode(progress))
 
     def display(self, kind: str, data: dict[str, str], metadata: dict[str, object] | None = None) -> None:
         """Send one displayed object: `kind` is `display` or `result`, `data` its MIME bundle."""
@@ -129,14 +133,23 @@ class Recorder:
             self._bars += 1
             return self._bars
 
-    def progress(self, progress: Progress, *, last: bool = False) -> None:
-        """Send how far a bar has come, at most ten times a second but for the last."""
+    def progress(self, progress: Progress, *, last: bool = False) -> bool:
+        """Send how far a bar has come, at most ten times a second but for the last.
+
+        What comes sooner is held; the answer tells whether somebody has to flush it later.
+        """
         with self._interrupts, self._lock:
+            if self.closed:
+                return False
             now = time.monotonic()
-            if self.closed or (not last and now - self._progress_at.get(progress.bar, 0.0) < PROGRESS_S):
-                return
+            if not last and now - self._progress_at.get(progress.bar, 0.0) < PROGRESS_S:
+                waits = progress.bar in self._held
+                self._held[progress.bar] = progress
+                return not waits
+            self._held.pop(progress.bar, None)
             self._progress_at[progress.bar] = now
             self._send("progress", _encode(progress))
+            return False
 
     def close(self) -> None:
         """Send what waits, and take nothing more."""

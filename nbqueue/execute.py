@@ -44,10 +44,16 @@ _OWN: Final = ("nbqueue/execute.py", "nbqueue/child.py", "nbqueue/serialization.
 class Request:
     """What a task may know of its own call. Times are Unix seconds."""
 
-    def __init__(self, task: ChildTask, recorder: Recorder) -> None:
+    def __init__(self, task: ChildTask, recorder: Recorder, flusher: Flusher) -> None:
         self._task = task
+        self._flusher = flusher
         self.recorder = recorder
         self.bars: list[int] = []  # of `track`s that are open, outermost first
+
+    def tell_progress(self, progress: Progress, *, last: bool = False) -> None:
+        """Send how far a bar has come, now or a moment later."""
+        if self.recorder.progress(progress, last=last):
+            self._flusher.soon(self.recorder)
 
     @cached_property
     def steering(self) -> Steering:
@@ -127,9 +133,7 @@ def progress(done: float, total: float | None = None, message: str = "") -> None
     request = _request.get()
     if request is not None:
         finished = total is not None and done >= total
-        request.recorder.progress(
-            Progress(0, float(done), _number(total), str(message), closed=finished), last=finished
-        )
+        request.tell_progress(Progress(0, float(done), _number(total), str(message), closed=finished), last=finished)
 
 
 def track(iterable: Iterable[T], total: float | None = None, message: str = "") -> Iterator[T]:
@@ -153,7 +157,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
 
     def say(*, closed: bool = False) -> None:
         event = Progress(bar, float(done), _number(total), message, closed=closed, parent=parent)
-        request.recorder.progress(event, last=closed or not done)
+        request.tell_progress(event, last=closed or not done)
 
     try:
         say()
@@ -243,7 +247,7 @@ class Executor:
         seq = task.seq
         started = time.time()
         recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
-        request = Request(task, recorder)
+        request = Request(task, recorder, self.flusher)
         token = _request.set(request)
         try:
             value, summary = self._call(task, request)

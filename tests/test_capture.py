@@ -93,6 +93,19 @@ def test_progress_is_thinned_when_it_comes_fast(listener: Listener) -> None:
     assert len(told) < 20
 
 
+def test_progress_that_came_too_soon_is_told_a_moment_later(listener: Listener) -> None:
+    flusher = Flusher()
+    for number in range(22):
+        if listener.recorder.progress(Progress(1, float(number))):
+            flusher.soon(listener.recorder)
+
+    def told() -> list[float]:
+        return [msgspec.json.decode(data, type=Progress).done for _, data in listener.events]
+
+    wait_until(lambda: told()[-1] == 21.0, 5, "the newest progress")
+    assert len(told()) <= 3
+
+
 def test_stream_is_flushed_by_itself_when_a_task_writes_a_little(listener: Listener) -> None:
     flusher = Flusher()
     stream = Stream("stdout", lambda: listener.recorder, flusher)
