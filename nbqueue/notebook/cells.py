@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import symtable
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+
+from nbqueue.notebook.spelled import spelled_in
 
 # What IPython puts into a notebook, and what the worker provides itself.
 NOT_CAPTURED: Final = frozenset(
@@ -48,8 +51,10 @@ def read_cell(source: str) -> CellNames:
     >>> sorted(names.reads), sorted(names.writes)
     (['f', 'x'], ['y', 'z'])
     """
+    # Compiled too, as a cell is: `return` outside of a function parses.
+    compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     flow = _Flow()
-    flow.statements(ast.parse(source).body)
+    flow.cell(ast.parse(source).body)
     return CellNames(frozenset(flow.reads), frozenset(flow.writes), "get_ipython" in flow.reads)
 
 
@@ -59,40 +64,75 @@ def capture(names: CellNames, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Flow(ast.NodeVisitor):
-    """Walks the top level of a cell in order of execution, keeping what is bound for sure."""
+    """Walks what a cell runs in order of execution, keeping what is bound for sure.
+
+    The body of a function runs when its name is read, at the earliest, so what it reads is looked up there: it may call
+    one that is defined further down, if nobody calls it before that.
+    """
 
     def __init__(self) -> None:
         self.reads: set[str] = set()
         self.writes: set[str] = set()
+        # Names that are bound for sure; one of a class's body or a comprehension begins with a dot.
         self.bound: set[str] = set()
-        self.defined: set[str] = set()
+        self.scope = ""  # or "class" or "comprehension"
+        self.owner = ""  # the class at the top level whose body is walked
+        self.later: dict[str, set[str]] = {}  # function or class -> what its body reads once it runs
 
-    def statements(self, body: list[ast.stmt]) -> None:
-        # A function may call one that is defined further down: by then it is there.
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                self.defined.add(node.name)
-        for node in body:
+    def cell(self, body: Sequence[ast.stmt]) -> None:
+        """Walk a whole cell."""
+        self._walk(body)
+        # What nobody called may have been registered by a decorator, and run after all.
+        for names in self.later.values():
+            for name in names:
+                self._read(name)
+
+    def _walk(self, nodes: Sequence[ast.AST]) -> None:
+        for node in nodes:
             self.visit(node)
 
     def _read(self, name: str) -> None:
+        if f".{name}" in self.bound:
+            self._reach(name, {name})
+        else:
+            self._look_up(name, set())
+
+    def _look_up(self, name: str, seen: set[str]) -> None:
         if name not in self.bound:
             self.reads.add(name)
+        if name not in seen:
+            seen.add(name)
+            self._reach(name, seen)
+
+    def _reach(self, function: str, seen: set[str]) -> None:
+        for used in self.later.get(function, ()):
+            self._look_up(used, seen)
 
     def _bind(self, name: str) -> None:
-        self.bound.add(name)
-        self.writes.add(name)
+        self.bound.add(f".{name}" if self.scope else name)
+        if not self.scope:
+            self.writes.add(name)
 
-    def _branches(self, *bodies: Iterable[ast.AST]) -> None:
-        """Walk alternatives: what all of them bind is bound after."""
+    def _unbind(self, name: str) -> None:
+        self.bound.discard(f".{name}" if self.scope else name)
+
+    def _branches(self, *bodies: Sequence[ast.AST]) -> None:
+        """Walk alternatives: what all of them bind is bound after, but for those that leave."""
         before = set(self.bound)
-        after: set[str] | None = None
+        ends = []
         for body in bodies:
             self.bound = set(before)
-            for node in body:
-                self.visit(node)
-            after = set(self.bound) if after is None else after & self.bound
-        self.bound = before | (after or set())
+            self._walk(body)
+            if not _leaves(body):
+                ends.append(self.bound)
+        self.bound = set.intersection(*ends) if ends else before
+
+    def _perhaps(self, *bodies: Sequence[ast.AST]) -> None:
+        """Walk what may not run, or not to its end: nothing of it is bound for sure."""
+        for body in bodies:
+            before = set(self.bound)
+            self._walk(body)
+            self.bound &= before
 
     # ---- names
 
@@ -103,7 +143,7 @@ class _Flow(ast.NodeVisitor):
             self._bind(node.id)
         else:
             self._read(node.id)  # `del` needs it to be there
-            self.bound.discard(node.id)
+            self._unbind(node.id)
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
@@ -117,10 +157,10 @@ class _Flow(ast.NodeVisitor):
         self.visit(node.target)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        self.visit(node.annotation)
         if node.value is not None:
             self.visit(node.value)
             self.visit(node.target)
+        self.visit(node.annotation)
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
         self.visit(node.value)
@@ -138,6 +178,10 @@ class _Flow(ast.NodeVisitor):
 
     # ---- alternatives and loops
 
+    def visit_Compare(self, node: ast.Compare) -> None:
+        self._walk([node.left, node.comparators[0]])
+        self._perhaps(node.comparators[1:])
+
     def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
         self._branches(node.body, node.orelse)
@@ -148,36 +192,31 @@ class _Flow(ast.NodeVisitor):
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
         self.visit(node.values[0])
-        self._branches(node.values[1:], [])
+        self._perhaps(node.values[1:])
 
     def visit_While(self, node: ast.While) -> None:
         self.visit(node.test)
-        self._branches(node.body, [])
-        self._branches(node.orelse, [])
+        self._perhaps(node.body, node.orelse)
 
     def visit_For(self, node: ast.For | ast.AsyncFor) -> None:
         self.visit(node.iter)
-        self._branches([node.target, *node.body], [])
-        self._branches(node.orelse, [])
+        self._perhaps([node.target, *node.body], node.orelse)
 
     visit_AsyncFor = visit_For  # noqa: N815 - ast's name
 
     def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
         before = set(self.bound)
-        for child in node.body:
-            self.visit(child)
-        whole = set(self.bound)
-        self.bound = set(before)
+        self._walk([*node.body, *node.orelse])
+        ends = [self.bound]
         for handler in node.handlers:
-            self._branches([handler], [])
-        self.bound = set(whole)
-        for child in node.orelse:
-            self.visit(child)
-        # After a handler, what the body bound may be missing; unless there is none, or it ends the cell.
-        if not all(isinstance(handler.body[-1], ast.Raise) for handler in node.handlers):
-            self.bound = before
-        for child in node.finalbody:
-            self.visit(child)
+            self.bound = set(before)
+            self.visit(handler)
+            if not _leaves(handler.body):
+                ends.append(self.bound)
+        # The last part runs wherever the others ended.
+        self.bound = set(before)
+        self._walk(node.finalbody)
+        self.bound = set.intersection(*ends) | self.bound
 
     visit_TryStar = visit_Try  # noqa: N815 - ast's name
 
@@ -186,31 +225,38 @@ class _Flow(ast.NodeVisitor):
             self.visit(node.type)
         if node.name:
             self._bind(node.name)
-        for child in node.body:
-            self.visit(child)
+        self._walk(node.body)
         if node.name:
-            self.bound.discard(node.name)
+            self._unbind(node.name)
 
     def visit_With(self, node: ast.With | ast.AsyncWith) -> None:
         for item in node.items:
             self.visit(item.context_expr)
             if item.optional_vars is not None:
                 self.visit(item.optional_vars)
-        for child in node.body:
-            self.visit(child)
+        if any(_suppresses(item.context_expr) for item in node.items):
+            self._perhaps(node.body)
+        else:
+            self._walk(node.body)
 
     visit_AsyncWith = visit_With  # noqa: N815 - ast's name
 
     def visit_Match(self, node: ast.Match) -> None:
         self.visit(node.subject)
-        self._branches(*[[case] for case in node.cases], [])
+        before = set(self.bound)
+        ends = [before]
+        for case in node.cases:
+            self.bound = set(before)
+            self.visit(case)
+            if not _leaves(case.body):
+                ends.append(self.bound)
+        self.bound = set.intersection(*ends)
 
     def visit_match_case(self, node: ast.match_case) -> None:
         self.visit(node.pattern)
         if node.guard is not None:
             self.visit(node.guard)
-        for child in node.body:
-            self.visit(child)
+        self._walk(node.body)
 
     def visit_MatchAs(self, node: ast.MatchAs) -> None:
         if node.pattern is not None:
@@ -231,38 +277,47 @@ class _Flow(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._outside(node)
-        self._inside(node, node.name)
+        names = _taken_by(node) - {node.name, self.owner}
+        for name in (node.name, self.owner):
+            if name:
+                self.later.setdefault(name, set()).update(names)
         self._bind(node.name)
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - ast's name
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
-        for default in (*node.args.defaults, *node.args.kw_defaults):
-            if default is not None:
-                self.visit(default)
-        self._inside(node, "")
+        self._walk([default for default in (*node.args.defaults, *node.args.kw_defaults) if default is not None])
+        with self._scope("comprehension"):
+            for name in _taken_by(node):
+                self._read(name)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in (*node.decorator_list, *node.bases, *[keyword.value for keyword in node.keywords]):
-            self.visit(part)
-        self._inside(node, node.name)
+        self._walk([*node.decorator_list, *node.bases, *[keyword.value for keyword in node.keywords]])
+        owner, self.owner = self.owner, self.owner or node.name
+        with self._scope("class"):
+            self._walk(node.body)
+        self.owner = owner
         self._bind(node.name)
 
+    @contextmanager
+    def _scope(self, kind: str) -> Iterator[None]:
+        """Walk what has names of its own. Those of a class aren't seen by what is nested in it."""
+        before, outer = self.bound, self.scope
+        self.bound = {name for name in before if outer == "comprehension" or not name.startswith(".")}
+        self.scope = kind
+        yield
+        self.bound, self.scope = before, outer
+
     def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
-        # Its targets are its own; a walrus in it binds out here, but perhaps never runs.
-        before, writes = set(self.bound), set(self.writes)
-        for generator in node.generators:
-            self.visit(generator.iter)
-            self.visit(generator.target)
-            for condition in generator.ifs:
-                self.visit(condition)
-        for part in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
-            self.visit(part)
-        self.bound = before
-        walrus = {
-            n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr) and isinstance(n.target, ast.Name)
-        }
-        self.writes = writes | walrus
+        first, *others = node.generators
+        self.visit(first.iter)
+        with self._scope("comprehension"):
+            self._walk([first.target, *first.ifs])
+            for generator in others:
+                self._walk([generator.iter, generator.target, *generator.ifs])
+            self._walk([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
+        # A walrus in it binds out here, but perhaps never runs.
+        self.writes |= {part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)}
 
     visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension  # noqa: N815 - ast's names
 
@@ -271,22 +326,50 @@ class _Flow(ast.NodeVisitor):
         arguments = node.args
         every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
         annotations = [argument.annotation for argument in every if argument is not None]
-        for part in (
-            *node.decorator_list,
-            *arguments.defaults,
-            *arguments.kw_defaults,
-            *annotations,
-            node.returns,
-        ):
-            if part is not None:
-                self.visit(part)
+        parts = (*node.decorator_list, *arguments.defaults, *arguments.kw_defaults, *annotations, node.returns)
+        self._walk([part for part in parts if part is not None])
 
-    def _inside(self, node: ast.AST, own_name: str) -> None:
-        """Read what the body of a function or class takes from the cell's top level."""
-        table = symtable.symtable(ast.unparse(node), "<cell>", "exec")
-        for name in _globals_of(table):
-            if name != own_name and name not in self.defined:
-                self._read(name)
+    # ---- what stands in strings
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        self._spelled(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self.generic_visit(node)
+        self._spelled(node)
+
+    def _spelled(self, node: ast.AST) -> None:
+        for spelled in spelled_in(node):
+            if spelled.binds:
+                self._walk(spelled.body)
+            else:
+                self._perhaps(spelled.body)
+
+
+def _leaves(body: Sequence[ast.AST]) -> bool:
+    """Tell whether what follows these statements isn't reached through them."""
+    return bool(body) and isinstance(body[-1], ast.Raise | ast.Continue | ast.Break)
+
+
+def _suppresses(context: ast.expr) -> bool:
+    """Tell whether a `with` may end its body early, and go on."""
+    if not isinstance(context, ast.Call):
+        return False
+    function = context.func
+    name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+    return name in ("suppress", "raises")
+
+
+def _taken_by(node: ast.AST) -> set[str]:
+    """Return the names that a function's body may take from the top level."""
+    names = _globals_of(symtable.symtable(ast.unparse(node), "<cell>", "exec"))
+    for part in ast.walk(node):
+        for spelled in spelled_in(part):
+            flow = _Flow()
+            flow.cell(spelled.body)
+            names |= flow.reads
+    return names
 
 
 def _globals_of(table: symtable.SymbolTable) -> set[str]:
@@ -295,7 +378,9 @@ def _globals_of(table: symtable.SymbolTable) -> set[str]:
     for scope in table.get_children():
         for symbol in scope.get_symbols():
             # An augmented assignment to a global counts as assigned only, so a declaration is taken for a read.
-            if symbol.is_declared_global() or (symbol.is_global() and symbol.is_referenced()):
+            # A class that binds a name may read the global of that name before.
+            in_class = scope.get_type() == "class" and symbol.is_local()
+            if symbol.is_declared_global() or ((symbol.is_global() or in_class) and symbol.is_referenced()):
                 found.add(symbol.get_name())
         found |= _globals_of(scope)
     return found
