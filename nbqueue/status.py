@@ -1,7 +1,11 @@
-"""What a view shows of a task or a map, folded from the facts told of it. Pure: no clock, no thread, no server."""
+"""What a view shows of a task or a map, folded from the facts told of it. No clock, no thread, no server.
+
+One thread folds, others may look: what they read is replaced as a whole, or copied before it is walked through.
+"""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,9 +16,12 @@ from nbqueue.messages import Fact, Failure, Output, Progress
 
 LOG_CHUNKS: Final = 4_000
 OUTPUTS_KEPT: Final = 200
+KINDS_KEPT: Final = 1_000  # errors told apart by their message; later ones count by their type alone
 # One byte a member of a map: its place in this order. Ink grows as work gets done.
 ORDER: Final = ("queued", "running", "done", "failed", "retrying", "cancelled", "lost")
 QUEUED, RUNNING, DONE, FAILED, RETRYING, CANCELLED, LOST = range(len(ORDER))
+# What a mark that stands for several members shows: the first of these that is among them.
+WORST_FIRST: Final = (FAILED, LOST, RETRYING, RUNNING, QUEUED, CANCELLED, DONE)
 _BYTES: Final = {
     states.PENDING: QUEUED,
     states.RECEIVED: QUEUED,
@@ -49,14 +56,23 @@ class Log:
     chunks: list[tuple[float, str, str]] = field(default_factory=list)  # (at, "stdout" or "stderr", text)
     lines: int = 0
     total: int = 0  # chunks ever added; `total - len(chunks)` were dropped
+    # a reader that falls between text and its count would show a chunk twice, or never
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, at: float, stream: str, text: str) -> None:
         """Add text."""
-        self.chunks.append((at, stream, text))
-        self.total += 1
-        self.lines += text.count("\n")
-        if len(self.chunks) > LOG_CHUNKS:
-            del self.chunks[: LOG_CHUNKS // 10]
+        with self._lock:
+            self.chunks.append((at, stream, text))
+            self.total += 1
+            self.lines += text.count("\n")
+            if len(self.chunks) > LOG_CHUNKS:
+                del self.chunks[: LOG_CHUNKS // 10]
+
+    def since(self, number: int) -> tuple[list[tuple[float, str, str]], int]:
+        """Return the chunks kept of those added after the first `number`, and how many were ever added."""
+        with self._lock:
+            new = self.total - number
+            return (self.chunks[-new:] if new > 0 else []), self.total
 
 
 @dataclass
@@ -92,11 +108,12 @@ class TaskStatus:
     def apply(self, fact: Fact) -> bool:
         """Fold in one verified fact; tell whether anything changed."""
         facts = fact.facts
-        if self.ready or (facts.attempt < self.attempt and facts.kind != "record"):
+        if self.ready or self._is_late(fact):
             return False
+        before = self._told()
         if facts.attempt > self.attempt:
             self.attempt = facts.attempt
-            self.bars.clear()
+            self.bars = {}
         if facts.kind == "record":
             self._record(fact)
         elif facts.kind == "output":
@@ -107,7 +124,19 @@ class TaskStatus:
             return False
         if facts.worker:
             self.worker, self.child = facts.worker, facts.child or self.child
-        return True
+        return facts.kind != "record" or self._told() != before
+
+    def _is_late(self, fact: Fact) -> bool:
+        """Tell whether a fact is of an attempt that another one followed. An end counts whenever it comes."""
+        if fact.facts.attempt >= self.attempt or fact.ready:
+            return False
+        # what a client writes of a task knows no attempt
+        return fact.facts.kind != "record" or fact.facts.attempt > 0
+
+    def _told(self) -> tuple[object, ...]:
+        """Return what records say."""
+        texts = (self.state, self.name, self.queue, self.worker, self.error, self.summary, self.note)
+        return (*texts, self.child, self.attempt, self.sent_at, self.started_at, self.ended_at, self.lost)
 
     def _record(self, fact: Fact) -> None:
         facts = fact.facts
@@ -167,7 +196,6 @@ class MapStatus:
     members: bytearray = field(default_factory=bytearray)
     counts: list[int] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
-    changed: set[int] = field(default_factory=set)  # indexes since a view last took them
     note: str = ""
     cancelling: bool = False
 
@@ -197,13 +225,17 @@ class MapStatus:
         self.members[index] = new
         self.counts[old] -= 1
         self.counts[new] += 1
-        self.changed.add(index)
         begun = facts.started_at or facts.at
         self.started_at = begun if self.started_at is None else min(self.started_at, begun)
         if new == FAILED:
-            kind = self.kinds.setdefault(facts.error, Kind(facts.error, 0, index))
-            kind.count += 1
-            kind.first = min(kind.first, index)
+            self._count_kind(facts.error, index)
         if self.ready:
             self.ended_at = facts.at if self.ended_at is None else max(self.ended_at, facts.at)
         return True
+
+    def _count_kind(self, error: str, index: int) -> None:
+        if error not in self.kinds and len(self.kinds) >= KINDS_KEPT:
+            error = f"{error.partition(':')[0][:80]}: other messages"
+        kind = self.kinds.setdefault(error, Kind(error, 0, index))
+        kind.count += 1
+        kind.first = min(kind.first, index)
