@@ -45,7 +45,8 @@ def hold(gate):
     while not ((GATES / gate).exists() or (GATES / "all").exists()):
         time.sleep(0.02)"""
 # The open notebook, as JupyterLab's own object.
-_PANEL: Final = "[...window.jupyterapp.shell.widgets('main')].find(w => w.content?.widgets && w.sessionContext)"
+_PANELS: Final = "[...window.jupyterapp.shell.widgets('main')].filter(w => w.content?.widgets && w.sessionContext)"
+_PANEL: Final = f"{_PANELS}[0]"
 
 
 class Lab:
@@ -72,6 +73,7 @@ class Lab:
         self._token = secrets.token_hex(16)
         self._port = _free_port()
         self._page: Page | None = None
+        self._loads = 0
         self._ends = ExitStack()
 
     def __enter__(self) -> Self:
@@ -120,9 +122,15 @@ class Lab:
         return Notebook(self, path.name, self.folder)
 
     def load(self, name: str) -> None:
-        """Load the page anew, with the notebook of this name."""
-        self.page.goto(self._address(f"lab/tree/{name}"))
+        """Load the page anew, with the notebook of this name.
+
+        Each time in a workspace that remembers nothing: one that opens its notebooks again may do so late, after the
+        test has closed the one it asked for.
+        """
+        self._loads += 1
+        self.page.goto(self._address(f"lab/workspaces/load{self._loads}/tree/{name}"))
         self.page.wait_for_function(f"window.jupyterapp?.shell && {_PANEL}", timeout=START_S * 1000)
+        self.page.evaluate("async () => { await jupyterapp.restored; jupyterapp.shell.collapseLeft() }")
 
     def log(self) -> str:
         """Return the end of what the worker logged."""
@@ -206,7 +214,7 @@ class Notebook:
         self.open_gate("all")
         # disposed of, not closed: that would ask whether to save
         self.page.evaluate(
-            f"async () => {{ const panel = {_PANEL}; await panel.sessionContext.shutdown(); panel.dispose() }}"
+            f"async () => {{ for (const panel of {_PANELS}) {{ await panel.sessionContext.shutdown(); panel.dispose() }} }}"
         )
         self.resize(*WIDE)
         self.page.remove_listener("pageerror", self._page_error)
