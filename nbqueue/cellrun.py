@@ -63,7 +63,8 @@ def run_cell(run: CellRun, recorder: Recorder) -> tuple[CellResult, str]:
     namespace.update(run.variables)
     namespace.setdefault("__builtins__", builtins)
     namespace["__name__"] = "__main__"
-    namespace["display"] = _displayer(recorder)
+    if "display" not in run.variables:
+        namespace["display"] = _displayer(recorder)
     if "get_ipython" in run.source:
         _provide_ipython(namespace)
     remember_sources({**run.sources, run.filename: run.shown or run.source})

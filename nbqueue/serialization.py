@@ -46,7 +46,7 @@ def dumps_code(run: Callable[..., Any]) -> bytes:
         NotPicklable: something it refers to can't travel.
     """
     module = sys.modules.get(getattr(run, "__module__", "") or "")
-    by_value = module is not None and module.__name__ != "__main__" and _is_users(module)
+    by_value = module is not None and module.__name__ != "__main__" and is_users(module)
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -255,7 +255,7 @@ def _names_in(code: CodeType) -> set[str]:
     return names
 
 
-def _is_users(module: ModuleType) -> bool:
+def is_users(module: ModuleType) -> bool:
     """Tell whether a module is a user's own file rather than an installed package, which a worker has too."""
     file = getattr(module, "__file__", None) or ""
     return bool(file) and not any(part in file for part in ("site-packages", "dist-packages", sys.base_prefix + "/lib"))

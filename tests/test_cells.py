@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.display import display
 
 from nbqueue.notebook.cells import CellNames, capture, read_cell
 from nbqueue.serialization import dumps_value, loads
@@ -116,7 +118,7 @@ def test_read_cell_raises_on_what_is_no_python(source: str) -> None:
 
 
 def test_capture_takes_what_the_notebook_has_and_nothing_else() -> None:
-    namespace = {"x": 1, "y": 2, "list": "shadowed", "In": [], "get_ipython": object(), "display": object()}
+    namespace = {"x": 1, "y": 2, "list": "shadowed", "In": [], "get_ipython": get_ipython, "display": display}
     names = read_cell("x, list, missing, In, get_ipython, display, print")
     assert capture(names, namespace) == {"x": 1, "list": "shadowed"}
 

@@ -7,8 +7,10 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
+from nbqueue.app import App
 from nbqueue.cellrun import CellRun
-from nbqueue.notebook.magics import Place, TaskMagics, fingerprint, parse_line
+from nbqueue.notebook.magics import Place, TaskMagics, parse_line
+from nbqueue.notebook.views import watch
 from nbqueue.result import AsyncResult
 from nbqueue.serialization import loads_args
 from tests.helpers import wait_until
@@ -45,7 +47,11 @@ def test_line_names_the_nearest_option_when_one_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["1train", "for", "train -o a,b-c", "train --view sideways", "train --countdown soon", "'"]
+    "line",
+    [
+        *("1train", "for", "train -o a,b-c", "train --view sideways", "train --countdown soon", "'"),
+        *("train -o train", "-o a,_task"),
+    ],
 )
 def test_line_refuses_what_can_not_be(line: str) -> None:
     with pytest.raises(UsageError):
@@ -119,16 +125,6 @@ def test_place_is_unknown_where_nobody_looks(shell: InteractiveShell, monkeypatc
     assert Place("book.ipynb", "cell").identity("train") == Place("book.ipynb", "other").identity("train")
 
 
-def test_fingerprint_is_the_same_for_the_same_code_and_inputs_and_no_other() -> None:
-    def helper(x: int) -> int:
-        return x + 1
-
-    one = fingerprint("f(x)", {"x": 1, "f": helper})
-    assert one == fingerprint("f(x)", {"f": helper, "x": 1})
-    assert one != fingerprint("f(x)", {"x": 2, "f": helper})
-    assert one != fingerprint("f(x) ", {"x": 1, "f": helper})
-
-
 def test_outputs_appear_in_the_notebook_when_the_task_is_done(shell: InteractiveShell, shared_site: Site) -> None:
     magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
     shell.user_ns["x"] = 20
@@ -151,3 +147,89 @@ def test_error_of_a_waiting_cell_is_the_cells_own(shell: InteractiveShell, share
     with pytest.raises(IndexError) as caught:
         magic.task("--wait --view none", "numbers = [1]\nnumbers[5]")
     assert "numbers[5]" in str(caught.value.__cause__)
+
+
+def test_error_in_a_cell_counts_lines_as_the_notebook_does(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    with pytest.raises(IndexError) as caught:
+        magic.task("--wait --view none", "numbers = [1]\nnumbers[5]")
+    assert 'File "<cell cell>", line 3' in str(caught.value.__cause__)
+
+
+def test_cell_that_is_no_python_is_one_error_with_its_own_line(shell: InteractiveShell) -> None:
+    magic, app = magics(shell)
+    with pytest.raises(UsageError) as caught:
+        magic.task("train", "x = 1\ny = = 2")
+    said = str(caught.value)
+    assert 'File "<cell train>", line 3' in said
+    assert "y = = 2" in said
+    assert "magics.py" not in said
+    assert app.sent == []
+    assert "train" not in shell.user_ns
+
+
+def test_cell_keeps_what_it_reads_from_its_own_handle(shell: InteractiveShell) -> None:
+    shell.user_ns["train"] = [1, 2]
+    magic, app = magics(shell)
+    with pytest.raises(UsageError, match="the cell reads train, a list, which the task's handle would replace"):
+        magic.task("train", "sum(train)")
+    assert shell.user_ns["train"] == [1, 2]
+    magic.task("train", "train = 3")
+    assert len(app.sent) == 1
+    magic.task("train", "train")  # what is read is the earlier handle, which is no input
+    assert app.sent[1][0].variables == {}
+
+
+def test_cell_takes_along_the_users_own_open_and_not_ipythons(shell: InteractiveShell) -> None:
+    magic, app = magics(shell)
+    magic.task("", "open('x'), display(1)")
+    assert app.sent[0][0].variables == {}
+    exec("def open(name): return name\ndef display(x): return x", shell.user_ns)
+    magic.task("", "open('x'), display(1)")
+    assert sorted(app.sent[1][0].variables) == ["display", "open"]
+
+
+def test_users_own_display_is_the_one_that_runs(shell: InteractiveShell, shared_site: Site) -> None:
+    exec("def display(x): return ['shown', x]", shell.user_ns)
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    assert magic.task("--wait --view none", "display(1)") == ["shown", 1]
+
+
+def test_outputs_of_two_unnamed_cells_are_both_brought_back(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    magic.task("-o first", "import time; time.sleep(0.2)\nfirst = 1")
+    magic.task("-o second", "second = 2")
+    wait_until(lambda: shell.user_ns.get("first") == 1 and shell.user_ns.get("second") == 2, 10, "both outputs")
+
+
+def test_output_of_the_cell_sent_last_stays_when_an_earlier_one_ends_later(
+    shell: InteractiveShell, shared_site: Site
+) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    magic.task("slow -o x", "import time; time.sleep(0.3)\nx = 'slow'")
+    magic.task("quick -o x", "x = 'quick'")
+    assert shell.user_ns["slow"].get(timeout=10) is None
+    wait_until(lambda: shell.user_ns.get("x") == "quick", 10, "the output")
+    magic.task("--wait --view none", "1")
+    assert shell.user_ns["x"] == "quick"
+
+
+def test_outputs_are_there_when_a_waiting_cell_ends(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    for number in range(20):
+        magic.task("--wait --view none -o x", f"x = {number}")
+        assert shell.user_ns["x"] == number
+
+
+def test_unloading_leaves_nothing_behind(shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App("unused", broker="memory://", backend="memory://")
+    monkeypatch.setattr("nbqueue.notebook.magics.current_app", lambda: app)
+    assert shell.display_formatter is not None
+    formatter = shell.display_formatter.ipython_display_formatter
+    TaskMagics.register(shell)
+    assert (app.show, AsyncResult in formatter.type_printers) == (watch, True)
+    TaskMagics.unregister(shell)
+    assert app.show is None
+    assert AsyncResult not in formatter.type_printers
+    assert "task" not in shell.magics_manager.magics["cell"]
+    app.close()

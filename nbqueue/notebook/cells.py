@@ -15,21 +15,13 @@ from typing import Any, Final
 
 from nbqueue.notebook.spelled import spelled_in
 
-# What IPython puts into a notebook, and what the worker provides itself.
+# What Python and IPython keep in a notebook for themselves.
 NOT_CAPTURED: Final = frozenset(
-    {"In", "Out", "get_ipython", "exit", "quit", "open", "display", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh"}
-    | {
-        "_dh",
-        "_exit_code",
-        "__name__",
-        "__builtins__",
-        "__builtin__",
-        "__doc__",
-        "__loader__",
-        "__spec__",
-        "__package__",
-    }
+    {"In", "Out", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh", "_dh", "_exit_code"}
+    | {"__name__", "__builtins__", "__builtin__", "__doc__", "__loader__", "__spec__", "__package__"}
 )
+# What IPython puts there for users, who may have put something of their own in its place.
+_IPYTHONS: Final = frozenset({"get_ipython", "exit", "quit", "open", "display"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class CellNames:
     uses_ipython: bool
 
 
-def read_cell(source: str) -> CellNames:
+def read_cell(source: str, filename: str = "<cell>") -> CellNames:
     r"""Return the names that plain Python reads and binds.
 
     Raises:
@@ -52,7 +44,7 @@ def read_cell(source: str) -> CellNames:
     (['f', 'x'], ['y', 'z'])
     """
     # Compiled too, as a cell is: `return` outside of a function parses.
-    compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    compile(source, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     flow = _Flow()
     flow.cell(ast.parse(source).body)
     return CellNames(frozenset(flow.reads), frozenset(flow.writes), "get_ipython" in flow.reads)
@@ -60,7 +52,15 @@ def read_cell(source: str) -> CellNames:
 
 def capture(names: CellNames, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that a cell needs of a notebook's namespace; what isn't there is left to the worker."""
-    return {name: namespace[name] for name in sorted(names.reads - NOT_CAPTURED) if name in namespace}
+    wanted = (name for name in sorted(names.reads - NOT_CAPTURED) if name in namespace)
+    return {name: namespace[name] for name in wanted if name not in _IPYTHONS or not _is_ipythons(namespace[name])}
+
+
+def _is_ipythons(value: Any) -> bool:
+    # A function may say that it is of the module of another that it wraps, as IPython's `open` does.
+    names = getattr(value, "__globals__", {})
+    module = names.get("__name__") or getattr(value, "__module__", None) or type(value).__module__
+    return str(module).partition(".")[0] in ("IPython", "ipykernel")
 
 
 class _Flow(ast.NodeVisitor):

@@ -6,13 +6,13 @@ import argparse
 import contextlib
 import difflib
 import hashlib
-import inspect
 import keyword
 import shlex
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, Final, NoReturn
 
 from IPython.core.error import UsageError
@@ -25,8 +25,10 @@ from nbqueue.config import Environment
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, TaskError
 from nbqueue.notebook.cells import capture, read_cell
+from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.tasks import Task
 
 LARGE_BYTES: Final = 500_000_000
 VIEWS: Final = ("full", "plain", "none")
@@ -96,6 +98,9 @@ def parse_line(line: str) -> Line:
     for name in (*outputs, *([found.name] if found.name else [])):
         if not name.isidentifier() or keyword.iskeyword(name):
             raise UsageError(f"%%task: {name!r} is no name a variable can have")
+    handle = found.name or "_task"
+    if handle in outputs:
+        raise UsageError(f"%%task: -o {handle} would replace the task's handle; give the task another name")
     return Line(found.name, outputs, found.queue, found.wait, found.countdown, found.again, found.large, found.view)
 
 
@@ -143,7 +148,7 @@ class TaskMagics:
         self.shell = shell
         self._app = app
         self._show = show
-        self._latest: dict[str, str] = {}  # label -> id of the task whose outputs count
+        self._latest: dict[str, str] = {}  # a variable that outputs are brought back to -> id of the task that does
 
     @classmethod
     def register(cls, shell: InteractiveShell) -> TaskMagics:
@@ -164,8 +169,15 @@ class TaskMagics:
 
     @staticmethod
     def unregister(shell: InteractiveShell) -> None:
-        """Remove `%%task`."""
+        """Remove `%%task` and the views."""
         shell.magics_manager.magics["cell"].pop("task", None)
+        formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
+        if formatter is not None:
+            formatter.pop(AsyncResult, None)
+            formatter.pop(GroupResult, None)
+        app = current_app()
+        if app.show is watch:
+            app.show = None
 
     @property
     def app(self) -> App:
@@ -179,18 +191,21 @@ class TaskMagics:
         """
         words = parse_line(line)
         try:
-            return self._task(words, cell)
+            return self._task(words, line, cell)
+        except SyntaxError as exc:
+            text = "".join(traceback.format_exception_only(exc)).rstrip()
+            raise UsageError(f"Not sent: the cell is no Python.\n{text}") from None
         except NBQueueError as exc:
             # A task's own error, of a cell that waits, is the cell's; what is ours is one line.
             if isinstance(exc, TaskError):
                 raise
             raise UsageError(str(exc)) from exc
 
-    def _task(self, words: Line, cell: str) -> Any:
+    def _task(self, words: Line, line: str, cell: str) -> Any:
         place = Place.find(self.shell)
-        run = self._run_of(words, cell, place)
+        run = self._run_of(words, line, cell, place)
         packed = self._pack(run, large=words.large)
-        digest = fingerprint(cell, run.variables)
+        digest = fingerprint(cell, run.variables, words.outputs)
         identity = place.identity(words.name)
         result = None if words.again or not identity else self._same(identity, digest, words)
         if result is None:
@@ -208,26 +223,37 @@ class TaskMagics:
             result.then(lambda ended: self.app.forget_cell(identity, ended.id))
         handle = words.name or "_task"
         self.shell.user_ns[handle] = result
-        if words.outputs:
-            self._bring_back(handle, words.outputs, result)
+        self._bring_back(words.outputs, result)
         if words.wait and not in_kernel():
-            return self._wait(handle, result, None, shown=words.view != "none")
+            return self._wait(words, handle, result, None, shown=words.view != "none")
         view = self._show(result, kind=words.view)
-        return self._wait(handle, result, view, shown=False) if words.wait else None
+        return self._wait(words, handle, result, view, shown=False) if words.wait else None
 
-    def _run_of(self, words: Line, cell: str, place: Place) -> CellRun:
-        source = str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
-        names = read_cell(source)
-        variables = capture(names, self.shell.user_ns)
-        # The cell's own handle is not an input of it.
-        variables.pop(words.name, None)
+    def _run_of(self, words: Line, line: str, cell: str, place: Place) -> CellRun:
+        filename = f"<cell {words.name or place.label('') or 'cell'}>"
+        # The line of the magic counts: a traceback then has the numbers that the notebook shows.
+        source = "\n" + str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
+        variables = capture(read_cell(source, filename), self.shell.user_ns)
+        self._keep_from_handle(words.name, variables)
         sources: dict[str, str] = {}
         for value in variables.values():
-            sources |= serialization.sources_of(getattr(value, "run", value))
-        title = words.name or place.label("") or "cell"
+            sources |= serialization.sources_of(value.run if isinstance(value, Task) else value)
         anchor = FunctionType(_anchor.__code__, self.shell.user_ns, "anchor")
         anchor.__module__ = "__main__"
-        return CellRun(source, f"<cell {title}>", variables, words.outputs, anchor, sources, cell)
+        return CellRun(source, filename, variables, words.outputs, anchor, sources, f"%%task {line}\n{cell}")
+
+    @staticmethod
+    def _keep_from_handle(name: str, variables: dict[str, Any]) -> None:
+        """Let no handle take the place of what its cell reads. An earlier handle of this name is no input."""
+        value = variables.get(name)
+        if isinstance(value, AsyncResult):
+            del variables[name]
+        elif name in variables:
+            kind = type(value).__name__
+            raise UsageError(
+                f"Not sent: the cell reads {name}, a {kind}, which the task's handle would replace. "
+                f"Give the task another name, for example %%task {name}_task"
+            )
 
     def _pack(self, run: CellRun, *, large: bool) -> bytes:
         sizes = {}
@@ -267,28 +293,31 @@ class TaskMagics:
             return result
         return None
 
-    def _bring_back(self, handle: str, names: Sequence[str], result: AsyncResult) -> None:
-        namespace = self.shell.user_ns
-        self._latest[handle] = result.id
+    def _bring_back(self, names: Sequence[str], result: AsyncResult) -> None:
+        self._latest |= dict.fromkeys(names, result.id)
+        if names:
+            result.then(lambda ended: self._assign(names, ended))
 
-        def assign(ended: AsyncResult) -> None:
-            # A cell that was sent again meanwhile has the last word.
-            if self._latest.get(handle) == ended.id:
-                outputs = ended.outputs
-                namespace.update({name: outputs[name] for name in names if name in outputs})
+    def _assign(self, names: Sequence[str], ended: AsyncResult) -> None:
+        outputs = ended.outputs
+        # Who was sent last has the last word, whoever ends last.
+        mine = [name for name in names if name in outputs and self._latest.get(name) == ended.id]
+        self.shell.user_ns.update({name: outputs[name] for name in mine})
 
-        result.then(assign)
-
-    def _wait(self, handle: str, result: AsyncResult, view: Any, *, shown: bool) -> Any:
+    def _wait(self, words: Line, handle: str, result: AsyncResult, view: Any, *, shown: bool) -> Any:
         end = watch_in_terminal(result) if shown else None
         try:
-            return result.get()
+            value = result.get()
+            # The thread that brings them back may be a moment behind.
+            self._assign(words.outputs, result)
         except KeyboardInterrupt:
             self._say(
                 f"Stopped watching. {handle} goes on as {result.id[:8]}; cancel it with "
                 f"{handle}.revoke(terminate=True) or the button above."
             )
             return None
+        else:
+            return value
         finally:
             # The cell is about to end; whoever runs it by machine takes no notice of what is drawn later.
             if view is not None:
@@ -299,36 +328,6 @@ class TaskMagics:
     @staticmethod
     def _say(text: str) -> None:
         print(text)  # noqa: T201 - a cell's output
-
-
-def fingerprint(cell: str, variables: Mapping[str, Any]) -> str:
-    """Return a digest of a cell's code and inputs that is the same in another kernel.
-
-    Functions and classes count by their source: their pickles hold ids that each kernel draws anew.
-    """
-    digest = hashlib.sha256(cell.encode())
-    for name, value in sorted(variables.items()):
-        digest.update(f"\0{name}\0".encode())
-        digest.update(_content(getattr(value, "run", value), set()))
-    return digest.hexdigest()
-
-
-def _content(value: Any, seen: set[int]) -> bytes:
-    if isinstance(value, ModuleType):
-        return value.__name__.encode()
-    if isinstance(value, type | FunctionType):
-        if id(value) in seen:
-            return b""
-        seen.add(id(value))
-        try:
-            text = inspect.getsource(value).encode()
-        except (OSError, TypeError):
-            text = value.__code__.co_code if isinstance(value, FunctionType) else value.__qualname__.encode()
-        if isinstance(value, FunctionType) and value.__module__ == "__main__":
-            used = [value.__globals__[name] for name in sorted(value.__code__.co_names) if name in value.__globals__]
-            text += b"".join(_content(getattr(part, "run", part), seen) for part in used)
-        return text
-    return hashlib.sha256(serialization.dumps_value(value)).digest()
 
 
 def _anchor() -> None:

@@ -214,7 +214,8 @@ class Notebook:
         self.open_gate("all")
         # disposed of, not closed: that would ask whether to save
         self.page.evaluate(
-            f"async () => {{ for (const panel of {_PANELS}) {{ await panel.sessionContext.shutdown(); panel.dispose() }} }}"
+            f"""async () => {{ for (const panel of {_PANELS}) {{
+                await panel.sessionContext.shutdown(); panel.dispose() }} }}"""
         )
         self.resize(*WIDE)
         self.page.remove_listener("pageerror", self._page_error)
