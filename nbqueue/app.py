@@ -15,11 +15,13 @@ import msgspec
 from nbqueue import result as results
 from nbqueue import states
 from nbqueue.backends.base import Backend, Label
+from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.current import set_current_app
 from nbqueue.deliveries import KEEPER_WAKE, LIVE, RECORDS, Outgoing, Revocation
 from nbqueue.exceptions import (
     AmbiguousLabel,
+    BlobNotStored,
     ImproperlyConfigured,
     PayloadTooLarge,
     SendFailed,
@@ -42,6 +44,7 @@ from nbqueue.messages import (
     sign_group,
     sign_record,
 )
+from nbqueue.payloads import Packer, Ref
 from nbqueue.signing import Signer
 from nbqueue.tasks import OPTIONS, Task, due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
@@ -100,6 +103,7 @@ class App:
         self._broker: Broker | None = None
         self._backend: Backend | None = None
         self._watcher: Watcher | None = None
+        self._blobs: Blobs | None = None
         self._signer: Signer | None = None
         if set_as_current:
             set_current_app(self)
@@ -181,6 +185,18 @@ class App:
             return self._backend
 
     @property
+    def blobs(self) -> Blobs:
+        """Return where large data is kept: files of this machine, and the backend if others may need it."""
+        with self._lock:
+            if self._blobs is None:
+                self._blobs = Blobs(BlobStore(self.link.blobs), self.backend if self.link.blobs_travel else None)
+            return self._blobs
+
+    def read_blob(self, ref: Ref) -> memoryview:
+        """Return large data that a result names."""
+        return self.blobs.read(ref)
+
+    @property
     def watcher(self) -> Watcher:
         """Return the listening thread of this app's session."""
         with self._lock:
@@ -228,7 +244,7 @@ class App:
         """Give up threads and connections. Tasks go on; handles can be had again by id."""
         with self._lock:
             watcher, broker, backend = self._watcher, self._broker, self._backend
-            self._watcher = self._broker = self._backend = None
+            self._watcher = self._broker = self._backend = self._blobs = None
         for part in (watcher, broker, backend):
             if part is not None:
                 part.close()
@@ -240,6 +256,7 @@ class App:
         steering: Steering,
         code: bytes,
         args: bytes,
+        packer: Packer | None = None,
         *,
         task_id: str | None = None,
         ignore_result: bool = False,
@@ -252,6 +269,7 @@ class App:
             steering: everything but id and nonce.
             code: what `steering.code` is the digest of; empty for a task by name.
             args: packed arguments.
+            packer: holds what code and arguments name of large data.
             task_id: the id to use.
             ignore_result: keep no value.
             retry: try again when the broker can't be reached.
@@ -262,6 +280,7 @@ class App:
         )
         body = pack_body(code, args)
         _check_size(steering.shown_name, len(body))
+        self._save(packer, steering)
         message = Message.sign(steering, body, self.signer)
         mine = WatchedTask(steering.id, steering, self.session)
         watched = self.watcher.watch(mine)
@@ -284,12 +303,15 @@ class App:
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
 
-    def send_map(self, steering: Steering, code: bytes, calls: Sequence[bytes]) -> results.GroupResult:
+    def send_map(
+        self, steering: Steering, code: bytes, calls: Sequence[bytes], packer: Packer | None = None
+    ) -> results.GroupResult:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
         group = msgspec.structs.replace(steering, id=new_id(), nonce=uuid.uuid4().hex, size=len(calls))
         watched = WatchedMap(group, self.session)
+        self._save(packer, group)
         self.backend.store_group(group.id, sign_group(group, code, self.signer), self.conf.result_expires)
         self.watcher.watch_map(watched)
         due = int(group.eta * 1000)
@@ -308,6 +330,7 @@ class App:
     def send_cell(
         self,
         run: bytes,
+        packer: Packer | None = None,
         *,
         name: str,
         label: str = "",
@@ -320,6 +343,7 @@ class App:
 
         Args:
             run: packed arguments: one `execute.CellRun`.
+            packer: holds what they name of large data.
             name: what views call it.
             label: by which `attach` finds it.
             identity: of notebook and cell; by which the same cell finds it again.
@@ -344,9 +368,17 @@ class App:
             identity=identity,
             digest=digest,
         )
-        result = self.send(steering, b"", run)
+        result = self.send(steering, b"", run, packer)
         self.backend.label(Label(result.id, label, identity, now))
         return result
+
+    def _save(self, packer: Packer | None, steering: Steering) -> None:
+        """Put large data where workers find it, for as long as the task may start, and a day to run."""
+        if packer is not None and packer.blobs:
+            try:
+                self.blobs.save(packer.blobs, steering.expires + 86_400.0)
+            except BlobNotStored as exc:
+                raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
 
     def _publish(
         self, messages: Sequence[Outgoing], retry: bool | None, policy: Mapping[str, float] | None

@@ -17,11 +17,13 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
 import msgspec
 
+from nbqueue.blobs import BlobStore
 from nbqueue.capture import Interrupts
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError
 from nbqueue.execute import Executor, find_app, leave_task
@@ -46,6 +48,8 @@ class ForkServer:
         self.sock = sock
         self.children: set[int] = set()
         self.registries: list[Any] = []
+        self.store: BlobStore | None = None
+        self.keep_s = 0.0
 
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
@@ -84,6 +88,8 @@ class ForkServer:
 
     def _preload(self) -> bool:
         settings = json.loads(self.sock.recv(1 << 16))
+        if settings["blobs"]:
+            self.store, self.keep_s = BlobStore(Path(settings["blobs"])), settings["keep_s"]
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             found = [_registry(spec) for spec in settings["preload"]]
@@ -108,7 +114,7 @@ class ForkServer:
         if pid == 0:
             for sock in (self.sock, *own):
                 sock.close()
-            _become_child(parent, order["wait_s"], descriptors, self.registries)
+            _become_child(parent, order["wait_s"], descriptors, self)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -147,7 +153,7 @@ def _registry(spec: str) -> Any:
         return None
 
 
-def _become_child(parent: int, wait_s: float, descriptors: list[int], registries: list[Any]) -> NoReturn:
+def _become_child(parent: int, wait_s: float, descriptors: list[int], server: ForkServer) -> NoReturn:
     status = 1
     try:
         with contextlib.suppress(OSError):
@@ -161,7 +167,7 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], registries
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # as Python does for its own; else all children would draw the same
-        Child(tasks, replies, registries).run()
+        Child(tasks, replies, server.registries, server.store, server.keep_s).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         if sys.__stderr__ is not None:
@@ -188,13 +194,22 @@ class Child:
         replies: takes a length and then what happened: ready (`R`), an event (`E`), an outcome (`O`), or that a
             task's code has not come (`N`), as its supervisor took it back in the same instant.
         registries: where tasks by name are looked up.
+        store: where large data is.
+        keep_s: how long that of results is kept.
     """
 
-    def __init__(self, tasks: socket.socket, replies: socket.socket, registries: list[Any]) -> None:
+    def __init__(
+        self,
+        tasks: socket.socket,
+        replies: socket.socket,
+        registries: list[Any],
+        store: BlobStore | None = None,
+        keep_s: float = 0.0,
+    ) -> None:
         self.tasks = tasks
         self.replies = replies
         self.interrupts = Interrupts()
-        self.executor = Executor(self._event, registries, self.interrupts)
+        self.executor = Executor(self._event, registries, self.interrupts, store=store, keep_s=keep_s)
         self._lock = threading.Lock()
         self._forked = False
 

@@ -144,7 +144,8 @@ def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
     click.echo(f"key      {app.signer.key_id}")
     if export:
         machine = embedded.machine_id() if link.embedded else ""
-        known = connection.Connection(link.broker_url, link.backend_url, link.key, link.embedded, machine)
+        directory = str(link.directory) if link.embedded else ""
+        known = connection.Connection(link.broker_url, link.backend_url, link.key, link.embedded, machine, directory)
         connection.write(Path(export), known)
         click.echo(f"written  {export}  (readable by you only: it holds the signing key)")
         if link.embedded:

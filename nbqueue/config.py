@@ -40,6 +40,7 @@ class Settings:
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
     )
     result_expires: float = 7 * 86_400.0
+    blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
     worker_concurrency: int = 0  # 0: as many as cores
     worker_lease: float = 10.0  # how long a claim holds without renewal
     worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims

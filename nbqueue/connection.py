@@ -37,6 +37,7 @@ class Connection:
         key: the signing key.
         embedded: the server is the embedded one, which nobody reaches from another machine.
         machine: the id of the machine whose embedded server this is.
+        directory: where that server's data lies.
         host: the name of the machine that wrote this, for people.
         version: of the nbqueue that wrote this.
     """
@@ -46,6 +47,7 @@ class Connection:
     key: bytes = field(repr=False)
     embedded: bool = False
     machine: str = ""
+    directory: str = ""
     host: str = field(default_factory=socket.gethostname)
     version: str = __version__
 
@@ -71,6 +73,7 @@ def write(path: Path, connection: Connection) -> None:
             "embedded": connection.embedded,
             "host": connection.host,
             "machine": connection.machine,
+            "directory": connection.directory,
             "version": connection.version,
         },
         indent=1,
@@ -112,7 +115,8 @@ def read(path: Path, machine: str = "") -> Connection:
             "To add a machine, set a Redis or RabbitMQ URL there and here: NBQUEUE_BROKER_URL"
         )
     version = str(fields.get("version", ""))
-    return Connection(broker_url, backend_url, _key(path, fields), embedded, whose, host, version)
+    directory = str(fields.get("directory", ""))
+    return Connection(broker_url, backend_url, _key(path, fields), embedded, whose, directory, host, version)
 
 
 def _read_private(path: Path) -> str:

@@ -54,20 +54,30 @@ class Dispatcher:
         self.held: dict[int, Held] = {}
         self.by_id: dict[str, Held] = {}
         self.ready: deque[Held] = deque()
+        self.waiting: dict[int, Held] = {}  # for what they need to be here
         self._load: dict[int, float] = {}  # seconds of work handed to a child
         self._since: dict[int, float] = {}  # when a child began what it does
         self._means: dict[str, float] = {}  # seconds a task takes, by code or name
         self._mean: float | None = None  # of whatever ran lately
 
-    def add(self, held: Held) -> None:
-        """Take charge of a claimed task."""
+    def add(self, held: Held, *, waits: bool = False) -> None:
+        """Take charge of a claimed task; if it `waits`, it runs once it is resumed."""
         self.held[held.seq] = held
         self.by_id[held.steering.id] = held
-        self.ready.append(held)
+        if waits:
+            self.waiting[held.seq] = held
+        else:
+            self.ready.append(held)
+
+    def resume(self, held: Held) -> None:
+        """Let a task run that had to wait."""
+        if self.waiting.pop(held.seq, None) is not None:
+            self.ready.append(held)
 
     def drop(self, held: Held) -> None:
         """Forget a task that has ended, or is somebody else's."""
         self.held.pop(held.seq, None)
+        self.waiting.pop(held.seq, None)
         if self.by_id.get(held.steering.id) is held:
             del self.by_id[held.steering.id]
 
@@ -79,7 +89,7 @@ class Dispatcher:
             room = sum(max(0, batch - len(child.jobs)) for child in children if len(child.jobs) <= batch // 2)
         else:
             room = sum(not child.jobs for child in children)
-        return room - len(self.ready)
+        return room - len(self.ready) - len(self.waiting)
 
     def hand_out(self) -> None:
         """Give children what they can take."""
@@ -189,6 +199,7 @@ class Dispatcher:
             self.recall(held.child)
         if held.child:
             return False
+        self.waiting.pop(held.seq, None)
         with contextlib.suppress(ValueError):
             self.ready.remove(held)
         return True

@@ -230,7 +230,7 @@ def start_server(places: Places, variables: Mapping[str, str]) -> Connection:
         binary = server.find_binary(variables.get("PATH"))
         server.start(binary, path, places.server_directory, log, places.server, _environment(variables))
     url = f"redis+socket://{path}"
-    found = Connection(url, url, key, embedded=True, machine=machine_id())
+    found = Connection(url, url, key, embedded=True, machine=machine_id(), directory=str(places.data))
     if found != recorded:
         connection.write(places.connection_file, found)
     return found

@@ -8,6 +8,7 @@
     ├── BackendUnavailable              the backend can't be reached
     ├── BadMessage                      unsigned, altered, truncated or garbage: refused before it is parsed
     ├── NotPicklable                    something a task needs can't travel; names it
+    ├── BlobNotStored                   there is no room for large data
     ├── AmbiguousLabel                  a label fits more than one task; names them
     ├── TaskError                       how a task ended, or why it can't
     │   ├── NotRegistered               the worker knows no task of this name
@@ -16,6 +17,7 @@
     │   ├── TaskRevokedError            cancelled, or 'expired' before it started
     │   ├── WorkerLostError             its child or worker died while it ran
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
+    │   ├── BlobMissing                 large data that the task or its result names is gone
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
     └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
@@ -31,6 +33,8 @@ __all__ = [
     "AmbiguousLabel",
     "BackendUnavailable",
     "BadMessage",
+    "BlobMissing",
+    "BlobNotStored",
     "ImproperlyConfigured",
     "LeaseLost",
     "NBQueueError",
@@ -93,6 +97,10 @@ class NotPicklable(NBQueueError):
     """Names what can't travel to a worker, and the variable it hangs on."""
 
 
+class BlobNotStored(NBQueueError):
+    """Says how large the data is that there is no room for, and where."""
+
+
 class AmbiguousLabel(NBQueueError):
     """Names the tasks that a label fits."""
 
@@ -126,6 +134,10 @@ class WorkerLostError(TaskError):
 
 class LeaseLost(TaskError):
     """Says that another worker owns the task now."""
+
+
+class BlobMissing(TaskError):
+    """Says that large data, which the task or its result names, is nowhere any more."""
 
 
 class PythonMismatch(TaskError):

@@ -20,9 +20,10 @@ from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 
 from nbqueue import serialization, states
+from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
-from nbqueue.exceptions import ImproperlyConfigured, NotRegistered, PayloadTooLarge
+from nbqueue.exceptions import BlobMissing, ImproperlyConfigured, NotRegistered, PayloadTooLarge
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
@@ -34,6 +35,7 @@ from nbqueue.messages import (
     decode_steering,
     encode_failure,
 )
+from nbqueue.payloads import Packer, Ref
 
 T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
@@ -214,6 +216,8 @@ class Executor:
         send: takes (seq, kind, data) of events.
         registries: where tasks by name are looked up.
         interrupts: armed by whoever has signals to pass on to tasks.
+        store: where large data is.
+        keep_s: how long that of results is kept.
     """
 
     send: Callable[[int, str, bytes], None]
@@ -221,6 +225,8 @@ class Executor:
     interrupts: Interrupts = field(default_factory=Interrupts)
     flusher: Flusher = field(default_factory=Flusher)
     recorder: Recorder | None = None
+    store: BlobStore | None = None
+    keep_s: float = 7 * 86_400.0
     codes: dict[str, bytes] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
@@ -251,7 +257,7 @@ class Executor:
         token = _request.set(request)
         try:
             value, summary = self._call(task, request)
-            body = _pack_value(value, task.task)
+            body = self._pack(value, task)
             if len(body) > MAX_MESSAGE_BYTES:
                 raise PayloadTooLarge(
                     f"the result of {task.task or 'the function'} has {len(body) / 1e6:,.0f} MB, a message carries "
@@ -272,7 +278,7 @@ class Executor:
 
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
-        args, kwargs = serialization.loads_args(task.args, serializer)
+        args, kwargs = serialization.loads_args(task.args, serializer, self._read)
         if task.task == CELL_TASK:
             return run_cell(args[0], request.recorder)
         function = self._loaded(task.code) if task.code else self._registered(task.task)
@@ -283,10 +289,27 @@ class Executor:
             value = asyncio.run(value)
         return value, summarize(value)
 
+    def _pack(self, value: Any, task: ChildTask) -> bytes:
+        """Return the value as it is stored; what is large is written to the store before the task has ended."""
+        packer = Packer() if self.store is not None else None
+        try:
+            body = serialization.dumps_value(value, packer)
+        except Exception as exc:
+            raise TypeError(f"the result of {task.task}, a {type(value).__name__}, can't be pickled: {exc}") from exc
+        if packer is not None and self.store is not None:
+            for ref, data in packer.blobs.items():
+                self.store.write(ref, data, time.time() + self.keep_s)
+        return body
+
+    def _read(self, ref: Ref) -> memoryview:
+        if self.store is None:
+            raise BlobMissing(f"{described(ref)} can't be had here")
+        return self.store.read(ref)
+
     def _loaded(self, digest: str) -> Callable[..., Any]:
         function = self.functions.get(digest)
         if function is None:
-            function = self.functions[digest] = serialization.loads_code(self.codes[digest])
+            function = self.functions[digest] = serialization.loads_code(self.codes[digest], self._read)
         return function
 
     def _registered(self, name: str) -> Callable[..., Any]:
@@ -310,13 +333,6 @@ def failure_of(exc: BaseException) -> Failure:
         )
         trace = trace.rstrip() + f"\n(on worker {socket.gethostname()}; install it there: pip install {package})\n"
     return serialization.dumps_exception(exc, trace)
-
-
-def _pack_value(value: Any, name: str) -> bytes:
-    try:
-        return serialization.dumps_value(value)
-    except Exception as exc:
-        raise TypeError(f"the result of {name}, a {type(value).__name__}, can't be pickled: {exc}") from exc
 
 
 def _pack_failure(failure: Failure) -> bytes:

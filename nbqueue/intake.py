@@ -27,6 +27,7 @@ from nbqueue.messages import (
     python_version,
     split_body,
 )
+from nbqueue.payloads import Ref, named
 from nbqueue.signing import Signer
 
 _GROUPS_KEPT: Final = 64
@@ -43,6 +44,7 @@ class Accepted:
     steering_text: bytes
     code: bytes
     args: bytes
+    blobs: tuple[Ref, ...] = ()  # large data that code and arguments name
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class _Group:
     steering: Steering
     text: bytes
     code: bytes
+    blobs: tuple[Ref, ...]
 
 
 class Intake:
@@ -135,9 +138,11 @@ class Intake:
             steering = group.steering.member(message.steering.index)
             if not 0 <= steering.index < group.steering.size:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
-            return Accepted(delivery, steering, group.text, group.code, message.body)
+            blobs = (*group.blobs, *named(message.body))
+            return Accepted(delivery, steering, group.text, group.code, message.body, blobs)
         code, args = split_body(message.body)
-        return Accepted(delivery, message.steering, encode_steering(message.steering), code, args)
+        blobs = (*named(code), *named(args))
+        return Accepted(delivery, message.steering, encode_steering(message.steering), code, args, blobs)
 
     def _group(self, call: Call) -> _Group:
         known = self._groups.get(call.group)
@@ -149,7 +154,7 @@ class Intake:
         steering, code = open_group(text, self.signer)
         if steering.id != call.group:
             raise BadMessage("place", f"map {steering.id} under the id {call.group}")
-        self._groups[call.group] = known = _Group(steering, encode_steering(steering), code)
+        self._groups[call.group] = known = _Group(steering, encode_steering(steering), code, named(code))
         if len(self._groups) > _GROUPS_KEPT:
             self._groups.popitem(last=False)
         return known

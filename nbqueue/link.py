@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbqueue.config import Environment, Settings, in_the_open, mask
+from nbqueue.config import Environment, Settings, in_the_open, mask, scheme_of
 from nbqueue.signing import read_key_file
 
 logger = logging.getLogger(__name__)
@@ -14,13 +14,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Link:
-    """Where an app is connected to: URLs, the signing key, and whether the server is the embedded one."""
+    """Where an app is connected to.
+
+    Args:
+        broker_url: where messages go.
+        backend_url: where results are kept.
+        key: the signing key.
+        directory: where this user's data lies on this machine.
+        embedded: the server is the embedded one, whose workers all share that directory.
+        file: the connection file, if there is one.
+    """
 
     broker_url: str
     backend_url: str | None
     key: bytes
+    directory: Path
     embedded: bool = False
     file: Path | None = None
+
+    @property
+    def blobs(self) -> Path:
+        """Return where large data is kept on this machine."""
+        return self.directory / "blobs"
+
+    @property
+    def blobs_travel(self) -> bool:
+        """Tell whether large data goes through the backend too, as workers may be elsewhere."""
+        return not self.embedded and self.backend_url is not None and scheme_of(self.backend_url) != "memory"
 
 
 def resolve(conf: Settings, environment: Environment) -> Link:
@@ -40,17 +60,18 @@ def resolve(conf: Settings, environment: Environment) -> Link:
         from nbqueue import connection, embedded  # only where there is a file
 
         found = connection.read(Path(file), embedded.machine_id())
-        return Link(found.broker_url, found.backend_url, found.key, found.embedded, Path(file))
+        own = Path(found.directory) if found.directory else embedded.Places.find(environment.variables).data
+        return Link(found.broker_url, found.backend_url, found.key, own, found.embedded, Path(file))
     if backend is None:
         backend = broker
     for url in {broker, backend}:
         if in_the_open(url):
             logger.warning("what goes to %s can be read on the way; rediss:// encrypts it", mask(url))
-    if key_file:
-        return Link(broker, backend, read_key_file(Path(key_file)))
-    from nbqueue import embedded  # only where the key is this user's own
+    from nbqueue import embedded  # not before it is known that something is configured
 
-    return Link(broker, backend, embedded.own_key(embedded.Places.find(environment.variables)))
+    places = embedded.Places.find(environment.variables)
+    key = read_key_file(Path(key_file)) if key_file else embedded.own_key(places)
+    return Link(broker, backend, key, places.data)
 
 
 def embedded_link() -> Link:
@@ -60,4 +81,4 @@ def embedded_link() -> Link:
     variables = Environment.read().variables
     places = embedded.Places.find(variables)
     found = embedded.ensure(places, variables=variables)
-    return Link(found.broker_url, found.backend_url, found.key, embedded=True, file=places.connection_file)
+    return Link(found.broker_url, found.backend_url, found.key, places.data, embedded=True, file=places.connection_file)

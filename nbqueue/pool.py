@@ -115,6 +115,8 @@ class Pool:
         preload: what `-A` names, imported before children are forked.
         path: put before `sys.path` of the children.
         environment: of the children.
+        blobs: where children find and keep large data; None where they can't.
+        keep_s: how long that of results is kept.
     """
 
     def __init__(
@@ -125,13 +127,20 @@ class Pool:
         preload: Sequence[str] = (),
         path: Sequence[str] = (),
         environment: Mapping[str, str],
+        blobs: Path | None = None,
+        keep_s: float = 0.0,
     ) -> None:
         if not hasattr(os, "fork"):
             raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
         self.size = size
         self.children: dict[int, Child] = {}
         self._selector = selector
-        self._settings = {"preload": list(preload), "path": list(path)}
+        self._settings = {
+            "preload": list(preload),
+            "path": list(path),
+            "blobs": str(blobs or ""),
+            "keep_s": keep_s,
+        }
         self._environment = dict(environment)
         self._by_pid: dict[int, Child] = {}
         self._server: subprocess.Popen[bytes] | None = None

@@ -96,7 +96,7 @@ class AsyncResult:
         fact = self.watched.fact
         if fact is None:
             return self.watched.trouble
-        return _value(fact) if fact.facts.state == states.SUCCESS else _error(fact)
+        return _outcome(fact, self.app)
 
     info = result
 
@@ -104,7 +104,8 @@ class AsyncResult:
     def outputs(self) -> dict[str, Any]:
         """Return the names that a cell was asked to bring back, once it is ready."""
         fact = self.watched.fact
-        value = serialization.loads(fact.body) if fact is not None and fact.facts.state == states.SUCCESS else None
+        succeeded = fact is not None and fact.facts.state == states.SUCCESS
+        value = serialization.loads(fact.body, self.app.read_blob) if fact is not None and succeeded else None
         return value.variables if isinstance(value, CellResult) else {}
 
     @property
@@ -301,7 +302,7 @@ class GroupResult:
             _wait(watched, timeout, self.app.conf.backend_timeout, f"map {self.id}")
         if watched.trouble is not None:
             raise watched.trouble
-        return [_outcome(fact) for fact in watched.facts if fact is not None]
+        return [_outcome(fact, self.app) for fact in watched.facts if fact is not None]
 
     join = get
     join_native = get
@@ -391,8 +392,8 @@ class _Member(AsyncResult):
         return self._watched
 
 
-def _value(fact: Fact) -> Any:
-    value = serialization.loads(fact.body) if fact.body else None
+def _value(fact: Fact, app: App) -> Any:
+    value = serialization.loads(fact.body, app.read_blob) if fact.body else None
     return value.value if isinstance(value, CellResult) else value
 
 
@@ -405,8 +406,8 @@ def _error(fact: Fact) -> BaseException:
     return RemoteError(facts.state, facts.error)
 
 
-def _outcome(fact: Fact) -> Any:
-    return _value(fact) if fact.facts.state == states.SUCCESS else _error(fact)
+def _outcome(fact: Fact, app: App) -> Any:
+    return _value(fact, app) if fact.facts.state == states.SUCCESS else _error(fact)
 
 
 class _Guard:

@@ -21,6 +21,7 @@ import cloudpickle
 from nbqueue import exceptions
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable, RemoteError
 from nbqueue.messages import Failure
+from nbqueue.payloads import Packer, Read, no_blobs, parts
 
 SERIALIZERS: Final = ("cloudpickle", "pickle", "json")
 PROTOCOL: Final = 5
@@ -39,7 +40,7 @@ def digest(code: bytes) -> str:
     return hashlib.sha256(code).hexdigest()[:32]
 
 
-def dumps_code(run: Callable[..., Any]) -> bytes:
+def dumps_code(run: Callable[..., Any], packer: Packer | None = None) -> bytes:
     """Return a function with all it needs of its notebook or module, and the source lines for tracebacks.
 
     Raises:
@@ -50,7 +51,7 @@ def dumps_code(run: Callable[..., Any]) -> bytes:
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps((run, sources_of(run)), protocol=PROTOCOL))
+        return _dumps((run, sources_of(run)), packer)
     except Exception as exc:
         raise NotPicklable(f"Not sent: the code of {getattr(run, '__qualname__', run)} can't travel: {exc}") from exc
     finally:
@@ -58,9 +59,9 @@ def dumps_code(run: Callable[..., Any]) -> bytes:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def loads_code(code: bytes) -> Callable[..., Any]:
+def loads_code(code: bytes, read: Read = no_blobs) -> Callable[..., Any]:
     """Return the function that `dumps_code` packed, its source lines at hand for tracebacks."""
-    run, sources = pickle.loads(code)
+    run, sources = loads(code, read)
     remember_sources(sources)
     function: Callable[..., Any] = run
     return function
@@ -94,20 +95,25 @@ def remember_sources(sources: dict[str, str]) -> None:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
 
-def dumps_args(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str = "cloudpickle") -> bytes:
+def dumps_args(
+    args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str = "cloudpickle", packer: Packer | None = None
+) -> bytes:
     """Return packed arguments.
+
+    Args:
+        args: positional ones.
+        kwargs: those by name.
+        serializer: `cloudpickle`, `pickle` or `json`.
+        packer: takes what is large; without one everything is in what is returned.
 
     Raises:
         NotPicklable: one of them can't travel; names it.
     """
     if serializer == "json":
-        return _dumps_json([args, kwargs])
-    if _plain(args) and (not kwargs or _plain(kwargs)):
-        return pickle.dumps((args, kwargs), PROTOCOL)
+        text = _dumps_json([args, kwargs])
+        return packer.pack(text) if packer else text
     try:
-        if serializer == "pickle":
-            return pickle.dumps((args, kwargs), PROTOCOL)
-        return bytes(cloudpickle.dumps((args, kwargs), protocol=PROTOCOL))
+        return _dumps((args, kwargs), packer, plain=serializer == "pickle" or (_plain(args) and _plain(kwargs)))
     except Exception as exc:
         for name, value in [*((f"argument {n}", value) for n, value in enumerate(args, 1)), *kwargs.items()]:
             why = explain_unpicklable(name, value)
@@ -116,22 +122,38 @@ def dumps_args(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str = 
         raise NotPicklable(f"Not sent: the arguments can't travel: {exc}") from exc
 
 
-def loads_args(data: bytes, serializer: str = "cloudpickle") -> tuple[tuple[Any, ...], dict[str, Any]]:
+def loads_args(
+    data: bytes, serializer: str = "cloudpickle", read: Read = no_blobs
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments that `dumps_args` packed."""
-    args, kwargs = json.loads(data) if serializer == "json" else pickle.loads(data)
+    if serializer == "json":
+        text, _ = parts(data, read)
+        args, kwargs = json.loads(bytes(text))
+    else:
+        args, kwargs = loads(data, read)
     return tuple(args), dict(kwargs)
 
 
-def dumps_value(value: Any) -> bytes:
+def dumps_value(value: Any, packer: Packer | None = None) -> bytes:
     """Return a packed value."""
-    if _plain(value):
-        return pickle.dumps(value, PROTOCOL)
-    return bytes(cloudpickle.dumps(value, protocol=PROTOCOL))
+    return _dumps(value, packer, plain=_plain(value))
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, read: Read = no_blobs) -> Any:
     """Return the value that `dumps_value` packed."""
-    return pickle.loads(data)
+    main, buffers = parts(data, read)
+    return pickle.loads(main, buffers=buffers)
+
+
+def _dumps(value: Any, packer: Packer | None, *, plain: bool = False) -> bytes:
+    dumps: Callable[..., Any] = pickle.dumps if plain else cloudpickle.dumps
+    if packer is None:
+        return bytes(dumps(value, protocol=PROTOCOL))
+    try:
+        return packer.pack(bytes(dumps(value, protocol=PROTOCOL, buffer_callback=packer.keep)))
+    except BaseException:
+        packer.discard()
+        raise
 
 
 def dumps_exception(exc: BaseException, trace: str) -> Failure:

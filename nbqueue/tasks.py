@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nbqueue import serialization
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
 from nbqueue.messages import Steering, python_version
+from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, GroupResult
 
 if TYPE_CHECKING:
@@ -122,14 +123,16 @@ class Task:
             raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self._check_arguments(args, kwargs)
+        packer = Packer()
         steering, code = self._steering(
-            queue=queue, countdown=countdown, eta=eta, expires=expires, serializer=serializer, shadow=shadow
+            packer, queue=queue, countdown=countdown, eta=eta, expires=expires, serializer=serializer, shadow=shadow
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
         return self.app.send(
             steering,
             code,
-            self._pack_args(args, kwargs, steering.serializer),
+            serialization.dumps_args(args, kwargs, steering.serializer, packer),
+            packer,
             task_id=task_id,
             ignore_result=self.app.conf.task_ignore_result if ignore is None else ignore,
             retry=retry,
@@ -155,12 +158,14 @@ class Task:
         allowed = {"queue", "countdown", "eta", "expires", "serializer", "shadow"}
         if wrong := sorted(options.keys() - allowed):
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(allowed))}")
-        steering, code = self._steering(**options)
-        packed = [self._pack_args(args, {}, steering.serializer) for args in calls]
-        return self.app.send_map(steering, code, packed)
+        packer = Packer()
+        steering, code = self._steering(packer, **options)
+        packed = [serialization.dumps_args(args, {}, steering.serializer, packer) for args in calls]
+        return self.app.send_map(steering, code, packed, packer)
 
     def _steering(
         self,
+        packer: Packer,
         *,
         queue: str | None = None,
         countdown: float | None = None,
@@ -174,7 +179,7 @@ class Task:
         code = b""
         if self.by_value:
             try:
-                code = serialization.dumps_code(self.run)
+                code = serialization.dumps_code(self.run, packer)
             except NotPicklable:
                 raise
             except Exception as exc:
@@ -194,9 +199,6 @@ class Task:
             bind=self.bind,
             serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
         ), code
-
-    def _pack_args(self, args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str) -> bytes:
-        return serialization.dumps_args(args, kwargs, serializer)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature = _signature(self.run)

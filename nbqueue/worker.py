@@ -13,6 +13,7 @@ import random
 import selectors
 import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +27,13 @@ from nbqueue import pool as pools
 from nbqueue import states
 from nbqueue.app import pending_facts
 from nbqueue.backends.base import Told
+from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
 from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
+from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
 from nbqueue.messages import (
@@ -45,7 +47,9 @@ from nbqueue.messages import (
     sign_event,
     sign_record,
 )
+from nbqueue.payloads import Ref, named
 from nbqueue.streams import BlockingRead, connect
+from nbqueue.transfers import Transfers
 from nbqueue.watcher import Offer
 
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
+CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000
 
@@ -118,8 +123,12 @@ class Worker:
             preload=preload,
             path=[str(Path.cwd())] if preload else (),
             environment=environment,
+            blobs=app.link.blobs,
+            keep_s=self.conf.result_expires,
         )
         self.work = Dispatcher(self.pool)
+        store = BlobStore(app.link.blobs)
+        self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._told: list[Told] = []
         self._seq = 0
@@ -154,6 +163,7 @@ class Worker:
         finally:
             restore()
             self._close_reads()
+            self.transfers.close()
             self.pool.stop(1.0)
             self._selector.close()
             wake_in.close()
@@ -203,18 +213,30 @@ class Worker:
 
     def _work(self) -> None:
         self._flush()
+        self.transfers.step()
         if self._stopping_since is None:
             self._claim()
             self._wait_for_news()
+        if self._due("clean", CLEAN_S):
+            # A thread of its own: there may be very many files.
+            threading.Thread(target=self._clean, name="nbqueue clean", daemon=True).start()
         if self._due("renew", self.conf.worker_renewal):
             self._renew()
             self._sweep()
+
+    def _clean(self) -> None:
+        removed = self.transfers.store.clean(time.time(), int(self.conf.blobs_max_bytes))
+        if self.transfers.backend is not None:
+            with contextlib.suppress(BackendUnavailable):
+                removed += self.backend.clean_blobs(int(self.conf.blobs_max_bytes))
+        if removed:
+            logger.info("%.1f MB of large data were removed, which nobody needs any more", removed / 1e6)
 
     def _timeout(self) -> float:
         """Return how long the loop may sleep."""
         if self._offline_since is not None:
             return min(0.1, self._pause_s)
-        if self._settlements or self._may_claim():
+        if self._settlements or self.transfers.busy or self._may_claim():
             return 0.0
         if self._told or self.work.crowded():
             return LOOK_S
@@ -417,7 +439,21 @@ class Worker:
         child_task = ChildTask(
             self._seq, task.delivery.attempt, s.id, s.task, s.code, s.index, task.steering_text, task.args
         )
-        self.work.add(Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code)))
+        held = Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code))
+        self.work.add(held, waits=bool(task.blobs))
+        if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
+            self.work.resume(held)
+
+    def _fetched(self, held: Held, error: NBQueueError | None) -> None:
+        """Go on with a task whose large data has come, or can't be had."""
+        if self.work.held.get(held.seq) is not held or held.lost or held.revoked:
+            return
+        if error is None:
+            self.work.resume(held)
+            self.work.hand_out()
+            return
+        text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
+        self._end(held, held.delivery, held.steering, states.FAILURE, body, text)
 
     # ---- what children say
 
@@ -443,7 +479,24 @@ class Worker:
         state, error, body = outcome.state, outcome.error, outcome.body
         if held.revoked and state != states.SUCCESS:
             state, error, body = states.REVOKED, "cancelled", b""
-        self._end(held, held.delivery, held.steering, state, body, error, outcome)
+        refs: tuple[Ref, ...] = ()
+        if state == states.SUCCESS:
+            with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
+                refs = named(body)
+        if self.transfers.send(refs, lambda failed: self._sent(held, outcome, failed)):
+            self._end(held, held.delivery, held.steering, state, body, error, outcome)
+
+    def _sent(self, held: Held, outcome: Outcome, error: NBQueueError | None) -> None:
+        """End a task whose large result is where others find it, or is lost."""
+        if self.work.held.get(held.seq) is not held:
+            return
+        if held.lost:
+            self.work.drop(held)
+        elif error is None:
+            self._end(held, held.delivery, held.steering, outcome.state, outcome.body, "", outcome)
+        else:
+            text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
+            self._end(held, held.delivery, held.steering, states.FAILURE, body, text, outcome)
 
     def _event(self, event: ChildEvent) -> None:
         held = self.work.held.get(event.seq)

@@ -14,6 +14,7 @@ from tests.workers import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 # marker -> what its tests need, how to find it
 PROGRAMS: Final[dict[str, tuple[str, Callable[[], str | None]]]] = {
@@ -48,6 +49,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("CI"):
                 pytest.fail(f"{program} is not installed, and CI runs every test", pytrace=False)
             pytest.skip(f"{program} is not installed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what apps and workers of tests write out of the user's own data."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NBQUEUE_HOME", str(home))
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from nbqueue.app import App
 from nbqueue.cellrun import CellRun
 from nbqueue.notebook.magics import Place, TaskMagics, parse_line
 from nbqueue.notebook.views import watch
+from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult
 from nbqueue.serialization import loads_args
 from tests.helpers import wait_until
@@ -31,8 +32,9 @@ class Recorder:
     def __init__(self) -> None:
         self.sent: list[tuple[CellRun, dict[str, Any]]] = []
 
-    def send_cell(self, packed: bytes, **options: Any) -> AsyncResult:
-        self.sent.append((loads_args(packed)[0][0], options))
+    def send_cell(self, packed: bytes, packer: Packer, **options: Any) -> AsyncResult:
+        read = {ref: memoryview(bytes(data)) for ref, data in packer.blobs.items()}.__getitem__
+        self.sent.append((loads_args(packed, read=read)[0][0], options))
         return AsyncResult(f"id-{len(self.sent)}")
 
 

@@ -63,9 +63,12 @@ class Site:
         with self.server.client() as client:
             return client.execute_command(*command)
 
-    def worker(self, *options: str, concurrency: int = 2, ready: bool = True) -> Worker:
-        """Start a worker; wait until it shows itself, unless told not to."""
-        worker = Worker(self, concurrency, options)
+    def worker(self, *options: str, concurrency: int = 2, ready: bool = True, home: Path | None = None) -> Worker:
+        """Start a worker; wait until it shows itself, unless told not to.
+
+        With a `home` of its own it shares no files with the app, as on another machine.
+        """
+        worker = Worker(self, concurrency, options, home)
         self.workers.append(worker)
         if ready:
             worker.wait_until_ready()
@@ -79,11 +82,12 @@ class Worker:
         site: where it works.
         concurrency: children.
         options: of the command line.
+        home: where its files are; those of the tests if None.
     """
 
     number = 0
 
-    def __init__(self, site: Site, concurrency: int, options: tuple[str, ...]) -> None:
+    def __init__(self, site: Site, concurrency: int, options: tuple[str, ...], home: Path | None = None) -> None:
         Worker.number += 1
         self.site = site
         self.name = f"w{Worker.number}@test"
@@ -100,6 +104,7 @@ class Worker:
                     "PYTHONPATH": str(ROOT),
                     "NBQUEUE_BROKER_URL": site.server.url,
                     "NBQUEUE_KEY_FILE": str(site.key_file),
+                    **({"NBQUEUE_HOME": str(home)} if home else {}),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

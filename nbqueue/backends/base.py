@@ -28,7 +28,7 @@ class Label:
 
 
 class Backend(Protocol):
-    """Keeps task records, groups, outputs and sessions. Every method may raise `BackendUnavailable`.
+    """Keeps task records, groups, outputs, sessions and blobs. Every method may raise `BackendUnavailable`.
 
     Methods may be called from any thread. A cursor is the id of the last entry seen; `""` is before the first.
     """
@@ -74,6 +74,26 @@ class Backend(Protocol):
 
     def unidentify(self, identity: str, id_: str) -> None:
         """Forget an identity, if this id is still its newest."""
+
+    def keep_blobs(self, sizes: Mapping[str, int], until: float) -> set[str]:
+        """Let blobs stay until `until` (Unix seconds) at least; return the digests of those that are here, whole.
+
+        Args:
+            sizes: bytes, by digest.
+            until: 0.0 only asks.
+        """
+
+    def store_blob(self, digest: str, first: int, parts: Sequence[bytes], until: float) -> None:
+        """Keep parts of a blob, from number `first` on."""
+
+    def seal_blob(self, digest: str, size: int, until: float) -> None:
+        """Say that all parts of a blob are here."""
+
+    def load_blob(self, digest: str, first: int, count: int) -> list[bytes | None]:
+        """Return parts of a blob."""
+
+    def clean_blobs(self, max_bytes: int) -> int:
+        """Drop blobs that would go soonest until the others have `max_bytes` at most; return the bytes dropped."""
 
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""

@@ -26,6 +26,8 @@ class MemoryBackend:
         self._outputs: dict[str, list[bytes]] = defaultdict(list)
         self._labels: list[Label] = []
         self._orders: list[str] = []
+        self._blobs: dict[str, dict[int, bytes]] = {}
+        self._sealed: dict[str, tuple[int, float]] = {}  # bytes, and until when
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
         """Keep records by task id, replacing what was there."""
@@ -116,6 +118,46 @@ class MemoryBackend:
         if self.identified(identity) == id_:
             with self._news:
                 self._labels = [one for one in self._labels if one.identity != identity]
+
+    def keep_blobs(self, sizes: Mapping[str, int], until: float) -> set[str]:
+        """Let blobs stay until `until` at least; return the digests of those that are here, whole."""
+        with self._news:
+            for digest, (size, old) in list(self._sealed.items()):
+                if old <= self._now():
+                    del self._sealed[digest]
+                    self._blobs.pop(digest, None)
+                elif digest in sizes:
+                    self._sealed[digest] = (size, max(old, until))
+            return {digest for digest, size in sizes.items() if self._sealed.get(digest, (None,))[0] == size}
+
+    def store_blob(self, digest: str, first: int, parts: Sequence[bytes], until: float) -> None:
+        """Keep parts of a blob, from number `first` on."""
+        with self._news:
+            self._blobs.setdefault(digest, {}).update(enumerate(parts, first))
+
+    def seal_blob(self, digest: str, size: int, until: float) -> None:
+        """Say that all parts of a blob are here."""
+        with self._news:
+            self._sealed[digest] = (size, until)
+
+    def load_blob(self, digest: str, first: int, count: int) -> list[bytes | None]:
+        """Return parts of a blob."""
+        with self._news:
+            parts = self._blobs.get(digest, {})
+            return [parts.get(number) for number in range(first, first + count)]
+
+    def clean_blobs(self, max_bytes: int) -> int:
+        """Drop blobs that would go soonest until the others have `max_bytes` at most; return the bytes dropped."""
+        with self._news:
+            total = sum(size for size, _ in self._sealed.values())
+            dropped = 0
+            for digest, (size, _) in sorted(self._sealed.items(), key=lambda item: item[1][1]):
+                if total - dropped <= max_bytes:
+                    break
+                del self._sealed[digest]
+                self._blobs.pop(digest, None)
+                dropped += size
+            return dropped
 
     def adverts(self) -> dict[str, bytes]:
         """Return nothing: no worker shares this memory."""

@@ -18,6 +18,7 @@ from nbqueue.streams import connect
 OUTPUT_MAXLEN: Final = 5_000  # entries of one task's output; an entry holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
 LABEL_TTL_S: Final = 30 * 86_400
+BLOBS: Final = "nbq:blobs"  # what blobs there are and their bytes, by when they go
 _CHUNK: Final = 1_000
 
 
@@ -132,6 +133,55 @@ class RedisBackend:
             with self._translated():
                 self.client.delete(f"nbq:identity:{identity}")
 
+    def keep_blobs(self, sizes: Mapping[str, int], until: float) -> set[str]:
+        """Let blobs stay until `until` at least; return the digests of those that are here, whole."""
+        with self._pipeline() as pipe:
+            for digest, size in sizes.items():
+                pipe.hget(_blob(digest), "size")
+                pipe.pexpireat(_blob(digest), int(until * 1000), gt=True)
+                pipe.zadd(BLOBS, {f"{digest}:{size}": until}, xx=True, gt=True)
+            found = pipe.execute()[::3]
+        return {digest for digest, size in zip(sizes, found, strict=True) if size == b"%d" % sizes[digest]}
+
+    def store_blob(self, digest: str, first: int, parts: Sequence[bytes], until: float) -> None:
+        """Keep parts of a blob, from number `first` on."""
+        key = _blob(digest)
+        with self._pipeline() as pipe:
+            for number, part in enumerate(parts, first):
+                pipe.hset(key, str(number), part)
+            # Each time: it may have expired since the part before, and what is left would stay for ever.
+            pipe.pexpireat(key, int(until * 1000), nx=True)
+
+    def seal_blob(self, digest: str, size: int, until: float) -> None:
+        """Say that all parts of a blob are here."""
+        with self._pipeline(transaction=True) as pipe:
+            pipe.hset(_blob(digest), "size", size)
+            pipe.pexpireat(_blob(digest), int(until * 1000), gt=True)
+            pipe.zadd(BLOBS, {f"{digest}:{size}": until}, gt=True)
+
+    def load_blob(self, digest: str, first: int, count: int) -> list[bytes | None]:
+        """Return parts of a blob."""
+        with self._translated():
+            numbers = [str(number) for number in range(first, first + count)]
+            parts: list[bytes | None] = self.client.hmget(_blob(digest), numbers) if numbers else []
+            return parts
+
+    def clean_blobs(self, max_bytes: int) -> int:
+        """Drop blobs that would go soonest until the others have `max_bytes` at most; return the bytes dropped."""
+        with self._translated():
+            self.client.zremrangebyscore(BLOBS, "-inf", self.now())
+            names = [name.decode() for name in self.client.zrange(BLOBS, 0, -1)]
+            total = sum(int(name.partition(":")[2]) for name in names)
+            dropped = 0
+            for name in names:
+                digest, _, size = name.partition(":")
+                if total - dropped <= max_bytes:
+                    break
+                self.client.unlink(_blob(digest))
+                self.client.zrem(BLOBS, name)
+                dropped += int(size)
+            return dropped
+
     def adverts(self) -> dict[str, bytes]:
         """Return what each worker last said of itself, by name."""
         with self._translated():
@@ -197,6 +247,10 @@ class RedisBackend:
 
 def _session(session: str) -> str:
     return f"nbq:session:{session}"
+
+
+def _blob(digest: str) -> str:
+    return f"nbq:blob:{digest}"
 
 
 def _output(id_: str) -> str:

@@ -23,10 +23,11 @@ from nbqueue.app import App
 from nbqueue.cellrun import CellRun
 from nbqueue.config import Environment
 from nbqueue.current import current_app
-from nbqueue.exceptions import NBQueueError, TaskError
+from nbqueue.exceptions import NBQueueError, NotPicklable, TaskError
 from nbqueue.notebook.cells import capture, read_cell
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
+from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.tasks import Task
 
@@ -204,13 +205,15 @@ class TaskMagics:
     def _task(self, words: Line, line: str, cell: str) -> Any:
         place = Place.find(self.shell)
         run = self._run_of(words, line, cell, place)
-        packed = self._pack(run, large=words.large)
+        packer = Packer()
+        packed = self._pack(run, packer, large=words.large)
         digest = fingerprint(cell, run.variables, words.outputs)
         identity = place.identity(words.name)
         result = None if words.again or not identity else self._same(identity, digest, words)
         if result is None:
             result = self.app.send_cell(
                 packed,
+                packer,
                 name=words.name or place.label("") or "cell",
                 label=place.label(words.name),
                 identity=identity,
@@ -255,22 +258,31 @@ class TaskMagics:
                 f"Give the task another name, for example %%task {name}_task"
             )
 
-    def _pack(self, run: CellRun, *, large: bool) -> bytes:
-        sizes = {}
-        for name, value in run.variables.items():
-            try:
-                sizes[name] = len(serialization.dumps_value(value))
-            except Exception as exc:
-                what = serialization.explain_unpicklable(name, value) or name
-                what = what.replace(f" (of {name})", f" (of cell variable {name})")
-                raise UsageError(f"Not sent: {what} can't travel. Open it inside the task. ({exc})") from exc
-        if sum(sizes.values()) > LARGE_BYTES and not large:
-            table = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in _largest(sizes))
+    def _pack(self, run: CellRun, packer: Packer, *, large: bool) -> bytes:
+        try:
+            packed = serialization.dumps_args((run,), {}, packer=packer)
+        except NotPicklable as exc:
+            raise UsageError(self._culprit(run) or str(exc)) from exc
+        size = len(packed) + packer.size
+        if size > LARGE_BYTES and not large:
+            table = ", ".join(f"{name} {part / 1e6:,.0f} MB" for name, part in _largest(_sizes(run.variables)))
             raise UsageError(
-                f"Not sent: the cell takes along {sum(sizes.values()) / 1e6:,.0f} MB: {table}. "
+                f"Not sent: the cell takes along {size / 1e6:,.0f} MB: {table}. "
                 "Load them inside the task, or send them all the same with --large."
             )
-        return serialization.dumps_args((run,), {})
+        return packed
+
+    @staticmethod
+    def _culprit(run: CellRun) -> str:
+        """Return which variable of a cell can't travel, and why."""
+        for name, value in run.variables.items():
+            try:
+                serialization.dumps_value(value, Packer())
+            except Exception as exc:  # noqa: BLE001 - users' classes may raise anything
+                what = serialization.explain_unpicklable(name, value) or name
+                what = what.replace(f" (of {name})", f" (of cell variable {name})")
+                return f"Not sent: {what} can't travel. Open it inside the task. ({exc})"
+        return ""
 
     def _same(self, identity: str, digest: str, words: Line) -> AsyncResult | None:
         """Return the task of this cell if the same code with the same inputs runs, or ended unseen."""
@@ -332,6 +344,15 @@ class TaskMagics:
 
 def _anchor() -> None:
     """Stand for the notebook's globals in a pickle; never called."""
+
+
+def _sizes(variables: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many bytes each variable has when it travels alone."""
+    sizes = {}
+    for name, value in variables.items():
+        packer = Packer()
+        sizes[name] = len(serialization.dumps_value(value, packer)) + packer.size
+    return sizes
 
 
 def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -103,3 +103,36 @@ def test_wait_shows_what_the_keeper_says_of_a_worker_that_does_not_start(redis_s
     backend.client.set(KEEPER_TROUBLE, "garbage")
     assert backend.trouble() == ""
     backend.close()
+
+
+def test_backend_keeps_blobs_in_parts_and_tells_which_are_whole(backend: Backend) -> None:
+    until = backend.now() + 60
+    backend.store_blob("a", 0, [b"one", b"two"], until)
+    assert backend.keep_blobs({"a": 9, "b": 1}, 0.0) == set()
+    backend.store_blob("a", 2, [b"six"], until)
+    backend.seal_blob("a", 9, until)
+    assert backend.keep_blobs({"a": 9, "b": 1}, 0.0) == {"a"}
+    assert backend.keep_blobs({"a": 8}, 0.0) == set()
+    assert backend.load_blob("a", 1, 3) == [b"two", b"six", None]
+    assert backend.load_blob("b", 0, 1) == [None]
+
+
+def test_backend_drops_blobs_in_time_unless_they_are_kept(backend: Backend) -> None:
+    now = backend.now()
+    for digest in ("a", "b"):
+        backend.store_blob(digest, 0, [b"x"], now + 0.3)
+        backend.seal_blob(digest, 1, now + 0.3)
+    assert backend.keep_blobs({"a": 1}, now + 60) == {"a"}
+    assert backend.keep_blobs({"a": 1}, now + 0.1) == {"a"}  # never shortened
+    wait_until(lambda: backend.keep_blobs({"a": 1, "b": 1}, 0.0) == {"a"}, 5, "one blob to go")
+
+
+def test_backend_makes_room_with_blobs_that_would_go_soonest(backend: Backend) -> None:
+    now = backend.now()
+    for place, digest in enumerate("cab"):
+        backend.store_blob(digest, 0, [b"xx"], now + 60 + place)
+        backend.seal_blob(digest, 2, now + 60 + place)
+    backend.keep_blobs({"c": 2}, now + 90)
+    assert backend.clean_blobs(6) == 0
+    assert backend.clean_blobs(3) == 4
+    assert backend.keep_blobs({"a": 2, "b": 2, "c": 2}, 0.0) == {"c"}

@@ -1,0 +1,160 @@
+"""Payloads: bytes that hold small data themselves, and name large data by digest.
+
+A payload is a pickle or JSON as it is. Where a part of it reaches `BLOB_BYTES` it is a head that names *blobs*
+instead: the large buffers of a pickle (arrays, frames, Arrow tables) each by itself, and the pickle too if it is
+large. A blob's name is the digest of its content, so what is met twice travels and is kept once, and a signature
+over the payload covers the blobs.
+
+Source: pickle protocol 5 with out-of-band buffers, PEP 574.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pickle import PickleBuffer
+from typing import Final
+
+import msgspec
+
+from nbqueue.exceptions import BadMessage
+
+BLOB_BYTES: Final = 64 * 1024
+_MARK: Final = b"\x00nbq\x01"  # neither a pickle nor JSON begins like this; the last byte is the form's version
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+class Ref(msgspec.Struct, array_like=True, frozen=True):
+    """Names one blob: the SHA-256 of its content in hexadecimal, and its size in bytes."""
+
+    digest: str
+    size: int
+
+
+class _Head(msgspec.Struct, array_like=True, frozen=True):
+    main: Ref | bytes
+    buffers: tuple[Ref, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Head).decode
+
+Read = Callable[[Ref], memoryview]
+
+
+class Packer:
+    """Makes payloads, and gathers the blobs they name. One packer is for what is sent at once.
+
+    What it meets again (the same object at the same place in memory) is not digested again: nobody can have changed
+    it while one call packs.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[Ref, memoryview] = {}
+        self._known: dict[tuple[int, int], Ref] = {}  # by address and size, of what `blobs` keeps alive
+        self._buffers: list[memoryview] = []
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes the blobs have."""
+        return sum(ref.size for ref in self.blobs)
+
+    def keep(self, buffer: PickleBuffer) -> bool:
+        """Take a buffer out of the pickle that is being written, or leave it in: the answer `pickle` asks for."""
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if raw.nbytes < BLOB_BYTES:
+            return True
+        self._buffers.append(raw)
+        return False
+
+    def pack(self, main: bytes) -> bytes:
+        """Return the payload of a finished pickle or text, and of the buffers kept while it was written."""
+        buffers, self._buffers = self._buffers, []
+        if not buffers and len(main) < BLOB_BYTES:
+            return main
+        head: Ref | bytes = self._blob(memoryview(main)) if len(main) >= BLOB_BYTES else main
+        return _MARK + _encode(_Head(head, tuple(self._blob(buffer) for buffer in buffers)))
+
+    def discard(self) -> None:
+        """Forget the buffers of a pickle that could not be finished."""
+        self._buffers = []
+
+    def _blob(self, data: memoryview) -> Ref:
+        place = (_address(data), data.nbytes)
+        ref = self._known.get(place)
+        if ref is None:
+            ref = Ref(hashlib.sha256(data).hexdigest(), data.nbytes)
+            if ref not in self.blobs:
+                self.blobs[ref] = data
+                self._known[place] = ref
+        return ref
+
+
+def named(payload: bytes) -> tuple[Ref, ...]:
+    """Return the blobs that a payload names.
+
+    Raises:
+        BadMessage: it begins like a head, and is none.
+    """
+    if payload[:1] != _MARK[:1]:
+        return ()
+    head = _open(payload)
+    return (head.main, *head.buffers) if isinstance(head.main, Ref) else head.buffers
+
+
+def parts(payload: bytes, read: Read) -> tuple[bytes | memoryview, list[memoryview]]:
+    """Return what a payload holds: the pickle or text, and the pickle's buffers.
+
+    Args:
+        payload: as a packer made it.
+        read: returns a blob's content.
+    """
+    if payload[:1] != _MARK[:1]:
+        return payload, []
+    head = _open(payload)
+    main = read(head.main) if isinstance(head.main, Ref) else head.main
+    return main, [read(ref) for ref in head.buffers]
+
+
+def no_blobs(ref: Ref) -> memoryview:
+    """Stand for a reader where there is none: nothing large can be had."""
+    raise BadMessage("blob", f"a blob of {ref.size:,} bytes where none can be read")
+
+
+def _address(data: memoryview) -> int:
+    """Return where a buffer begins; only the C interface tells that of one that can't be written to."""
+    import ctypes  # noqa: PLC0415 - costs some milliseconds, and most programs send nothing large
+
+    class PyBuffer(ctypes.Structure):
+        # Source: Py_buffer of the stable C interface.
+        _fields_ = (
+            ("buf", ctypes.c_void_p),
+            ("obj", ctypes.py_object),
+            ("sizes", ctypes.c_ssize_t * 2),
+            ("flags", ctypes.c_int * 2),
+            ("pointers", ctypes.c_void_p * 5),
+        )
+
+    view = PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(data), ctypes.byref(view), 0)
+    try:
+        return int(view.buf or 0)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+
+
+def _open(payload: bytes) -> _Head:
+    if payload[: len(_MARK)] != _MARK:
+        raise BadMessage("version", "a payload in a form of a newer nbqueue")
+    try:
+        head = _decode(payload[len(_MARK) :])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise BadMessage("fields", str(exc)) from None
+    refs: Sequence[Ref] = (head.main, *head.buffers) if isinstance(head.main, Ref) else head.buffers
+    for ref in refs:
+        if len(ref.digest) != 64 or not _HEX.issuperset(ref.digest) or ref.size < 0:
+            raise BadMessage("fields", "a blob without a proper name")
+    return head
