@@ -539,7 +539,7 @@ def _check_size(name: str, size_bytes: int) -> None:
     if size_bytes > MAX_MESSAGE_BYTES:
         raise PayloadTooLarge(
             f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries "
-            f"{MAX_MESSAGE_BYTES / 1e6:,.0f}; write it to a file and send its path"
+            f"{MAX_MESSAGE_BYTES / 1e6:,.0f} beside what travels as large data; send fewer parts at once"
         )
 
 

@@ -361,7 +361,8 @@ class Blobs:
 
 def described(ref: Ref) -> str:
     """Return what an error calls a blob."""
-    return f"a part of {ref.size / 1e6:,.1f} MB ({ref.digest[:12]})"
+    size = f"{ref.size / 1e6:,.1f} MB" if ref.size >= 100_000 else f"{ref.size / 1e3:,.1f} kB"
+    return f"a part of {size} ({ref.digest[:12]})"
 
 
 def _make(directory: Path) -> None:

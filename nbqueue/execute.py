@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 
-from nbqueue import serialization, states
+from nbqueue import modules, serialization, states
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
-from nbqueue.exceptions import BlobMissing, ImproperlyConfigured, NotRegistered, PayloadTooLarge
+from nbqueue.exceptions import BlobMissing, ImproperlyConfigured, NotRegistered
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
@@ -35,12 +35,20 @@ from nbqueue.messages import (
     decode_steering,
     encode_failure,
 )
-from nbqueue.payloads import Packer, Ref
+from nbqueue.modules import Importer, Module
+from nbqueue.payloads import Packer, Ref, modules_of
 
 T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
+MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
-_OWN: Final = ("nbqueue/execute.py", "nbqueue/child.py", "nbqueue/serialization.py", "nbqueue/cellrun.py")
+_OWN: Final = (
+    "nbqueue/execute.py",
+    "nbqueue/child.py",
+    "nbqueue/serialization.py",
+    "nbqueue/cellrun.py",
+    "nbqueue/modules.py",
+)
 
 
 class Request:
@@ -229,6 +237,8 @@ class Executor:
     keep_s: float = 7 * 86_400.0
     codes: dict[str, bytes] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
+    importer: Importer = field(default_factory=Importer)
 
     def install_streams(self) -> None:
         """Let `print` in this process go to whatever task runs."""
@@ -258,11 +268,6 @@ class Executor:
         try:
             value, summary = self._call(task, request)
             body = self._pack(value, task)
-            if len(body) > MAX_MESSAGE_BYTES:
-                raise PayloadTooLarge(
-                    f"the result of {task.task or 'the function'} has {len(body) / 1e6:,.0f} MB, a message carries "
-                    f"{MAX_MESSAGE_BYTES / 1e6:,.0f}; write it to a file and return its path"
-                )
         except KeyboardInterrupt:
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
@@ -278,6 +283,7 @@ class Executor:
 
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
+        self._offer_modules(task)
         args, kwargs = serialization.loads_args(task.args, serializer, self._read)
         if task.task == CELL_TASK:
             return run_cell(args[0], request.recorder)
@@ -300,6 +306,22 @@ class Executor:
             for ref, data in packer.blobs.items():
                 self.store.write(ref, data, time.time() + self.keep_s)
         return body
+
+    def _offer_modules(self, task: ChildTask) -> None:
+        """Let the task import the users' modules that came with its code and arguments, and no others."""
+        found = (modules_of(task.args), modules_of(self.codes[task.code]) if task.code else None)
+        refs = {ref for ref in found if ref is not None}
+        if not refs and not self.importer.active:
+            return
+        offered: dict[str, Module] = {}
+        for ref in refs:
+            if ref not in self.modules:
+                if len(self.modules) >= MODULES_KEPT:
+                    del self.modules[next(iter(self.modules))]
+                self.modules[ref] = {module.name: module for module in modules.unpack(self._read(ref))}
+            offered |= self.modules[ref]
+        if self.importer.use(offered):
+            self.functions.clear()  # they hold what was imported before
 
     def _read(self, ref: Ref) -> memoryview:
         if self.store is None:

@@ -11,7 +11,7 @@ Source: pickle protocol 5 with out-of-band buffers, PEP 574.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pickle import PickleBuffer
 from typing import Final
 
@@ -34,6 +34,14 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
 class _Head(msgspec.Struct, array_like=True, frozen=True):
     main: Ref | bytes
     buffers: tuple[Ref, ...]
+    modules: Ref | None = None  # users' modules that the pickle refers to
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Return every blob it names."""
+        main = (self.main,) if isinstance(self.main, Ref) else ()
+        modules = (self.modules,) if self.modules is not None else ()
+        return (*main, *self.buffers, *modules)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -53,6 +61,7 @@ class Packer:
         self.blobs: dict[Ref, memoryview] = {}
         self._known: dict[tuple[int, int], Ref] = {}  # by address and size, of what `blobs` keeps alive
         self._buffers: list[memoryview] = []
+        self.modules: dict[frozenset[str], bytes] = {}  # packed, by the names they were asked for
 
     @property
     def size(self) -> int:
@@ -70,13 +79,19 @@ class Packer:
         self._buffers.append(raw)
         return False
 
-    def pack(self, main: bytes) -> bytes:
-        """Return the payload of a finished pickle or text, and of the buffers kept while it was written."""
+    def pack(self, main: bytes, modules: bytes = b"") -> bytes:
+        """Return the payload of a finished pickle or text, and of the buffers kept while it was written.
+
+        Args:
+            main: the pickle or text.
+            modules: users' modules it refers to, packed; always a blob, as they rarely change between calls.
+        """
         buffers, self._buffers = self._buffers, []
-        if not buffers and len(main) < BLOB_BYTES:
+        if not buffers and not modules and len(main) < BLOB_BYTES:
             return main
         head: Ref | bytes = self._blob(memoryview(main)) if len(main) >= BLOB_BYTES else main
-        return _MARK + _encode(_Head(head, tuple(self._blob(buffer) for buffer in buffers)))
+        refs = tuple(self._blob(buffer) for buffer in buffers)
+        return _MARK + _encode(_Head(head, refs, self._blob(memoryview(modules)) if modules else None))
 
     def discard(self) -> None:
         """Forget the buffers of a pickle that could not be finished."""
@@ -101,8 +116,12 @@ def named(payload: bytes) -> tuple[Ref, ...]:
     """
     if payload[:1] != _MARK[:1]:
         return ()
-    head = _open(payload)
-    return (head.main, *head.buffers) if isinstance(head.main, Ref) else head.buffers
+    return _open(payload).refs
+
+
+def modules_of(payload: bytes) -> Ref | None:
+    """Return the blob of users' modules that a payload refers to."""
+    return _open(payload).modules if payload[:1] == _MARK[:1] else None
 
 
 def parts(payload: bytes, read: Read) -> tuple[bytes | memoryview, list[memoryview]]:
@@ -153,8 +172,7 @@ def _open(payload: bytes) -> _Head:
         head = _decode(payload[len(_MARK) :])
     except (msgspec.DecodeError, RecursionError) as exc:
         raise BadMessage("fields", str(exc)) from None
-    refs: Sequence[Ref] = (head.main, *head.buffers) if isinstance(head.main, Ref) else head.buffers
-    for ref in refs:
+    for ref in head.refs:
         if len(ref.digest) != 64 or not _HEX.issuperset(ref.digest) or ref.size < 0:
             raise BadMessage("fields", "a blob without a proper name")
     return head

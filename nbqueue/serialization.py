@@ -6,6 +6,7 @@ Source: pickle protocol 5; cloudpickle, for what a notebook defines.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import linecache
@@ -13,12 +14,12 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 import cloudpickle
 
-from nbqueue import exceptions
+from nbqueue import exceptions, modules
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable, RemoteError
 from nbqueue.messages import Failure
 from nbqueue.payloads import Packer, Read, no_blobs, parts
@@ -46,17 +47,10 @@ def dumps_code(run: Callable[..., Any], packer: Packer | None = None) -> bytes:
     Raises:
         NotPicklable: something it refers to can't travel.
     """
-    module = sys.modules.get(getattr(run, "__module__", "") or "")
-    by_value = module is not None and module.__name__ != "__main__" and is_users(module)
-    if by_value:
-        cloudpickle.register_pickle_by_value(module)
     try:
-        return _dumps((run, sources_of(run)), packer)
+        return _dumps((run, sources_of(run)), packer, by_value=True)
     except Exception as exc:
         raise NotPicklable(f"Not sent: the code of {getattr(run, '__qualname__', run)} can't travel: {exc}") from exc
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 def loads_code(code: bytes, read: Read = no_blobs) -> Callable[..., Any]:
@@ -96,7 +90,13 @@ def remember_sources(sources: dict[str, str]) -> None:
 
 
 def dumps_args(
-    args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str = "cloudpickle", packer: Packer | None = None
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    serializer: str = "cloudpickle",
+    packer: Packer | None = None,
+    *,
+    by_value: bool = False,
+    imports: Iterable[str] = (),
 ) -> bytes:
     """Return packed arguments.
 
@@ -105,6 +105,8 @@ def dumps_args(
         kwargs: those by name.
         serializer: `cloudpickle`, `pickle` or `json`.
         packer: takes what is large; without one everything is in what is returned.
+        by_value: users' modules that the arguments refer to travel too.
+        imports: names of modules that are wanted besides.
 
     Raises:
         NotPicklable: one of them can't travel; names it.
@@ -113,7 +115,8 @@ def dumps_args(
         text = _dumps_json([args, kwargs])
         return packer.pack(text) if packer else text
     try:
-        return _dumps((args, kwargs), packer, plain=serializer == "pickle" or (_plain(args) and _plain(kwargs)))
+        plain = serializer == "pickle" or (_plain(args) and _plain(kwargs))
+        return _dumps((args, kwargs), packer, plain=plain, by_value=by_value, imports=imports)
     except Exception as exc:
         for name, value in [*((f"argument {n}", value) for n, value in enumerate(args, 1)), *kwargs.items()]:
             why = explain_unpicklable(name, value)
@@ -145,15 +148,62 @@ def loads(data: bytes, read: Read = no_blobs) -> Any:
     return pickle.loads(main, buffers=buffers)
 
 
-def _dumps(value: Any, packer: Packer | None, *, plain: bool = False) -> bytes:
-    dumps: Callable[..., Any] = pickle.dumps if plain else cloudpickle.dumps
+def _dumps(
+    value: Any, packer: Packer | None, *, plain: bool = False, by_value: bool = False, imports: Iterable[str] = ()
+) -> bytes:
     if packer is None:
+        dumps: Callable[..., Any] = pickle.dumps if plain else cloudpickle.dumps
         return bytes(dumps(value, protocol=PROTOCOL))
+    if plain and not imports:
+        return packer.pack(pickle.dumps(value, PROTOCOL, buffer_callback=packer.keep))
+    sink = io.BytesIO()
+    pickler = _Pickler(sink, packer, set(imports) if by_value else None)
     try:
-        return packer.pack(bytes(dumps(value, protocol=PROTOCOL, buffer_callback=packer.keep)))
+        pickler.dump(value)
+        return packer.pack(sink.getvalue(), _modules_named(pickler.names, packer))
     except BaseException:
         packer.discard()
         raise
+
+
+def _modules_named(names: set[str] | None, packer: Packer) -> bytes:
+    """Return users' modules of these names and what they import, packed; empty if none is a user's."""
+    if not names:
+        return b""
+    key = frozenset(names)
+    if key not in packer.modules:
+        found = modules.sources(names)
+        packer.modules[key] = modules.pack(found.values()) if found else b""
+    return packer.modules[key]
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A pickler that leaves large buffers to a packer, and notes which users' modules it refers to.
+
+    Args:
+        sink: written to.
+        packer: takes buffers.
+        names: of modules, added to; None where the worker is to have its own.
+    """
+
+    def __init__(self, sink: io.BytesIO, packer: Packer, names: set[str] | None) -> None:
+        super().__init__(sink, protocol=PROTOCOL, buffer_callback=packer.keep)
+        self.names = names
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Note what is a module, or of one; everything else is cloudpickle's."""
+        if self.names is not None:
+            if isinstance(obj, ModuleType):
+                if modules.owned(obj):
+                    self.names.add(obj.__name__)
+                    return importlib.import_module, (obj.__name__,)
+            elif isinstance(obj, FunctionType | type):
+                module = sys.modules.get(obj.__module__ or "")
+                if modules.owned(module):
+                    self.names.add(obj.__module__)
+                elif isinstance(obj, FunctionType):
+                    self.names |= modules.imported_in(obj.__code__)
+        return super().reducer_override(obj)
 
 
 def dumps_exception(exc: BaseException, trace: str) -> Failure:
@@ -275,12 +325,6 @@ def _names_in(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= _names_in(constant)
     return names
-
-
-def is_users(module: ModuleType) -> bool:
-    """Tell whether a module is a user's own file rather than an installed package, which a worker has too."""
-    file = getattr(module, "__file__", None) or ""
-    return bool(file) and not any(part in file for part in ("site-packages", "dist-packages", sys.base_prefix + "/lib"))
 
 
 def format_traceback(exc: BaseException, own: tuple[str, ...]) -> str:

@@ -131,7 +131,7 @@ class Task:
         return self.app.send(
             steering,
             code,
-            serialization.dumps_args(args, kwargs, steering.serializer, packer),
+            serialization.dumps_args(args, kwargs, steering.serializer, packer, by_value=self.by_value),
             packer,
             task_id=task_id,
             ignore_result=self.app.conf.task_ignore_result if ignore is None else ignore,
@@ -160,7 +160,9 @@ class Task:
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(allowed))}")
         packer = Packer()
         steering, code = self._steering(packer, **options)
-        packed = [serialization.dumps_args(args, {}, steering.serializer, packer) for args in calls]
+        packed = [
+            serialization.dumps_args(args, {}, steering.serializer, packer, by_value=self.by_value) for args in calls
+        ]
         return self.app.send_map(steering, code, packed, packer)
 
     def _steering(

@@ -16,6 +16,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import cloudpickle
 
 from nbqueue import serialization
+from nbqueue.modules import owned
 
 # Of a class: what the interpreter keeps there, or makes anew of the rest.
 _NOT_ITS_OWN: Final = frozenset(
@@ -26,10 +27,17 @@ _NOT_ITS_OWN: Final = frozenset(
 )
 
 
-def fingerprint(cell: str, variables: Mapping[str, Any], outputs: Sequence[str] = ()) -> str:
-    """Return the digest of a cell, what it reads and what it brings back; 64 hexadecimal characters."""
+def fingerprint(cell: str, variables: Mapping[str, Any], outputs: Sequence[str] = (), *modules: bytes) -> str:
+    """Return the digest of a cell; 64 hexadecimal characters.
+
+    Args:
+        cell: its source.
+        variables: what it reads.
+        outputs: the names it brings back.
+        modules: users' modules it uses, packed.
+    """
     reader = _Reader()
-    parts = [cell.encode(), ",".join(outputs).encode()]
+    parts = [cell.encode(), ",".join(outputs).encode(), _joined(modules)]
     for name, value in sorted(variables.items()):
         parts += [name.encode(), reader.value(value)]
     return _joined(parts).hex()
@@ -146,7 +154,7 @@ def _travels_by_value(value: Any) -> bool:
     module = sys.modules.get(name or "")
     if name == "__main__" or module is None or "<locals>" in value.__qualname__:
         return True
-    return serialization.is_users(module)
+    return owned(module)
 
 
 def _names_of(code: CodeType) -> set[str]:

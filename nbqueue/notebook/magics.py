@@ -24,6 +24,7 @@ from nbqueue.cellrun import CellRun
 from nbqueue.config import Environment
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, NotPicklable, TaskError
+from nbqueue.modules import imported_by
 from nbqueue.notebook.cells import capture, read_cell
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
@@ -207,7 +208,7 @@ class TaskMagics:
         run = self._run_of(words, line, cell, place)
         packer = Packer()
         packed = self._pack(run, packer, large=words.large)
-        digest = fingerprint(cell, run.variables, words.outputs)
+        digest = fingerprint(cell, run.variables, words.outputs, *packer.modules.values())
         identity = place.identity(words.name)
         result = None if words.again or not identity else self._same(identity, digest, words)
         if result is None:
@@ -260,7 +261,8 @@ class TaskMagics:
 
     def _pack(self, run: CellRun, packer: Packer, *, large: bool) -> bytes:
         try:
-            packed = serialization.dumps_args((run,), {}, packer=packer)
+            imports = imported_by(run.source)
+            packed = serialization.dumps_args((run,), {}, packer=packer, by_value=True, imports=imports)
         except NotPicklable as exc:
             raise UsageError(self._culprit(run) or str(exc)) from exc
         size = len(packed) + packer.size
