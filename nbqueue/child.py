@@ -22,10 +22,10 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from nbqueue.capture import Interrupts
-from nbqueue.exceptions import ImproperlyConfigured, NBQueueError
-from nbqueue.execute import Executor, find_app, leave_task
-from nbqueue.frames import BUFFER_BYTES, receive_frame
+from nbqueue.capture import SOFT_SIGNAL, Interrupts
+from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
+from nbqueue.execute import Executor, failed, find_app, leave_task
+from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
 from nbqueue.states import REVOKED
 
@@ -185,8 +185,9 @@ class Child:
 
     Args:
         tasks: brings code (`C`), tasks (`T`) and the end (`Q`), each as one message.
-        replies: takes a length and then what happened: ready (`R`), an event (`E`), an outcome (`O`), or that a
-            task's code has not come (`N`), as its supervisor took it back in the same instant.
+        replies: takes a length and then what happened: ready (`R`), a task with a limit has begun (`B`), an event
+            (`E`), an outcome (`O`), or that a task's code has not come (`N`), as its supervisor took it back in the
+            same instant.
         registries: where tasks by name are looked up.
     """
 
@@ -202,6 +203,7 @@ class Child:
         """Run tasks until told to end, or until nobody is left to tell."""
         self.executor.install_streams()
         signal.signal(signal.SIGINT, self.interrupts.handle)
+        signal.signal(SOFT_SIGNAL, self.interrupts.handle)
         os.register_at_fork(after_in_child=self._disown)
         buffer = memoryview(bytearray(BUFFER_BYTES))
         self._reply(b"R")
@@ -221,13 +223,19 @@ class Child:
         if task.code and not self.executor.has_code(task.code):
             self._reply(b"N" + task.seq.to_bytes(8, "big"))
             return
+        if task.time_limit or task.soft_time_limit:
+            self._reply(b"B" + BEGAN.pack(task.seq, time.monotonic()))
         started = time.time()
         try:
             self.interrupts.armed = True
+            self.interrupts.soft_limit_s = task.soft_time_limit
             outcome = self.executor.execute(task)
-            self.interrupts.armed = False
+            self.interrupts.disarm()
         except KeyboardInterrupt:  # it came while the outcome was being packed
             outcome = Outcome(task.seq, REVOKED, b"", started, time.time(), "interrupted")
+        except SoftTimeLimitExceeded as exc:  # as above
+            outcome = failed(task.seq, exc, started)
+        self.interrupts.disarm()  # the other of the two
         if self._forked:
             os._exit(0)  # a process that the task forked has come back from it; only the task's own answers
         self._reply(b"O" + _encode(outcome))

@@ -92,6 +92,8 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 @click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many children. Default: one a core.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="The worker's name; @host is added if it has none.")
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
+@click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
+@click.option("--soft-time-limit", type=float, metavar="S", help="Raise SoftTimeLimitExceeded in one that does.")
 @click.option("--keeper", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
@@ -103,6 +105,8 @@ def worker(
     concurrency: int | None,
     name: str | None,
     grace: float | None,
+    time_limit: float | None,
+    soft_time_limit: float | None,
     keeper: bool,
     **options: Any,
 ) -> None:
@@ -124,6 +128,8 @@ def worker(
         name=name or "",
         preload=preload,
         grace_s=grace,
+        time_limit=time_limit,
+        soft_time_limit=soft_time_limit,
     )
     ctx.exit(started.run())
 

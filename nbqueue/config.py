@@ -39,6 +39,8 @@ class Settings:
     task_publish_retry_policy: dict[str, float] = field(
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
     )
+    task_time_limit: float = 0.0  # seconds a task may run; 0: as long as it takes
+    task_soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it; 0: never
     result_expires: float = 7 * 86_400.0
     worker_concurrency: int = 0  # 0: as many as cores
     worker_lease: float = 10.0  # how long a claim holds without renewal
@@ -81,6 +83,8 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool):
             raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}")
     elif isinstance(default, int | float):
+        if value is None and not default:
+            return default  # Celery's way to say that there is no limit
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise ImproperlyConfigured(f"{name} must be a number of at least 0, not {value!r}")
         value = type(default)(value)

@@ -15,6 +15,8 @@
     │   ├── ResultExpired               the task ended, its result is no longer kept
     │   ├── TaskRevokedError            cancelled, or 'expired' before it started
     │   ├── WorkerLostError             its child or worker died while it ran
+    │   ├── SoftTimeLimitExceeded       raised inside a task that runs past its soft limit; it may clean up
+    │   ├── TimeLimitExceeded           its child was ended because it ran past its limit
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
@@ -42,8 +44,10 @@ __all__ = [
     "ResultExpired",
     "SendFailed",
     "SendUncertain",
+    "SoftTimeLimitExceeded",
     "TaskError",
     "TaskRevokedError",
+    "TimeLimitExceeded",
     "TimeoutError",
     "UnknownTask",
     "WorkerLostError",
@@ -122,6 +126,14 @@ class TaskRevokedError(TaskError):
 
 class WorkerLostError(TaskError):
     """Says which process died under the task, and how."""
+
+
+class SoftTimeLimitExceeded(TaskError):
+    """Says, inside the task, that it ran past its soft limit; the hard one may follow."""
+
+
+class TimeLimitExceeded(TaskError):
+    """Says that the task was ended by force, since it ran past its limit."""
 
 
 class LeaseLost(TaskError):

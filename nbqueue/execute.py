@@ -260,9 +260,7 @@ class Executor:
         except KeyboardInterrupt:
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
-            failure = failure_of(exc)
-            line = " ".join(f"{failure.type}: {failure.message}".split())
-            return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
+            return failed(seq, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
@@ -297,6 +295,13 @@ class Executor:
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def failed(seq: int, exc: BaseException, started: float) -> Outcome:
+    """Return the end of a task that raised."""
+    failure = failure_of(exc)
+    line = " ".join(f"{failure.type}: {failure.message}".split())
+    return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
 
 
 def failure_of(exc: BaseException) -> Failure:

@@ -76,6 +76,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     label: str = ""
     identity: str = ""  # notebook path and cell id or name, digested; see `attach`
     digest: str = ""  # of code and inputs
+    time_limit: float = 0.0  # seconds it may run; 0.0: as its worker says
+    soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
 
     @property
     def shown_name(self) -> str:
@@ -333,6 +335,8 @@ class ChildTask(msgspec.Struct, array_like=True):
     steering: bytes
     args: bytes
     wants_output: bool = True  # somebody may watch: capture and stream what it prints
+    time_limit: float = 0.0  # with one of these two, its supervisor is told when it begins
+    soft_time_limit: float = 0.0
 
 
 class Outcome(msgspec.Struct, array_like=True):

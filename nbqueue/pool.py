@@ -13,6 +13,7 @@ import select
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,9 +24,10 @@ from typing import Any, Final
 
 import msgspec
 
+from nbqueue.capture import SOFT_SIGNAL
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
-from nbqueue.frames import BUFFER_BYTES, send_frame, socket_of_frames, take_back
+from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
@@ -59,6 +61,15 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """A task with a limit has begun in its child; `at` is the machine's monotonic clock."""
+
+    child: int
+    seq: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A task has ended in its child."""
 
@@ -84,7 +95,7 @@ class Died:
     unstarted: tuple[int, ...]
 
 
-Happening = Ready | Finished | Told | Died
+Happening = Ready | Began | Finished | Told | Died
 
 
 @dataclass(slots=True)
@@ -185,6 +196,12 @@ class Pool:
     def interrupt(self, child: int, signum: int) -> None:
         """Send a signal to a child and to what it has started."""
         self._signal(self.children[child], signum)
+
+    def warn(self, child: int) -> None:
+        """Have `SoftTimeLimitExceeded` raised in a child; what it has started itself is left alone."""
+        if pid := self.children[child].pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, SOFT_SIGNAL)
 
     def kill(self, child: int) -> None:
         """End a child by force; `Died` follows once it is reaped, and a new one takes its place."""
@@ -289,7 +306,7 @@ class Pool:
                 break
         try:
             yield from self._parse(child)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, struct.error) as exc:
             # A task has written to a descriptor that isn't its own.
             child.fault = f"its replies were garbled: {exc}"
             child.incoming.clear()
@@ -314,6 +331,9 @@ class Pool:
                     yield Finished(child.number, outcome)
                 elif kind == 69:  # E
                     yield Told(child.number, _decode_event(payload))
+                elif kind == 66:  # B
+                    seq, at_s = BEGAN.unpack(payload)
+                    yield Began(child.number, seq, at_s)
                 elif kind == 78:  # N
                     self._missed(child, int.from_bytes(payload, "big"))
                 elif kind == 82:  # R

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import serialization
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
+from nbqueue.limits import seconds
 from nbqueue.messages import Steering, python_version
 from nbqueue.result import AsyncResult, GroupResult
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Task"]
 
-OPTIONS: Final = ("name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value")
+OPTIONS: Final = (
+    "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
+)  # fmt: skip
+MAP_OPTIONS: Final = frozenset(
+    {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit"}
+)
 
 
 class Task:
@@ -37,6 +43,8 @@ class Task:
         expires: seconds, or an instant, after which a call that has not started is dropped.
         by_value: send the code with each call, so that the worker need not have it. None decides: yes for
             functions of a notebook or script, and for `@task` without an app of one's own.
+        time_limit: seconds after which a running call is ended by force and fails with `TimeLimitExceeded`.
+        soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class Task:
         ignore_result: bool | None = None,
         expires: float | datetime | None = None,
         by_value: bool | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
     ) -> None:
         self.app = app
         self.run = run
@@ -60,6 +70,8 @@ class Task:
         self.serializer = serializer
         self.ignore_result = ignore_result
         self.expires = expires
+        self.time_limit = seconds("time_limit", time_limit)
+        self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
         functools.update_wrapper(self, run, updated=())
 
@@ -93,6 +105,8 @@ class Task:
         serializer: str | None = None,
         ignore_result: bool | None = None,
         shadow: str | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
         **unknown: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -110,6 +124,8 @@ class Task:
             serializer: of the arguments: `cloudpickle`, `pickle` or `json`.
             ignore_result: keep no value.
             shadow: the name to show instead of the task's.
+            time_limit: seconds after which it is ended by force.
+            soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
             unknown: anything else is an error.
 
         Raises:
@@ -123,7 +139,14 @@ class Task:
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self._check_arguments(args, kwargs)
         steering, code = self._steering(
-            queue=queue, countdown=countdown, eta=eta, expires=expires, serializer=serializer, shadow=shadow
+            queue=queue,
+            countdown=countdown,
+            eta=eta,
+            expires=expires,
+            serializer=serializer,
+            shadow=shadow,
+            time_limit=time_limit,
+            soft_time_limit=soft_time_limit,
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
         return self.app.send(
@@ -152,9 +175,8 @@ class Task:
         return self.app.AsyncResult(task_id)
 
     def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
-        allowed = {"queue", "countdown", "eta", "expires", "serializer", "shadow"}
-        if wrong := sorted(options.keys() - allowed):
-            raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(allowed))}")
+        if wrong := sorted(options.keys() - MAP_OPTIONS):
+            raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
         steering, code = self._steering(**options)
         packed = [self._pack_args(args, {}, steering.serializer) for args in calls]
         return self.app.send_map(steering, code, packed)
@@ -168,6 +190,8 @@ class Task:
         expires: float | datetime | None = None,
         serializer: str | None = None,
         shadow: str | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
     ) -> tuple[Steering, bytes]:
         now = time.time()
         due = due_time(now, countdown, eta)
@@ -193,6 +217,8 @@ class Task:
             expires=expiry_time(now, self.expires if expires is None else expires, due),
             bind=self.bind,
             serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
+            time_limit=seconds("time_limit", time_limit) or self.time_limit,
+            soft_time_limit=seconds("soft_time_limit", soft_time_limit) or self.soft_time_limit,
         ), code
 
     def _pack_args(self, args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str) -> bytes:

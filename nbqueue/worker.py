@@ -32,8 +32,10 @@ from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
+from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
+from nbqueue.limits import Limits, seconds
 from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
     ChildEvent,
@@ -76,6 +78,8 @@ class Worker:
         name: unique among workers; `@host` is added if it has none.
         preload: modules of `-A` and `include`, imported before children are forked.
         grace_s: how long a warm stop waits for running tasks; None: as long as they take.
+        time_limit: seconds a task may run that says nothing itself; None: as `conf.task_time_limit` says.
+        soft_time_limit: seconds after which such a task is warned; None: as `conf.task_soft_time_limit` says.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Worker:
         name: str = "",
         preload: Sequence[str] = (),
         grace_s: float | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -120,6 +126,11 @@ class Worker:
             environment=environment,
         )
         self.work = Dispatcher(self.pool)
+        self.guard = Guard(self.work)
+        self.limits = Limits(
+            seconds("time_limit", time_limit) or self.conf.task_time_limit,
+            seconds("soft_time_limit", soft_time_limit) or self.conf.task_soft_time_limit,
+        )
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._told: list[Told] = []
         self._seq = 0
@@ -219,7 +230,9 @@ class Worker:
         if self._told or self.work.crowded():
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
-        return TELL_S if unmarked or self._stops else 0.5
+        longest = TELL_S if unmarked or self._stops else 0.5
+        limit = self.guard.wait_s(time.monotonic())
+        return longest if limit is None else min(longest, max(limit, LOOK_S))
 
     def _finished(self) -> bool:
         if self._stopping_since is None:
@@ -279,8 +292,9 @@ class Worker:
             self._timers.pop("renew", None)
         self.work.relieve(now)
         self.work.press(now)
-        for held, seconds in self.work.started(now, STARTED_S):
-            self._mark_started(held, seconds)
+        self.guard.look(now)
+        for held, ran_s in self.work.started(now, STARTED_S):
+            self._mark_started(held, ran_s)
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -414,10 +428,27 @@ class Worker:
     def _hold(self, task: Accepted) -> None:
         self._seq += 1
         s = task.steering
+        limits = self._limits_of(s)
         child_task = ChildTask(
-            self._seq, task.delivery.attempt, s.id, s.task, s.code, s.index, task.steering_text, task.args
+            self._seq,
+            task.delivery.attempt,
+            s.id,
+            s.task,
+            s.code,
+            s.index,
+            task.steering_text,
+            task.args,
+            time_limit=limits.time_limit,
+            soft_time_limit=limits.soft_time_limit,
         )
-        self.work.add(Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code)))
+        job = pools.Job(self._seq, child_task, task.code)
+        self.work.add(Held(self._seq, task.delivery, s, job, limits=limits))
+
+    def _limits_of(self, steering: Steering) -> Limits:
+        """Return the limits of a call: its own, else those of the task by its name, else this worker's."""
+        registered = None if steering.code else self.app.tasks.get(steering.task)
+        limits = self.limits if registered is None else self.limits.with_those_of(registered)
+        return limits.with_those_of(steering)
 
     # ---- what children say
 
@@ -427,6 +458,9 @@ class Worker:
                 self._outcome(outcome)
             case pools.Told(event=event):
                 self._event(event)
+            case pools.Began(seq=seq, at=at):
+                if (held := self.work.held.get(seq)) is not None:
+                    self.guard.began(held, at)
             case pools.Died(child=child, cause=cause, started=started, unstarted=unstarted):
                 self._died(child, cause, started, unstarted)
             case pools.Ready():
@@ -475,6 +509,9 @@ class Worker:
             self.work.drop(held)
         elif held.revoked:
             self._end(held, held.delivery, held.steering, states.REVOKED, b"", "cancelled")
+        elif held.fault is not None:
+            error, body = failure_of(*held.fault)
+            self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
         elif deaths >= self.conf.worker_max_child_deaths:
             hint = " (out of memory?)" if "signal 9" in cause else ""
             text = f"Given up: it ended its child {deaths} times. Last: {cause}{hint} on {self.name}"

@@ -57,6 +57,13 @@ def talk(lines: int) -> str:
     return "said"
 
 
+@app.task(time_limit=0.5)
+def linger(seconds: float) -> str:
+    """Sleep, with a limit that only the worker's project knows."""
+    time.sleep(seconds)
+    return "stayed"
+
+
 @app.task(bind=True)
 def who(self: BoundTask) -> dict[str, Any]:
     return {"id": self.request.id, "attempt": self.request.attempt, "name": self.name, "queue": self.request.queue}
