@@ -37,7 +37,10 @@ def queue_key(queue: str, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none."""
+    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
+
+    The counters are of a message that follows another one of its id.
+    """
 
     queue: str
     id: str
@@ -46,6 +49,9 @@ class Outgoing:
     due_ms: int = 0
     nonce: str = ""
     record: bytes = b""
+    attempt: int = 1
+    child_deaths: int = 0
+    worker_losses: int = 0
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ class Held:
     child: int = 0  # 0: not handed out
     marked: bool = False  # shown as started
     revoked: bool = False  # being stopped because somebody cancelled it
+    unwanted: bool = False  # cancelled, but left to run; it must not run again
     lost: bool = False  # its lease: whatever comes of it is dropped
     limits: Limits = NO_LIMITS
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text

@@ -17,6 +17,10 @@
     │   ├── WorkerLostError             its child or worker died while it ran
     │   ├── SoftTimeLimitExceeded       raised inside a task that runs past its soft limit; it may clean up
     │   ├── TimeLimitExceeded           its child was ended because it ran past its limit
+    │   ├── Retry                       a task is to run again
+    │   ├── MaxRetriesExceededError     a task is to run again, and has no retries left
+    │   ├── Ignore                      a task wants to leave no result
+    │   ├── Reject                      a task refuses its message, or gives it back to its queue
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
@@ -28,20 +32,25 @@ Remote failures that are the task's own come back as themselves, with the remote
 from __future__ import annotations
 
 import builtins
+from datetime import datetime
 
 __all__ = [
     "AmbiguousLabel",
     "BackendUnavailable",
     "BadMessage",
+    "Ignore",
     "ImproperlyConfigured",
     "LeaseLost",
+    "MaxRetriesExceededError",
     "NBQueueError",
     "NotPicklable",
     "NotRegistered",
     "PayloadTooLarge",
     "PythonMismatch",
+    "Reject",
     "RemoteError",
     "ResultExpired",
+    "Retry",
     "SendFailed",
     "SendUncertain",
     "SoftTimeLimitExceeded",
@@ -134,6 +143,55 @@ class SoftTimeLimitExceeded(TaskError):
 
 class TimeLimitExceeded(TaskError):
     """Says that the task was ended by force, since it ran past its limit."""
+
+
+class Retry(TaskError):
+    """Says that a task is to run again; `self.retry()` raises it, and a task may raise it itself.
+
+    Args:
+        message: what to tell.
+        exc: why; the error that the record of the task shows meanwhile.
+        when: seconds from now, or the instant, at which it may run again.
+    """
+
+    def __init__(
+        self, message: str = "", exc: BaseException | None = None, when: float | datetime | None = None
+    ) -> None:
+        super().__init__(message, exc, when)
+        self.message = message
+        self.exc = exc
+        self.when = when
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        when = f"at {self.when.isoformat()}" if isinstance(self.when, datetime) else f"in {self.when or 0:g} s"
+        return f"Retry {when}" + ("" if self.exc is None else f": {type(self.exc).__name__}: {self.exc}")
+
+
+class MaxRetriesExceededError(TaskError):
+    """Says that a task asked for one more retry than it has."""
+
+
+class Ignore(TaskError):
+    """Ends a task without a result; whoever waits for it gets this."""
+
+
+class Reject(TaskError):
+    """Refuses the message of a task, which is kept among the dead letters; or gives it back to its queue.
+
+    Args:
+        reason: why.
+        requeue: give it back, to be run again at once, by whichever worker.
+    """
+
+    def __init__(self, reason: object = "", requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.reason = reason
+        self.requeue = requeue
+
+    def __str__(self) -> str:
+        return str(self.reason or "rejected")
 
 
 class LeaseLost(TaskError):

@@ -17,6 +17,7 @@ from nbqueue.deliveries import Delivery
 from nbqueue.exceptions import BadMessage
 from nbqueue.messages import (
     Call,
+    Facts,
     Failure,
     Message,
     Steering,
@@ -58,7 +59,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A message whose task has ended already, or was sent anew since: only to be acknowledged."""
+    """A message whose task has ended already, or was sent or retried since: only to be acknowledged."""
 
     delivery: Delivery
 
@@ -132,7 +133,7 @@ class Intake:
     def _task(self, message: Message, delivery: Delivery) -> Accepted:
         if isinstance(message.steering, Call):
             group = self._group(message.steering)
-            steering = group.steering.member(message.steering.index)
+            steering = group.steering.member(message.steering.index, message.steering.retries)
             if not 0 <= steering.index < group.steering.size:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
             return Accepted(delivery, steering, group.text, group.code, message.body)
@@ -163,7 +164,7 @@ class Intake:
             except BadMessage:
                 record = None  # not believed, and overwritten when the task ends
             about_it = record is not None and record.facts.id == delivery.id
-            if record is not None and about_it and (record.ready or record.facts.nonce != task.steering.nonce):
+            if record is not None and about_it and _is_over(record.facts, task.steering):
                 return Repeat(delivery)
         if delivery.mark:
             return Ended(delivery, task.steering, states.REVOKED, "cancelled")
@@ -183,6 +184,12 @@ class Intake:
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _is_over(facts: Facts, steering: Steering) -> bool:
+    """Tell whether a record says that this call of a task has ended, or was followed by another."""
+    later = facts.nonce != steering.nonce or facts.retries > steering.retries
+    return later or facts.state in states.READY_STATES
 
 
 class _GroupMissing(Exception):

@@ -39,8 +39,12 @@ def digest(code: bytes) -> str:
     return hashlib.sha256(code).hexdigest()[:32]
 
 
-def dumps_code(run: Callable[..., Any]) -> bytes:
+def dumps_code(run: Callable[..., Any], beside: Any = None) -> bytes:
     """Return a function with all it needs of its notebook or module, and the source lines for tracebacks.
+
+    Args:
+        run: the function.
+        beside: travels with it, and shares classes with it.
 
     Raises:
         NotPicklable: something it refers to can't travel.
@@ -50,7 +54,7 @@ def dumps_code(run: Callable[..., Any]) -> bytes:
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps((run, sources_of(run)), protocol=PROTOCOL))
+        return bytes(cloudpickle.dumps((run, sources_of(run), beside), protocol=PROTOCOL))
     except Exception as exc:
         raise NotPicklable(f"Not sent: the code of {getattr(run, '__qualname__', run)} can't travel: {exc}") from exc
     finally:
@@ -60,10 +64,14 @@ def dumps_code(run: Callable[..., Any]) -> bytes:
 
 def loads_code(code: bytes) -> Callable[..., Any]:
     """Return the function that `dumps_code` packed, its source lines at hand for tracebacks."""
-    run, sources = pickle.loads(code)
+    return loads_code_and_beside(code)[0]
+
+
+def loads_code_and_beside(code: bytes) -> tuple[Callable[..., Any], Any]:
+    """Return the function that `dumps_code` packed, its source lines at hand, and what travelled beside it."""
+    run, sources, beside = pickle.loads(code)
     remember_sources(sources)
-    function: Callable[..., Any] = run
-    return function
+    return run, beside
 
 
 def sources_of(run: Callable[..., Any]) -> dict[str, str]:

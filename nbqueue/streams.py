@@ -197,7 +197,10 @@ class Streams:
         Of such a one nothing is written and nothing sent.
         """
         outbox = [(number, message) for number, item in enumerate(items, 1) for message in item.outbox]
-        follow_ups = [(number, m.queue, m.id, m.header, m.due_ms) for number, m in outbox]
+        follow_ups = [
+            (number, m.queue, m.id, m.header, m.due_ms, m.attempt, m.child_deaths, m.worker_losses)
+            for number, m in outbox
+        ]
         rows = [
             (
                 int(item.ends),
@@ -216,7 +219,7 @@ class Streams:
         return [held == 1 for held in self._run("settle", blob, *[message.body for _, message in outbox])]
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
-        """Return claimed messages to the head of their queues; `charge` is `none`, `child` or `worker`."""
+        """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
         items = [(d.queue, d.lane, d.entry, charge) for d in deliveries]
         return sum(bool(back) for back in self._run("give_back", (items,)))
 

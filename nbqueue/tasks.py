@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import serialization
-from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
+from nbqueue.exceptions import NotPicklable, Retry
+from nbqueue.execute import BoundTask, current_request
 from nbqueue.limits import seconds
 from nbqueue.messages import Steering, python_version
 from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
+from nbqueue.times import due_time, expiry_time
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -23,6 +25,7 @@ __all__ = ["Task"]
 
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
+    *RETRY_OPTIONS,
 )  # fmt: skip
 MAP_OPTIONS: Final = frozenset(
     {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit"}
@@ -45,6 +48,7 @@ class Task:
             functions of a notebook or script, and for `@task` without an app of one's own.
         time_limit: seconds after which a running call is ended by force and fails with `TimeLimitExceeded`.
         soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+        retries: `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Task:
         by_value: bool | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        **retries: Any,
     ) -> None:
         self.app = app
         self.run = run
@@ -72,6 +77,7 @@ class Task:
         self.expires = expires
         self.time_limit = seconds("time_limit", time_limit)
         self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
+        self.retry_options = RetryOptions.of(**retries)
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
         functools.update_wrapper(self, run, updated=())
 
@@ -85,6 +91,27 @@ class Task:
     def __reduce__(self) -> Any:
         # A task that travels inside other code is, over there, its function: workers call it directly.
         return _rebuild, (self.run, self.name, self.bind)
+
+    @property
+    def max_retries(self) -> int | None:
+        """Return how often a call may be retried; None for as often as it likes."""
+        return self.retry_options.max_retries
+
+    @property
+    def default_retry_delay(self) -> float:
+        """Return the seconds until a retry that says nothing else."""
+        return self.retry_options.default_retry_delay
+
+    def retry(self, *, exc: BaseException | None = None, **options: Any) -> Retry:
+        """Run the task again later, if it runs in a worker: as `BoundTask.retry`. Called here and now, it just fails.
+
+        Raises:
+            Retry: it will run again, or would in a worker; there `exc` is raised here instead.
+        """
+        request = current_request()
+        if request is not None and request.task == self.name:
+            return BoundTask(self.name, request).retry(exc=exc, **options)
+        raise exc or Retry(f"{self.name} would be retried in a worker")
 
     def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send a call with these arguments; return its handle once the broker has it."""
@@ -198,7 +225,8 @@ class Task:
         code = b""
         if self.by_value:
             try:
-                code = serialization.dumps_code(self.run)
+                options = None if self.retry_options == DEFAULTS else self.retry_options
+                code = serialization.dumps_code(self.run, options)
             except NotPicklable:
                 raise
             except Exception as exc:
@@ -245,36 +273,6 @@ def _signature(run: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(run)
     except (TypeError, ValueError):
         return None
-
-
-def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
-    """Return when a call may start, Unix seconds; 0.0 for at once."""
-    if eta is not None:
-        if countdown is not None:
-            raise TypeError("give countdown or eta, not both")
-        return _instant("eta", eta)
-    if countdown is None:
-        return 0.0
-    if not math.isfinite(countdown):
-        raise ValueError(f"countdown is a number of seconds, not {countdown}")
-    return now + countdown if countdown > 0 else 0.0
-
-
-def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
-    """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
-    if expires is None:
-        return max(now, due) + 7 * 86_400.0
-    if isinstance(expires, datetime):
-        return _instant("expires", expires)
-    return now + float(expires)
-
-
-def _instant(name: str, value: datetime) -> float:
-    if value.tzinfo is None:
-        raise ImproperlyConfigured(
-            f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
-        )
-    return value.timestamp()
 
 
 def named(run: Callable[..., Any], main: str | None) -> str:

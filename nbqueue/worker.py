@@ -29,7 +29,7 @@ from nbqueue.backends.base import Told
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
 from nbqueue.control import Orders
-from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
+from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
 from nbqueue.guard import Guard
@@ -41,8 +41,11 @@ from nbqueue.messages import (
     ChildEvent,
     ChildTask,
     Facts,
+    Message,
     Outcome,
     Steering,
+    decode_again,
+    pack_body,
     python_version,
     sign_event,
     sign_record,
@@ -438,6 +441,7 @@ class Worker:
             s.index,
             task.steering_text,
             task.args,
+            retries=s.retries,
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
         )
@@ -475,9 +479,20 @@ class Worker:
             self.work.drop(held)
             return
         state, error, body = outcome.state, outcome.error, outcome.body
-        if held.revoked and state != states.SUCCESS:
+        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
             state, error, body = states.REVOKED, "cancelled", b""
-        self._end(held, held.delivery, held.steering, state, body, error, outcome)
+        if state == states.RETRY:
+            self._retry(held, outcome)
+        elif state == states.REJECTED and body:
+            self._back(held, "task")
+        else:
+            self._end(held, held.delivery, held.steering, state, body, error, outcome)
+
+    def _back(self, held: Held, charge: str) -> None:
+        """Return a task that has run to its queue."""
+        self._online(lambda: self.streams.give_back([held.delivery], charge))
+        self.work.drop(held)
+        self._drained = False
 
     def _event(self, event: ChildEvent) -> None:
         held = self.work.held.get(event.seq)
@@ -518,9 +533,7 @@ class Worker:
             error, body = failure_of("WorkerLostError", text)
             self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
         else:
-            self._online(lambda: self.streams.give_back([held.delivery], "child"))
-            self.work.drop(held)
-            self._drained = False
+            self._back(held, "child")
 
     # ---- storing
 
@@ -548,6 +561,43 @@ class Worker:
             body = b""
         record = sign_record(facts, body, self.signer)
         self._settlements.append((held, Settlement(delivery, record, steering.session, steering.group, state)))
+
+    def _retry(self, held: Held, outcome: Outcome) -> None:
+        """Queue the step in which a task's message is acknowledged and put off again."""
+        again = decode_again(outcome.body)
+        steering, delivery, job = held.steering, held.delivery, held.job
+        args = job.task.args if again.args is None else again.args
+        retries = steering.retries + 1
+        if steering.group:
+            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
+        else:
+            steering = msgspec.structs.replace(steering, retries=retries, eta=again.due)
+            message = Message.sign(steering, pack_body(job.code, args), self.signer)
+        facts = msgspec.structs.replace(
+            pending_facts(held.steering, states.RETRY, outcome.ended_at),
+            attempt=delivery.attempt,
+            worker=self.name,
+            child=held.child,
+            started_at=outcome.started_at,
+            error=outcome.error[:500],
+            retries=retries,
+            eta=again.due,
+            max_retries=again.max_retries,
+        )
+        follow = Outgoing(
+            delivery.queue,
+            message.id,
+            message.header,
+            message.body,
+            int(again.due * 1000),
+            attempt=delivery.attempt + 1,
+            child_deaths=delivery.child_deaths,
+            worker_losses=delivery.worker_losses,
+        )
+        record = sign_record(facts, again.failure, self.signer)
+        settlement = Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
+        self._settlements.append((held, settlement))
+        self._drained = False
 
     def _mark_started(self, held: Held, seconds: float) -> None:
         now = time.time()
@@ -580,7 +630,7 @@ class Worker:
         """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
         size = 0
         for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
-            size += len(settlement.record)
+            size += len(settlement.record) + sum(len(message.body) for message in settlement.outbox)
             if size > MAX_MESSAGE_BYTES:
                 return max(1, number)
         return SETTLE_AT_ONCE
@@ -665,3 +715,5 @@ class Worker:
         elif terminate:
             held.revoked = True
             self.work.stop(held, signal)
+        else:
+            held.unwanted = True

@@ -16,8 +16,8 @@ local function move_due(queue)
       local read, parts = pcall(cmsgpack.unpack, packed)
       if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
         if type(parts[3]) == "string" then
-          redis.call("XADD", key(queue, "n"), "*", "i", parts[3], "h", parts[1], "b", parts[2],
-            "a", whole(parts[4], 1), "c", whole(parts[5], 0), "w", whole(parts[6], 0))
+          enqueue(queue, parts[3], parts[1], parts[2], 0,
+            {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
         else
           enqueue(queue, id, parts[1], parts[2], 0)
         end

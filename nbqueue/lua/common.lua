@@ -36,6 +36,7 @@ end
 
 -- Counters of an entry are signed by nobody: what isn't a short whole number counts as missing.
 local function whole(text, otherwise)
+  if type(text) == "number" then text = string.format("%d", text) end
   if type(text) == "string" and #text < 7 and string.find(text, "^%d+$") then return tonumber(text) end
   return otherwise
 end
@@ -139,11 +140,17 @@ local function write_counts(groups, ttl_ms)
   end
 end
 
--- Puts one message on its queue, now or when it is due.
-local function enqueue(queue, id, header, body, due_ms)
+-- Puts one message on its queue, now or when it is due. `counters` (attempt, child deaths, worker losses) are of
+-- one that follows another; what has never run goes without.
+local function enqueue(queue, id, header, body, due_ms, counters)
   if due_ms > 0 then
-    redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack({header, body}))
+    local parts = {header, body}
+    if counters then parts = {header, body, id, counters[1], counters[2], counters[3]} end
+    redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack(parts))
     redis.call("ZADD", key(queue, "delayed"), due_ms, id)
+  elseif counters then
+    redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body,
+      "a", counters[1], "c", counters[2], "w", counters[3])
   else
     redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
   end
