@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
@@ -26,6 +27,8 @@ from nbqueue.capture import SOFT_SIGNAL, Interrupts
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
 from nbqueue.execute import Executor, failed, find_app, leave_task
 from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
+from nbqueue.limits import shown_size
+from nbqueue.memory import rss_bytes
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
 from nbqueue.states import REVOKED
 
@@ -46,6 +49,7 @@ class ForkServer:
         self.sock = sock
         self.children: set[int] = set()
         self.registries: list[Any] = []
+        self.wear = Wear()
 
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
@@ -84,6 +88,7 @@ class ForkServer:
 
     def _preload(self) -> bool:
         settings = json.loads(self.sock.recv(1 << 16))
+        self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             found = [_registry(spec) for spec in settings["preload"]]
@@ -108,7 +113,7 @@ class ForkServer:
         if pid == 0:
             for sock in (self.sock, *own):
                 sock.close()
-            _become_child(parent, order["wait_s"], descriptors, self.registries)
+            _become_child(parent, order["wait_s"], descriptors, self.registries, self.wear)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -147,7 +152,7 @@ def _registry(spec: str) -> Any:
         return None
 
 
-def _become_child(parent: int, wait_s: float, descriptors: list[int], registries: list[Any]) -> NoReturn:
+def _become_child(parent: int, wait_s: float, descriptors: list[int], registries: list[Any], wear: Wear) -> NoReturn:
     status = 1
     try:
         with contextlib.suppress(OSError):
@@ -161,7 +166,7 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], registries
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # as Python does for its own; else all children would draw the same
-        Child(tasks, replies, registries).run()
+        Child(tasks, replies, registries, wear).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         if sys.__stderr__ is not None:
@@ -180,6 +185,24 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+@dataclass
+class Wear:
+    """How long a child is of use: so many tasks, or until it has grown to so many KiB; 0 is no limit."""
+
+    max_tasks: int = 0
+    max_memory_kib: int = 0
+    tasks: int = 0
+
+    def after_task(self) -> str:
+        """Return why it should be replaced, now that it has run another task; empty if it shouldn't."""
+        self.tasks += 1
+        if self.max_tasks and self.tasks >= self.max_tasks:
+            return f"replaced after {self.tasks} tasks"
+        if self.max_memory_kib and (used := rss_bytes(os.getpid())) > self.max_memory_kib * 1024:
+            return f"replaced, as it used {shown_size(used)}"
+        return ""
+
+
 class Child:
     """Runs one task after another, as they come.
 
@@ -187,20 +210,25 @@ class Child:
         tasks: brings code (`C`), tasks (`T`) and the end (`Q`), each as one message.
         replies: takes a length and then what happened: ready (`R`), a task with a limit has begun (`B`), an event
             (`E`), an outcome (`O`), or that a task's code has not come (`N`), as its supervisor took it back in the
-            same instant.
+            same instant, or that it ends, and why (`L`).
         registries: where tasks by name are looked up.
+        wear: how long it is of use.
     """
 
-    def __init__(self, tasks: socket.socket, replies: socket.socket, registries: list[Any]) -> None:
+    def __init__(self, tasks: socket.socket, replies: socket.socket, registries: list[Any], wear: Wear) -> None:
         self.tasks = tasks
         self.replies = replies
+        self.wear = wear
         self.interrupts = Interrupts()
         self.executor = Executor(self._event, registries, self.interrupts)
         self._lock = threading.Lock()
         self._forked = False
 
     def run(self) -> None:
-        """Run tasks until told to end, or until nobody is left to tell."""
+        """Run tasks until told to end, until nobody is left to tell, or until it is worn out.
+
+        What it has not read then is taken back by its supervisor.
+        """
         self.executor.install_streams()
         signal.signal(signal.SIGINT, self.interrupts.handle)
         signal.signal(SOFT_SIGNAL, self.interrupts.handle)
@@ -214,6 +242,9 @@ class Child:
                 task = _decode_task(frame[9:])
                 del frame  # a large one is a mapped file
                 self._run(task)
+                if worn := self.wear.after_task():
+                    self._reply(b"L" + worn.encode())
+                    return
             elif kind == b"C":
                 self.executor.keep_code(str(frame[1:33], "ascii"), bytes(frame[33:]))
             else:
@@ -223,7 +254,7 @@ class Child:
         if task.code and not self.executor.has_code(task.code):
             self._reply(b"N" + task.seq.to_bytes(8, "big"))
             return
-        if task.time_limit or task.soft_time_limit:
+        if task.limited:
             self._reply(b"B" + BEGAN.pack(task.seq, time.monotonic()))
         started = time.time()
         try:

@@ -94,6 +94,11 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
 @click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
 @click.option("--soft-time-limit", type=float, metavar="S", help="Raise SoftTimeLimitExceeded in one that does.")
+@click.option("--memory-limit", metavar="SIZE", help='End a task that uses more than, say, "2 GB", likewise.')
+@click.option("--max-tasks-per-child", type=click.IntRange(min=1), metavar="N", help="Replace a child after N tasks.")
+@click.option(
+    "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
+)
 @click.option("--keeper", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
@@ -107,6 +112,9 @@ def worker(
     grace: float | None,
     time_limit: float | None,
     soft_time_limit: float | None,
+    memory_limit: str | None,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None,
     keeper: bool,
     **options: Any,
 ) -> None:
@@ -130,6 +138,9 @@ def worker(
         grace_s=grace,
         time_limit=time_limit,
         soft_time_limit=soft_time_limit,
+        memory_limit=memory_limit,
+        max_tasks_per_child=max_tasks_per_child,
+        max_memory_per_child=max_memory_per_child,
     )
     ctx.exit(started.run())
 

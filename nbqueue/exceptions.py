@@ -17,6 +17,7 @@
     │   ├── WorkerLostError             its child or worker died while it ran
     │   ├── SoftTimeLimitExceeded       raised inside a task that runs past its soft limit; it may clean up
     │   ├── TimeLimitExceeded           its child was ended because it ran past its limit
+    │   ├── MemoryLimitExceeded         its child was ended because it used more memory than it may
     │   ├── Retry                       a task is to run again
     │   ├── MaxRetriesExceededError     a task is to run again, and has no retries left
     │   ├── Ignore                      a task wants to leave no result
@@ -42,6 +43,7 @@ __all__ = [
     "ImproperlyConfigured",
     "LeaseLost",
     "MaxRetriesExceededError",
+    "MemoryLimitExceeded",
     "NBQueueError",
     "NotPicklable",
     "NotRegistered",
@@ -143,6 +145,10 @@ class SoftTimeLimitExceeded(TaskError):
 
 class TimeLimitExceeded(TaskError):
     """Says that the task was ended by force, since it ran past its limit."""
+
+
+class MemoryLimitExceeded(TaskError):
+    """Says that the task was ended by force, since it used more memory than it may."""
 
 
 class Retry(TaskError):

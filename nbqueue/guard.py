@@ -1,21 +1,27 @@
-"""`Guard`: ends tasks that run past their limits.
+"""`Guard`: ends tasks that go beyond their limits.
 
-It only looks at tasks that have a limit and run, at most one a child. The clock is the machine's monotonic one, which
-a supervisor and its children share, and starts when the task starts in its child.
+It only looks at tasks that have a limit and run, at most one a child, and at their memory every quarter of a second.
+The clock is the machine's monotonic one, which a supervisor and its children share, and starts when the task starts
+in its child. Memory is that of the child, not of processes which it has started itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.limits import Limits
+from nbqueue.limits import Limits, shown_size
+from nbqueue.memory import rss_bytes
+
+SAMPLE_S: Final = 0.25  # between two looks at how much memory a task uses
 
 
 @dataclass(slots=True)
 class _Running:
     held: Held
     began_at: float
+    sampled_at: float
     warned: bool = False
 
     @property
@@ -23,10 +29,14 @@ class _Running:
         return self.held.limits
 
     def due_at(self) -> float | None:
-        """Return when the next of its limits is reached; None if there is none left."""
+        """Return when it is to be looked at again; None if there is no need to."""
+        if self.held.fault:
+            return None
         left = [self.limits.time_limit] + ([] if self.warned else [self.limits.soft_time_limit])
-        ends = [self.began_at + limit for limit in left if limit]
-        return min(ends) if ends and not self.held.fault else None
+        looks = [self.began_at + limit for limit in left if limit]
+        if self.limits.memory_limit:
+            looks.append(self.sampled_at + SAMPLE_S)
+        return min(looks, default=None)
 
 
 class Guard:
@@ -42,7 +52,7 @@ class Guard:
 
     def began(self, held: Held, at: float) -> None:
         """Take note that a task with a limit has begun, at `at` of the monotonic clock."""
-        self._running[held.seq] = _Running(held, at)
+        self._running[held.seq] = _Running(held, at, at)
 
     def wait_s(self, now: float) -> float | None:
         """Return how long nothing is due for; None if nothing will be."""
@@ -55,12 +65,19 @@ class Guard:
             if not self.work.runs(running.held):
                 del self._running[seq]
             elif (due := running.due_at()) is not None and now >= due:
-                self._overran(running, now)
+                self._check(running, now)
 
-    def _overran(self, running: _Running, now: float) -> None:
-        limits, held = running.limits, running.held
-        if limits.time_limit and now - running.began_at >= limits.time_limit:
+    def _check(self, running: _Running, now: float) -> None:
+        limits, held, ran_s = running.limits, running.held, now - running.began_at
+        if limits.time_limit and ran_s >= limits.time_limit:
             self.work.end(held, "TimeLimitExceeded", f"ran past its limit of {limits.time_limit:g} s")
-        else:
+            return
+        if limits.soft_time_limit and not running.warned and ran_s >= limits.soft_time_limit:
             running.warned = True
             self.work.warn(held)
+        if limits.memory_limit and now - running.sampled_at >= SAMPLE_S:
+            running.sampled_at = now
+            used = rss_bytes(self.work.pool.children[held.child].pid)
+            if used > limits.memory_limit:
+                text = f"used {shown_size(used)}, its limit is {shown_size(limits.memory_limit)}"
+                self.work.end(held, "MemoryLimitExceeded", text)

@@ -78,6 +78,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     digest: str = ""  # of code and inputs
     time_limit: float = 0.0  # seconds it may run; 0.0: as its worker says
     soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
+    memory_limit: int = 0  # bytes
 
     @property
     def shown_name(self) -> str:
@@ -342,7 +343,8 @@ class ChildTask(msgspec.Struct, array_like=True):
     args: bytes
     wants_output: bool = True  # somebody may watch: capture and stream what it prints
     retries: int = 0
-    time_limit: float = 0.0  # with one of these two, its supervisor is told when it begins
+    limited: bool = False  # its supervisor is to be told when it begins
+    time_limit: float = 0.0
     soft_time_limit: float = 0.0
 
 

@@ -87,12 +87,16 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at."""
+    """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at.
+
+    `worn`: it was to be replaced, and ended in order between two tasks.
+    """
 
     child: int
     cause: str
     started: int | None
     unstarted: tuple[int, ...]
+    worn: bool = False
 
 
 Happening = Ready | Began | Finished | Told | Died
@@ -115,6 +119,7 @@ class Child:
     kill_when_forked: bool = False
     silent: bool = False  # nothing more comes of it
     fault: str = ""  # why it was killed
+    worn: str = ""  # why it ends by itself
 
 
 class Pool:
@@ -126,6 +131,8 @@ class Pool:
         preload: what `-A` names, imported before children are forked.
         path: put before `sys.path` of the children.
         environment: of the children.
+        max_tasks: a child is replaced after so many; 0: never.
+        max_memory_kib: a child that uses more after a task is replaced; 0: never.
     """
 
     def __init__(
@@ -136,13 +143,20 @@ class Pool:
         preload: Sequence[str] = (),
         path: Sequence[str] = (),
         environment: Mapping[str, str],
+        max_tasks: int = 0,
+        max_memory_kib: int = 0,
     ) -> None:
         if not hasattr(os, "fork"):
             raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
         self.size = size
         self.children: dict[int, Child] = {}
         self._selector = selector
-        self._settings = {"preload": list(preload), "path": list(path)}
+        self._settings = {
+            "preload": list(preload),
+            "path": list(path),
+            "max_tasks": max_tasks,
+            "max_memory_kib": max_memory_kib,
+        }
         self._environment = dict(environment)
         self._by_pid: dict[int, Child] = {}
         self._server: subprocess.Popen[bytes] | None = None
@@ -336,6 +350,8 @@ class Pool:
                     yield Began(child.number, seq, at_s)
                 elif kind == 78:  # N
                     self._missed(child, int.from_bytes(payload, "big"))
+                elif kind == 76:  # L
+                    child.ready, child.worn = False, payload.decode(errors="replace")
                 elif kind == 82:  # R
                     self._failures = 0
                     child.ready = True
@@ -384,11 +400,12 @@ class Pool:
         # It reads one task at a time, so there are no others; if there were, they would not be its fault.
         unstarted += list(child.jobs)[1:]
         self._remove(child)
-        if not child.ready:
+        if not child.ready and not child.worn:
             self._failures += 1
         if not self._stopping:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
-        yield Died(child.number, child.fault or cause, started, tuple(unstarted))
+        why = child.fault or child.worn or cause
+        yield Died(child.number, why, started, tuple(unstarted), worn=bool(child.worn))
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -440,6 +457,6 @@ def _cause(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         with contextlib.suppress(ValueError):
-            return f"killed by signal {number} ({signal.Signals(number).name})"
-        return f"killed by signal {number}"
+            return f"signal {number} ({signal.Signals(number).name})"
+        return f"signal {number}"
     return f"exit code {os.WEXITSTATUS(status)}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nbqueue import serialization
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
-from nbqueue.limits import seconds
+from nbqueue.limits import seconds, size_bytes
 from nbqueue.messages import Steering, python_version
 from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
@@ -25,10 +25,10 @@ __all__ = ["Task"]
 
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
-    *RETRY_OPTIONS,
+    "memory_limit", *RETRY_OPTIONS,
 )  # fmt: skip
 MAP_OPTIONS: Final = frozenset(
-    {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit"}
+    {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit", "memory_limit"}
 )
 
 
@@ -48,6 +48,8 @@ class Task:
             functions of a notebook or script, and for `@task` without an app of one's own.
         time_limit: seconds after which a running call is ended by force and fails with `TimeLimitExceeded`.
         soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+        memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
+            with `MemoryLimitExceeded`.
         retries: `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
     """
 
@@ -65,6 +67,7 @@ class Task:
         by_value: bool | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
         **retries: Any,
     ) -> None:
         self.app = app
@@ -77,6 +80,7 @@ class Task:
         self.expires = expires
         self.time_limit = seconds("time_limit", time_limit)
         self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
+        self.memory_limit = size_bytes("memory_limit", memory_limit)
         self.retry_options = RetryOptions.of(**retries)
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
         functools.update_wrapper(self, run, updated=())
@@ -134,6 +138,7 @@ class Task:
         shadow: str | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
         **unknown: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -153,6 +158,7 @@ class Task:
             shadow: the name to show instead of the task's.
             time_limit: seconds after which it is ended by force.
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+            memory_limit: bytes, or a text such as "2 GB", that its child may use.
             unknown: anything else is an error.
 
         Raises:
@@ -174,6 +180,7 @@ class Task:
             shadow=shadow,
             time_limit=time_limit,
             soft_time_limit=soft_time_limit,
+            memory_limit=memory_limit,
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
         return self.app.send(
@@ -219,6 +226,7 @@ class Task:
         shadow: str | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
     ) -> tuple[Steering, bytes]:
         now = time.time()
         due = due_time(now, countdown, eta)
@@ -247,6 +255,7 @@ class Task:
             serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
             time_limit=seconds("time_limit", time_limit) or self.time_limit,
             soft_time_limit=seconds("soft_time_limit", soft_time_limit) or self.soft_time_limit,
+            memory_limit=size_bytes("memory_limit", memory_limit) or self.memory_limit,
         ), code
 
     def _pack_args(self, args: tuple[Any, ...], kwargs: dict[str, Any], serializer: str) -> bytes:

@@ -35,7 +35,8 @@ from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigu
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
-from nbqueue.limits import Limits, seconds
+from nbqueue.limits import Limits, seconds, size_bytes
+from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
     ChildEvent,
@@ -83,6 +84,9 @@ class Worker:
         grace_s: how long a warm stop waits for running tasks; None: as long as they take.
         time_limit: seconds a task may run that says nothing itself; None: as `conf.task_time_limit` says.
         soft_time_limit: seconds after which such a task is warned; None: as `conf.task_soft_time_limit` says.
+        memory_limit: bytes, or a text such as "2 GB", that such a task may use; None: as `conf.task_memory_limit` says.
+        max_tasks_per_child: a child is replaced after so many; None: as `conf.worker_max_tasks_per_child` says.
+        max_memory_per_child: KiB above which a child is replaced after a task; None: as the setting of that name says.
     """
 
     def __init__(
@@ -97,6 +101,9 @@ class Worker:
         grace_s: float | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -127,13 +134,17 @@ class Worker:
             preload=preload,
             path=[str(Path.cwd())] if preload else (),
             environment=environment,
+            max_tasks=max_tasks_per_child or self.conf.worker_max_tasks_per_child,
+            max_memory_kib=max_memory_per_child or self.conf.worker_max_memory_per_child,
         )
         self.work = Dispatcher(self.pool)
         self.guard = Guard(self.work)
         self.limits = Limits(
             seconds("time_limit", time_limit) or self.conf.task_time_limit,
             seconds("soft_time_limit", soft_time_limit) or self.conf.task_soft_time_limit,
+            size_bytes("memory_limit", memory_limit) or self.conf.task_memory_limit,
         )
+        self.out_of_memory = OutOfMemory()
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._told: list[Told] = []
         self._seq = 0
@@ -442,6 +453,7 @@ class Worker:
             task.steering_text,
             task.args,
             retries=s.retries,
+            limited=bool(limits),
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
         )
@@ -465,10 +477,11 @@ class Worker:
             case pools.Began(seq=seq, at=at):
                 if (held := self.work.held.get(seq)) is not None:
                     self.guard.began(held, at)
-            case pools.Died(child=child, cause=cause, started=started, unstarted=unstarted):
-                self._died(child, cause, started, unstarted)
+            case pools.Died():
+                self._died(happening)
             case pools.Ready():
-                pass
+                if self._stopping_since is None:
+                    self.work.hand_out()
 
     def _outcome(self, outcome: Outcome) -> None:
         held = self.work.held.get(outcome.seq)
@@ -513,10 +526,13 @@ class Worker:
         text = sign_event(facts, event.data, self.signer)
         self._told.append(Told(s.session, s.id, text, keep=event.kind == "output"))
 
-    def _died(self, child: int, cause: str, started: int | None, unstarted: Sequence[int]) -> None:
-        logger.warning("child %d: %s", child, cause)
-        held = self.work.held.get(started) if started is not None else None
-        self.work.child_ended(child, unstarted)
+    def _died(self, died: pools.Died) -> None:
+        cause = died.cause
+        if cause.startswith("signal 9 ") and self.out_of_memory.happened(time.monotonic()):
+            cause = f"out of memory, {cause}"
+        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
+        held = self.work.held.get(died.started) if died.started is not None else None
+        self.work.child_ended(died.child, died.unstarted)
         if held is None:
             return
         deaths = held.delivery.child_deaths + 1
@@ -528,7 +544,7 @@ class Worker:
             error, body = failure_of(*held.fault)
             self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
         elif deaths >= self.conf.worker_max_child_deaths:
-            hint = " (out of memory?)" if "signal 9" in cause else ""
+            hint = " (out of memory?)" if cause.startswith("signal 9 ") else ""
             text = f"Given up: it ended its child {deaths} times. Last: {cause}{hint} on {self.name}"
             error, body = failure_of("WorkerLostError", text)
             self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
@@ -659,6 +675,7 @@ class Worker:
                 self._cancel(id_, **msgspec.json.decode(mark, type=dict[str, Any]))
 
     def _sweep(self) -> None:
+        self.out_of_memory.happened(time.monotonic())
         if self._stopping_since is not None:
             return
         self._follow_queues()

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nbqueue.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from nbqueue.exceptions import MemoryLimitExceeded, SoftTimeLimitExceeded, TimeLimitExceeded
 from tests.helpers import wait_until
 from tests.workers import Site
 
@@ -113,3 +113,69 @@ def test_limits_of_the_worker_hold_where_a_call_has_none(idle_site: Site, tmp_pa
     assert (tmp_path / "warned").exists()
     task = idle_site.app.task(sleep)
     assert task.apply_async((0.5,), soft_time_limit=LONG_S).get(timeout=20) == "slept"
+
+
+# ---- memory, and children that are replaced
+
+
+def fill_up(folder: str) -> None:
+    """Take 20 MB more every few milliseconds."""
+    (Path(folder) / "begun").touch()
+    kept = []
+    while True:
+        kept.append(b"x" * 20_000_000)
+        time.sleep(0.02)
+
+
+def grow(megabytes: int) -> int:
+    """Leave memory in use behind, as a cache does."""
+    import builtins
+
+    builtins.kept_by_a_test = b"x" * (megabytes << 20)  # type: ignore[attr-defined]
+    return os.getpid()
+
+
+def test_task_that_uses_more_memory_than_it_may_is_ended_and_says_so(shared_site: Site, tmp_path: Path) -> None:
+    task = shared_site.app.task(fill_up, memory_limit="300 MB")
+    with pytest.raises(MemoryLimitExceeded, match=r"^used \d+ MB, its limit is 300 MB$") as caught:
+        task.delay(str(tmp_path)).get(timeout=30)
+    used = int(str(caught.value).split()[1])
+    assert 300 < used < 1_500
+    quiet = shared_site.app.task(sleep, memory_limit="300 MB")
+    assert quiet.delay(0.6).get(timeout=20) == "slept"
+
+
+def test_memory_limit_of_the_worker_holds_where_a_call_has_none(idle_site: Site, tmp_path: Path) -> None:
+    idle_site.worker("--memory-limit", "200 MB", concurrency=1)
+    with pytest.raises(MemoryLimitExceeded, match="its limit is 200 MB"):
+        idle_site.app.task(fill_up).delay(str(tmp_path)).get(timeout=30)
+
+
+def test_child_is_replaced_after_so_many_tasks(idle_site: Site) -> None:
+    worker = idle_site.worker("--max-tasks-per-child", "10", concurrency=1)
+    pids = idle_site.app.task(process_id).starmap([()] * 60).get(timeout=30)
+    assert {pids.count(pid) for pid in pids} == {10}
+    log = worker.log.read_text()
+    assert "replaced after 10 tasks" in log
+    assert "WARNING" not in log
+
+
+def test_child_is_replaced_when_it_has_grown_too_large(idle_site: Site) -> None:
+    worker = idle_site.worker("--max-memory-per-child", str(150 << 10), concurrency=1)
+    task = idle_site.app.task(grow)
+    pids = [task.delay(megabytes).get(timeout=20) for megabytes in (1, 2, 200, 3)]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+    assert "replaced, as it used 2" in worker.log.read_text()
+
+
+def test_threads_of_numeric_libraries_share_the_cores_among_the_children(idle_site: Site) -> None:
+    def threads() -> dict[str, str | None]:
+        import os
+
+        return {name: os.environ.get(f"{name}_NUM_THREADS") for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+
+    cores = os.cpu_count() or 1
+    idle_site.worker(concurrency=cores)
+    shares = idle_site.app.task(threads).delay().get(timeout=20)
+    expected = {name: os.environ.get(f"{name}_NUM_THREADS", "1") for name in shares}
+    assert shares == expected
