@@ -1,4 +1,4 @@
-"""The command line: `nbqueue worker`, `connect`, `status`, `result`, `revoke`, `down`.
+"""The command line: `nbqueue worker`, `connect`, `status`, `result`, `revoke`, `dead`, `down`.
 
 Global options (`-A`, `-b`, `--result-backend`, `--connect`, `--workdir`) may stand before or after the command.
 """
@@ -22,6 +22,7 @@ from nbqueue.log import LEVELS, setup
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.deadletters import DeadLetters
     from nbqueue.result import AsyncResult
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,6 +49,10 @@ class _Command(click.Command):
             return super().invoke(ctx)
         except NBQueueError as exc:
             raise click.ClickException(str(exc)) from exc
+
+
+class _Group(_Command, click.Group):
+    """A command with commands of its own."""
 
 
 def _merged(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +253,65 @@ def revoke(ctx: click.Context, /, ids: tuple[str, ...], terminate: bool, **optio
             time.sleep(0.05)
         state = getattr(handle, "state", states.REVOKED if handle.ready() else states.STARTED)
         click.echo(f"{one}: {state}")
+
+
+@cli.group(cls=_Group, invoke_without_command=True)
+@global_options
+@click.pass_context
+def dead(ctx: click.Context, /, **options: Any) -> None:
+    """Show the tasks that were given up or rejected; `requeue` sends them again, `drop` forgets them."""
+    if ctx.invoked_subcommand is not None:
+        ctx.obj = _merged(ctx, options)
+        return
+    letters = _dead_letters(ctx, options).list()
+    for letter in letters:
+        ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.at))
+        click.echo(f"{letter.id}  {ended}  {_printable(letter.name) or '?'}  {_printable(letter.error)}")
+    if not letters:
+        click.echo("No dead letters.")
+
+
+def _printable(text: str) -> str:
+    """Return a text from elsewhere without what would steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@dead.command(cls=_Command)
+@global_options
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All of them.")
+@click.pass_context
+def requeue(ctx: click.Context, /, ids: tuple[str, ...], every: bool, **options: Any) -> None:
+    """Send tasks again, as new as when they were first sent. Exit code 1 if one of them was not sent."""
+    letters = _dead_letters(ctx, options)
+    said = letters.requeue(_chosen(letters, ids, every))
+    for id_, word in said.items():
+        click.echo(f"{id_}: {word}")
+    ctx.exit(int(any(word != "sent" for word in said.values())))
+
+
+@dead.command(cls=_Command)
+@global_options
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All of them.")
+@click.pass_context
+def drop(ctx: click.Context, /, ids: tuple[str, ...], every: bool, **options: Any) -> None:
+    """Forget tasks that were given up; their records stay."""
+    letters = _dead_letters(ctx, options)
+    click.echo(f"{letters.drop(_chosen(letters, ids, every))} dropped")
+
+
+def _dead_letters(ctx: click.Context, options: dict[str, Any]) -> DeadLetters:
+    app = _app(ctx, **options)
+    from nbqueue.deadletters import DeadLetters  # needs the client of a server
+
+    return DeadLetters(app)
+
+
+def _chosen(letters: DeadLetters, ids: tuple[str, ...], every: bool) -> list[str]:
+    if every == bool(ids):
+        raise click.UsageError("name the tasks, or give --all")
+    return [letter.id for letter in letters.list()] if every else list(ids)
 
 
 @cli.command(cls=_Command)

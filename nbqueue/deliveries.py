@@ -73,7 +73,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it."""
+    """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it.
+
+    `dead`: its message is kept among the dead letters.
+    """
 
     delivery: Delivery
     record: bytes
@@ -82,6 +85,7 @@ class Settlement:
     state: str = ""
     ends: bool = True
     outbox: tuple[Outgoing, ...] = ()
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,13 +48,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A task that ends without running, with this state."""
+    """A task that ends without running, with this state. `dead`: its message is to be kept."""
 
     delivery: Delivery
     steering: Steering
     state: str
     error: str
     body: bytes = b""
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class Intake:
             return Ended(delivery, steering, states.REVOKED, "expired")
         if delivery.worker_losses >= self.max_losses:
             text = f"Given up: it lost its worker {delivery.worker_losses} times."
-            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
+            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)
         here = python_version()
         if steering.python and steering.python != here:
             text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; "

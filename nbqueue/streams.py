@@ -212,6 +212,7 @@ class Streams:
                 item.session,
                 item.group,
                 item.state,
+                int(item.dead),
             )
             for item in items
         ]
@@ -280,6 +281,28 @@ class Streams:
             blob = (self.records or RECORDS, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows)
             said += [word.decode() for word in self._run("revoke", blob)]
         return said
+
+    def dead_letters(self) -> list[tuple[str, bytes]]:
+        """Return the id of each dead letter and the record that says why it is one, the newest last."""
+        return [(id_.decode(), record) for id_, record in self._dead("list")]
+
+    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes] | None:
+        """Return queue, header and body of a dead letter."""
+        (found,) = self._dead("get", [id_])
+        return (found[0].decode(), found[1], found[2]) if found else None
+
+    def drop_dead(self, ids: Sequence[str]) -> int:
+        """Drop dead letters; return how many there were."""
+        return int(self._dead("drop", ids))
+
+    def requeue_dead(self, message: Outgoing, group: str) -> str:
+        """Send a message in place of the dead letter of its id; say `sent`, `unknown` or `live`."""
+        row = (message.queue, message.id, message.header, message.record.decode(), group)
+        return str(self._dead("requeue", [row], message.body)[0].decode())
+
+    def _dead(self, what: str, items: Sequence[object] = (), *bodies: bytes) -> Any:
+        blob = (what, self.records or RECORDS, self.record_ttl_ms, self.wake_key, items)
+        return self._run("dead", blob, *bodies)
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages of a queue wait, are claimed, and are delayed."""

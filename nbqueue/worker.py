@@ -64,6 +64,7 @@ BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this l
 PUT_OFF_MS: Final = 5_000
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000
+_BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
@@ -419,8 +420,8 @@ class Worker:
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
                     self._hold(task)
-                case Ended(steering=steering, state=state, error=error, body=body):
-                    self._end(None, delivery, steering, state, body, error)
+                case Ended(steering=steering, state=state, error=error, body=body, dead=dead):
+                    self._end(None, delivery, steering, state, body, error, dead=dead)
                 case Repeat():
                     self._settlements.append((None, Settlement(delivery, b"")))
                     repeats += 1
@@ -499,7 +500,8 @@ class Worker:
         elif state == states.REJECTED and body:
             self._back(held, "task")
         else:
-            self._end(held, held.delivery, held.steering, state, body, error, outcome)
+            dead = state == states.REJECTED
+            self._end(held, held.delivery, held.steering, state, body, error, outcome, dead=dead)
 
     def _back(self, held: Held, charge: str) -> None:
         """Return a task that has run to its queue."""
@@ -528,7 +530,7 @@ class Worker:
 
     def _died(self, died: pools.Died) -> None:
         cause = died.cause
-        if cause.startswith("signal 9 ") and self.out_of_memory.happened(time.monotonic()):
+        if cause == _BY_FORCE and self.out_of_memory.happened(time.monotonic()):
             cause = f"out of memory, {cause}"
         logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
         held = self.work.held.get(died.started) if died.started is not None else None
@@ -544,10 +546,11 @@ class Worker:
             error, body = failure_of(*held.fault)
             self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
         elif deaths >= self.conf.worker_max_child_deaths:
-            hint = " (out of memory?)" if cause.startswith("signal 9 ") else ""
-            text = f"Given up: it ended its child {deaths} times. Last: {cause}{hint} on {self.name}"
+            if cause == _BY_FORCE:  # nobody here has sent it
+                cause = "signal 9 (SIGKILL, out of memory?)"
+            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.name}"
             error, body = failure_of("WorkerLostError", text)
-            self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
+            self._end(held, held.delivery, held.steering, states.FAILURE, body, error, dead=True)
         else:
             self._back(held, "child")
 
@@ -562,8 +565,9 @@ class Worker:
         body: bytes,
         error: str,
         outcome: Outcome | None = None,
+        dead: bool = False,
     ) -> None:
-        """Queue the end of a task for the next flush."""
+        """Queue the end of a task for the next flush; `dead` keeps its message."""
         facts = msgspec.structs.replace(
             pending_facts(steering, state, outcome.ended_at if outcome else time.time()),
             attempt=delivery.attempt,
@@ -576,7 +580,8 @@ class Worker:
         if steering.ignore_result and state == states.SUCCESS:
             body = b""
         record = sign_record(facts, body, self.signer)
-        self._settlements.append((held, Settlement(delivery, record, steering.session, steering.group, state)))
+        settlement = Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
+        self._settlements.append((held, settlement))
 
     def _retry(self, held: Held, outcome: Outcome) -> None:
         """Queue the step in which a task's message is acknowledged and put off again."""

@@ -1,6 +1,8 @@
 -- Shared by every script: names of keys, time, and what happens to an entry when it is claimed or returned.
 -- Scripts take one argument, a msgpack array, and keep to the keys of one server.
 local GROUP = "nbq"
+local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
+local DEAD_KEPT = 1000
 
 local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
 
@@ -153,5 +155,36 @@ local function enqueue(queue, id, header, body, due_ms, counters)
       "a", counters[1], "c", counters[2], "w", counters[3])
   else
     redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+  end
+end
+
+local function is_live(state)
+  return state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED"
+end
+
+local function forget_dead(id)
+  redis.call("ZREM", DEAD .. ":at", id)
+  redis.call("HDEL", DEAD .. ":bodies", id)
+  return redis.call("HDEL", DEAD, id)
+end
+
+-- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many.
+local function bury(queue, id, fields, record)
+  redis.call("HSET", DEAD, id, cmsgpack.pack({queue, fields.h or "", record}))
+  redis.call("HSET", DEAD .. ":bodies", id, fields.b or "")
+  redis.call("ZADD", DEAD .. ":at", now_ms(), id)
+  local surplus = redis.call("ZCARD", DEAD .. ":at") - DEAD_KEPT
+  if surplus > 0 then
+    for _, oldest in ipairs(redis.call("ZRANGE", DEAD .. ":at", 0, surplus - 1)) do
+      forget_dead(oldest)
+      count("dead letter dropped")
+    end
+  end
+end
+
+-- The keeper starts a worker where none is; one hint is enough.
+local function rouse(wake)
+  if wake ~= "" and redis.call("HLEN", "nbq:workers") == 0 and redis.call("LLEN", wake) == 0 then
+    redis.call("LPUSH", wake, "sent")
   end
 end

@@ -13,7 +13,7 @@ for n, message in ipairs(messages) do
         verdict = 2
       else
         local state = string.match(old, '"status":"(%u+)"')
-        if state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED" then verdict = -1 end
+        if is_live(state) then verdict = -1 end
       end
     end
     if verdict == 1 then redis.call("SET", records .. id, record, "PX", ttl_ms) end
@@ -27,8 +27,5 @@ for n, message in ipairs(messages) do
   end
   status[n] = verdict
 end
--- The keeper starts a worker where none is; one hint is enough.
-if wake ~= "" and redis.call("HLEN", "nbq:workers") == 0 and redis.call("LLEN", wake) == 0 then
-  redis.call("LPUSH", wake, "sent")
-end
+rouse(wake)
 return status
