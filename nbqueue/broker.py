@@ -136,8 +136,8 @@ class StreamsBroker:
         with self._translated():
             return self.streams.dead_letters()
 
-    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes] | None:
-        """Return queue, header and body of a dead letter."""
+    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
+        """Return queue, header, body and priority of a dead letter."""
         with self._translated():
             return self.streams.dead_letter(id_)
 

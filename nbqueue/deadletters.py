@@ -88,7 +88,7 @@ class DeadLetters:
             return DeadLetter(id_, error="its record is another task's")
         return DeadLetter(id_, facts.name or facts.task, facts.queue, facts.error, facts.at)
 
-    def _again(self, id_: str, queue: str, header: bytes, body: bytes) -> tuple[Outgoing, str]:
+    def _again(self, id_: str, queue: str, header: bytes, body: bytes, priority: int) -> tuple[Outgoing, str]:
         """Return the message that is sent in place of a dead letter, and the id of its map."""
         signer = self.app.signer
         message = Message.open(header, body, signer)
@@ -97,11 +97,11 @@ class DeadLetters:
         steering = message.steering
         if isinstance(steering, Call):
             again = Message.sign_call(steering.group, steering.index, body, signer)
-            return Outgoing(queue, id_, again.header, body), steering.group
+            return Outgoing(queue, id_, again.header, body, priority=priority), steering.group
         now = time.time()
         steering = msgspec.structs.replace(
             steering, nonce=uuid.uuid4().hex, sent_at=now, eta=0.0, retries=0, expires=expiry_time(now, None, 0.0)
         )
         again = Message.sign(steering, body, signer)
         record = sign_record(pending_facts(steering), b"", signer)
-        return Outgoing(steering.queue, id_, again.header, body, record=record), ""
+        return Outgoing(steering.queue, id_, again.header, body, record=record, priority=steering.priority), ""

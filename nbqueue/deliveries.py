@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 GROUP: Final = "nbq"
-LANES: Final = ("n", "r")
+# The streams of a queue: what came back, then new entries by priority, `n` being that of 0.
+LANES: Final = ("r", "9", "8", "7", "6", "5", "4", "3", "2", "1", "n")
+MAX_PRIORITY: Final = 9
 QUEUES: Final = "nbq:queues"
 WORKERS: Final = "nbq:workers"
 CONTROL: Final = "nbq:control"
@@ -28,6 +30,11 @@ LIVE: Final = -1
 def stream_key(queue: str, lane: str) -> str:
     """Return the key of one of a queue's streams."""
     return f"nbq:{{{queue}}}:{lane}"
+
+
+def lane_of(priority: int) -> str:
+    """Return the lane of new entries of a priority."""
+    return str(priority) if priority else "n"
 
 
 def queue_key(queue: str, what: str) -> str:
@@ -49,6 +56,7 @@ class Outgoing:
     due_ms: int = 0
     nonce: str = ""
     record: bytes = b""
+    priority: int = 0
     attempt: int = 1
     child_deaths: int = 0
     worker_losses: int = 0

@@ -79,6 +79,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     time_limit: float = 0.0  # seconds it may run; 0.0: as its worker says
     soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
     memory_limit: int = 0  # bytes
+    priority: int = 0  # up to 9, which is the soonest
 
     @property
     def shown_name(self) -> str:

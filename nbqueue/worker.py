@@ -611,6 +611,7 @@ class Worker:
             message.header,
             message.body,
             int(again.due * 1000),
+            priority=steering.priority,
             attempt=delivery.attempt + 1,
             child_deaths=delivery.child_deaths,
             worker_losses=delivery.worker_losses,

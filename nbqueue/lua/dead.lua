@@ -1,5 +1,5 @@
 -- What is done with dead letters: `list` returns [id, record] of all, the newest last; `get` returns for each id
--- [queue, header, body], or an empty array; `drop` how many it dropped; `requeue` for each "sent", "unknown", or
+-- [queue, header, body, priority], or an empty array; `drop` how many it dropped; `requeue` for each "sent", "unknown", or
 -- "live" where the id belongs to a live task. A requeued task begins anew, so what was known of its end goes.
 local what, records, ttl_ms, wake, items = unpack(cmsgpack.unpack(ARGV[1]))
 
@@ -18,7 +18,7 @@ if what == "get" then
   local found = {}
   for n, id in ipairs(items) do
     local known = letter(id)
-    found[n] = known and {known[1], known[2], redis.call("HGET", DEAD .. ":bodies", id)} or {}
+    found[n] = known and {known[1], known[2], redis.call("HGET", DEAD .. ":bodies", id), known[4]} or {}
   end
   return found
 end
@@ -31,7 +31,7 @@ end
 
 local said = {}
 for n, item in ipairs(items) do
-  local queue, id, header, record, group = unpack(item)
+  local queue, id, header, record, group, level = unpack(item)
   local old = redis.call("GET", records .. id)
   local state = old and string.match(old, '"status":"(%u+)"')
   if redis.call("HEXISTS", DEAD, id) == 0 then
@@ -46,7 +46,7 @@ for n, item in ipairs(items) do
     end
     if group ~= "" and state then redis.call("HINCRBY", "nbq:progress:" .. group, state, -1) end
     redis.call("SADD", "nbq:queues", queue)
-    enqueue(queue, id, header, ARGV[n + 1], 0)
+    enqueue(queue, id, header, ARGV[n + 1], 0, level)
     forget_dead(id)
     said[n] = "sent"
   end

@@ -3,7 +3,7 @@
 local records, ttl_ms, wake, messages = unpack(cmsgpack.unpack(ARGV[1]))
 local known, status = {}, {}
 for n, message in ipairs(messages) do
-  local queue, id, header, due_ms, nonce, record = unpack(message)
+  local queue, id, header, due_ms, level, nonce, record = unpack(message)
   local body = ARGV[n + 1]
   local verdict = 1
   if record ~= "" then
@@ -23,7 +23,7 @@ for n, message in ipairs(messages) do
       redis.call("SADD", "nbq:queues", queue)
       known[queue] = true
     end
-    enqueue(queue, id, header, body, due_ms)
+    enqueue(queue, id, header, body, due_ms, level)
   end
   status[n] = verdict
 end

@@ -35,11 +35,11 @@ for n, item in ipairs(items) do
 end
 -- Follow-ups, each with the number of the item it follows; an item that no longer held sends none.
 for n, message in ipairs(outbox) do
-  local follows, queue, id, header, due_ms, attempt, deaths, losses = unpack(message)
+  local follows, queue, id, header, due_ms, level, attempt, deaths, losses = unpack(message)
   if held[follows] == 1 then
     redis.call("SADD", "nbq:queues", queue)
     local counters = (attempt > 1 or deaths > 0 or losses > 0) and {attempt, deaths, losses} or nil
-    enqueue(queue, id, header, ARGV[n + 1], due_ms, counters)
+    enqueue(queue, id, header, ARGV[n + 1], due_ms, level, counters)
   end
 end
 tell(sessions, maxlen, session_ttl_ms)
