@@ -46,7 +46,8 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Packer, Ref
 from nbqueue.signing import Signer
-from nbqueue.tasks import OPTIONS, Task, due_time, expiry_time
+from nbqueue.tasks import OPTIONS, Task
+from nbqueue.times import due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
 from nbqueue.watcher import Watcher
 

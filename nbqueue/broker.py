@@ -131,6 +131,26 @@ class StreamsBroker:
         with self._translated():
             return self.streams.purge(queue)
 
+    def dead_letters(self) -> list[tuple[str, bytes]]:
+        """Return the id of each dead letter and the record that says why it is one, the newest last."""
+        with self._translated():
+            return self.streams.dead_letters()
+
+    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
+        """Return queue, header, body and priority of a dead letter."""
+        with self._translated():
+            return self.streams.dead_letter(id_)
+
+    def drop_dead(self, ids: Sequence[str]) -> int:
+        """Drop dead letters; return how many there were."""
+        with self._translated():
+            return self.streams.drop_dead(ids)
+
+    def requeue_dead(self, message: Outgoing, group: str) -> str:
+        """Send a message in place of the dead letter of its id; say `sent`, `unknown` or `live`."""
+        with self._translated():
+            return self.streams.requeue_dead(message, group)
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:

@@ -6,6 +6,7 @@ Lives in a child and knows no app: `send` takes finished bytes.
 from __future__ import annotations
 
 import io
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from nbqueue.exceptions import SoftTimeLimitExceeded
 from nbqueue.messages import Output, Progress
 
 Send = Callable[[str, bytes], None]
@@ -23,6 +25,8 @@ FLUSH_CHARACTERS: Final = 8_192
 MAX_CHARACTERS: Final = 5_000_000  # of one task; what comes after is dropped, and that is said
 MAX_BUNDLE_BYTES: Final = 2_000_000
 PROGRESS_S: Final = 0.1  # between two events of one bar
+# A supervisor tells a child with it that its task is past its soft limit. Windows has none, and no children either.
+SOFT_SIGNAL: Final[int] = getattr(signal, "SIGUSR1", 0)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -30,25 +34,41 @@ _encode = msgspec.json.Encoder().encode
 class Interrupts:
     """Turns a signal into KeyboardInterrupt: while armed only, once, and never in a `with` block of this.
 
+    `SOFT_SIGNAL` becomes SoftTimeLimitExceeded instead, once too, while `soft_limit_s` is set.
+
     Such a block is machinery on the main thread, where an exception at any instruction would leave a lock locked or
     half a reply sent; the exception comes at the block's end instead.
     """
 
     def __init__(self) -> None:
         self.armed = False
+        self.soft_limit_s = 0.0  # of the task that runs
         self._main = threading.main_thread().ident
         self._depth = 0
-        self._late = False
+        self._late: BaseException | None = None
 
     def handle(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Take a signal; between tasks it is late: whom it was meant for has ended."""
-        if not self.armed:
-            return
-        self.armed = False
-        if self._depth:
-            self._late = True
+        error: BaseException
+        if number == SOFT_SIGNAL:
+            if not self.soft_limit_s:
+                return
+            error = SoftTimeLimitExceeded(f"ran past its soft limit of {self.soft_limit_s:g} s")
+            self.soft_limit_s = 0.0
+        elif self.armed:
+            self.armed = False
+            error = KeyboardInterrupt()
         else:
-            raise KeyboardInterrupt
+            return
+        if not self._depth:
+            raise error
+        if not isinstance(self._late, KeyboardInterrupt):
+            self._late = error
+
+    def disarm(self) -> None:
+        """Let signals pass from now on: the task has ended."""
+        self.armed = False
+        self.soft_limit_s = 0.0
 
     def __enter__(self) -> None:
         if threading.get_ident() == self._main:  # signals come to no other
@@ -58,9 +78,9 @@ class Interrupts:
         if threading.get_ident() != self._main:
             return
         self._depth -= 1
-        if self._late and not self._depth:
-            self._late = False
-            raise KeyboardInterrupt
+        if self._late is not None and not self._depth:
+            late, self._late = self._late, None
+            raise late
 
 
 class Recorder:

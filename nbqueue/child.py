@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -24,10 +25,12 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from nbqueue.blobs import BlobStore
-from nbqueue.capture import Interrupts
-from nbqueue.exceptions import ImproperlyConfigured, NBQueueError
-from nbqueue.execute import Executor, find_app, leave_task
-from nbqueue.frames import BUFFER_BYTES, receive_frame
+from nbqueue.capture import SOFT_SIGNAL, Interrupts
+from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
+from nbqueue.execute import Executor, failed, find_app, leave_task
+from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
+from nbqueue.limits import shown_size
+from nbqueue.memory import rss_bytes
 from nbqueue.messages import ChildEvent, ChildTask, Outcome
 from nbqueue.states import REVOKED
 
@@ -50,6 +53,7 @@ class ForkServer:
         self.registries: list[Any] = []
         self.store: BlobStore | None = None
         self.keep_s = 0.0
+        self.wear = Wear()
 
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
@@ -90,6 +94,7 @@ class ForkServer:
         settings = json.loads(self.sock.recv(1 << 16))
         if settings["blobs"]:
             self.store, self.keep_s = BlobStore(Path(settings["blobs"])), settings["keep_s"]
+        self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             found = [_registry(spec) for spec in settings["preload"]]
@@ -167,7 +172,7 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], server: Fo
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # as Python does for its own; else all children would draw the same
-        Child(tasks, replies, server.registries, server.store, server.keep_s).run()
+        Child(tasks, replies, server.registries, server.wear, server.store, server.keep_s).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         if sys.__stderr__ is not None:
@@ -186,14 +191,34 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+@dataclass
+class Wear:
+    """How long a child is of use: so many tasks, or until it has grown to so many KiB; 0 is no limit."""
+
+    max_tasks: int = 0
+    max_memory_kib: int = 0
+    tasks: int = 0
+
+    def after_task(self) -> str:
+        """Return why it should be replaced, now that it has run another task; empty if it shouldn't."""
+        self.tasks += 1
+        if self.max_tasks and self.tasks >= self.max_tasks:
+            return f"replaced after {self.tasks} tasks"
+        if self.max_memory_kib and (used := rss_bytes(os.getpid())) > self.max_memory_kib * 1024:
+            return f"replaced, as it used {shown_size(used)}"
+        return ""
+
+
 class Child:
     """Runs one task after another, as they come.
 
     Args:
         tasks: brings code (`C`), tasks (`T`) and the end (`Q`), each as one message.
-        replies: takes a length and then what happened: ready (`R`), an event (`E`), an outcome (`O`), or that a
-            task's code has not come (`N`), as its supervisor took it back in the same instant.
+        replies: takes a length and then what happened: ready (`R`), a task with a limit has begun (`B`), an event
+            (`E`), an outcome (`O`), or that a task's code has not come (`N`), as its supervisor took it back in the
+            same instant, or that it ends, and why (`L`).
         registries: where tasks by name are looked up.
+        wear: how long it is of use.
         store: where large data is.
         keep_s: how long that of results is kept.
     """
@@ -203,20 +228,26 @@ class Child:
         tasks: socket.socket,
         replies: socket.socket,
         registries: list[Any],
+        wear: Wear,
         store: BlobStore | None = None,
         keep_s: float = 0.0,
     ) -> None:
         self.tasks = tasks
         self.replies = replies
+        self.wear = wear
         self.interrupts = Interrupts()
         self.executor = Executor(self._event, registries, self.interrupts, store=store, keep_s=keep_s)
         self._lock = threading.Lock()
         self._forked = False
 
     def run(self) -> None:
-        """Run tasks until told to end, or until nobody is left to tell."""
+        """Run tasks until told to end, until nobody is left to tell, or until it is worn out.
+
+        What it has not read then is taken back by its supervisor.
+        """
         self.executor.install_streams()
         signal.signal(signal.SIGINT, self.interrupts.handle)
+        signal.signal(SOFT_SIGNAL, self.interrupts.handle)
         os.register_at_fork(after_in_child=self._disown)
         buffer = memoryview(bytearray(BUFFER_BYTES))
         self._reply(b"R")
@@ -227,6 +258,9 @@ class Child:
                 task = _decode_task(frame[9:])
                 del frame  # a large one is a mapped file
                 self._run(task)
+                if worn := self.wear.after_task():
+                    self._reply(b"L" + worn.encode())
+                    return
             elif kind == b"C":
                 self.executor.keep_code(str(frame[1:33], "ascii"), bytes(frame[33:]))
             else:
@@ -236,13 +270,19 @@ class Child:
         if task.code and not self.executor.has_code(task.code):
             self._reply(b"N" + task.seq.to_bytes(8, "big"))
             return
+        if task.limited:
+            self._reply(b"B" + BEGAN.pack(task.seq, time.monotonic()))
         started = time.time()
         try:
             self.interrupts.armed = True
+            self.interrupts.soft_limit_s = task.soft_time_limit
             outcome = self.executor.execute(task)
-            self.interrupts.armed = False
+            self.interrupts.disarm()
         except KeyboardInterrupt:  # it came while the outcome was being packed
             outcome = Outcome(task.seq, REVOKED, b"", started, time.time(), "interrupted")
+        except SoftTimeLimitExceeded as exc:  # as above
+            outcome = failed(task.seq, exc, started)
+        self.interrupts.disarm()  # the other of the two
         if self._forked:
             os._exit(0)  # a process that the task forked has come back from it; only the task's own answers
         self._reply(b"O" + _encode(outcome))

@@ -1,4 +1,4 @@
-"""The command line: `nbqueue worker`, `connect`, `status`, `result`, `revoke`, `down`.
+"""The command line: `nbqueue worker`, `connect`, `status`, `result`, `revoke`, `dead`, `down`.
 
 Global options (`-A`, `-b`, `--result-backend`, `--connect`, `--workdir`) may stand before or after the command.
 """
@@ -22,6 +22,7 @@ from nbqueue.log import LEVELS, setup
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.deadletters import DeadLetters
     from nbqueue.result import AsyncResult
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,6 +49,10 @@ class _Command(click.Command):
             return super().invoke(ctx)
         except NBQueueError as exc:
             raise click.ClickException(str(exc)) from exc
+
+
+class _Group(_Command, click.Group):
+    """A command with commands of its own."""
 
 
 def _merged(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +97,13 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 @click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many children. Default: one a core.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="The worker's name; @host is added if it has none.")
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
+@click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
+@click.option("--soft-time-limit", type=float, metavar="S", help="Raise SoftTimeLimitExceeded in one that does.")
+@click.option("--memory-limit", metavar="SIZE", help='End a task that uses more than, say, "2 GB", likewise.')
+@click.option("--max-tasks-per-child", type=click.IntRange(min=1), metavar="N", help="Replace a child after N tasks.")
+@click.option(
+    "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
+)
 @click.option("--keeper", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
@@ -103,6 +115,11 @@ def worker(
     concurrency: int | None,
     name: str | None,
     grace: float | None,
+    time_limit: float | None,
+    soft_time_limit: float | None,
+    memory_limit: str | None,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None,
     keeper: bool,
     **options: Any,
 ) -> None:
@@ -124,6 +141,11 @@ def worker(
         name=name or "",
         preload=preload,
         grace_s=grace,
+        time_limit=time_limit,
+        soft_time_limit=soft_time_limit,
+        memory_limit=memory_limit,
+        max_tasks_per_child=max_tasks_per_child,
+        max_memory_per_child=max_memory_per_child,
     )
     ctx.exit(started.run())
 
@@ -232,6 +254,65 @@ def revoke(ctx: click.Context, /, ids: tuple[str, ...], terminate: bool, **optio
             time.sleep(0.05)
         state = getattr(handle, "state", states.REVOKED if handle.ready() else states.STARTED)
         click.echo(f"{one}: {state}")
+
+
+@cli.group(cls=_Group, invoke_without_command=True)
+@global_options
+@click.pass_context
+def dead(ctx: click.Context, /, **options: Any) -> None:
+    """Show the tasks that were given up or rejected; `requeue` sends them again, `drop` forgets them."""
+    if ctx.invoked_subcommand is not None:
+        ctx.obj = _merged(ctx, options)
+        return
+    letters = _dead_letters(ctx, options).list()
+    for letter in letters:
+        ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.at))
+        click.echo(f"{letter.id}  {ended}  {_printable(letter.name) or '?'}  {_printable(letter.error)}")
+    if not letters:
+        click.echo("No dead letters.")
+
+
+def _printable(text: str) -> str:
+    """Return a text from elsewhere without what would steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@dead.command(cls=_Command)
+@global_options
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All of them.")
+@click.pass_context
+def requeue(ctx: click.Context, /, ids: tuple[str, ...], every: bool, **options: Any) -> None:
+    """Send tasks again, as new as when they were first sent. Exit code 1 if one of them was not sent."""
+    letters = _dead_letters(ctx, options)
+    said = letters.requeue(_chosen(letters, ids, every))
+    for id_, word in said.items():
+        click.echo(f"{id_}: {word}")
+    ctx.exit(int(any(word != "sent" for word in said.values())))
+
+
+@dead.command(cls=_Command)
+@global_options
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All of them.")
+@click.pass_context
+def drop(ctx: click.Context, /, ids: tuple[str, ...], every: bool, **options: Any) -> None:
+    """Forget tasks that were given up; their records stay."""
+    letters = _dead_letters(ctx, options)
+    click.echo(f"{letters.drop(_chosen(letters, ids, every))} dropped")
+
+
+def _dead_letters(ctx: click.Context, options: dict[str, Any]) -> DeadLetters:
+    app = _app(ctx, **options)
+    from nbqueue.deadletters import DeadLetters  # needs the client of a server
+
+    return DeadLetters(app)
+
+
+def _chosen(letters: DeadLetters, ids: tuple[str, ...], every: bool) -> list[str]:
+    if every == bool(ids):
+        raise click.UsageError("name the tasks, or give --all")
+    return [letter.id for letter in letters.list()] if every else list(ids)
 
 
 @cli.command(cls=_Command)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.limits import size_bytes
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 SCHEMES: Final = (*REDIS_SCHEMES, "memory")
@@ -39,6 +40,11 @@ class Settings:
     task_publish_retry_policy: dict[str, float] = field(
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
     )
+    task_time_limit: float = 0.0  # seconds a task may run; 0: as long as it takes
+    task_soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it; 0: never
+    task_memory_limit: int = 0  # bytes, or a text such as "2 GB", that a task's child may use; 0: what there is
+    worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
+    worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
     worker_concurrency: int = 0  # 0: as many as cores
@@ -78,13 +84,13 @@ def unknown_setting(name: str) -> str:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
+    if name in _SIZES:
+        return size_bytes(name, value or None)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}")
     elif isinstance(default, int | float):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ImproperlyConfigured(f"{name} must be a number of at least 0, not {value!r}")
-        value = type(default)(value)
+        value = _number(name, value, default)
     elif isinstance(default, tuple):
         value = (value,) if isinstance(value, str) else tuple(value)
     elif isinstance(default, dict):
@@ -96,6 +102,15 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _number(name: str, value: Any, default: float) -> float:
+    if value is None and not default:
+        return default  # Celery's way to say that there is no limit
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ImproperlyConfigured(f"{name} must be a number of at least 0, not {value!r}")
+    return type(default)(value)
+
+
+_SIZES: Final = frozenset({"task_memory_limit"})
 _MISSING: Final = object()
 _DEFAULTS: Final[dict[str, Any]] = {
     f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(Settings)

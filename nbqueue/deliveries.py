@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 GROUP: Final = "nbq"
-LANES: Final = ("n", "r")
+# The streams of a queue: what came back, then new entries by priority, `n` being that of 0.
+LANES: Final = ("r", "9", "8", "7", "6", "5", "4", "3", "2", "1", "n")
+MAX_PRIORITY: Final = 9
 QUEUES: Final = "nbq:queues"
 WORKERS: Final = "nbq:workers"
 CONTROL: Final = "nbq:control"
@@ -30,6 +32,11 @@ def stream_key(queue: str, lane: str) -> str:
     return f"nbq:{{{queue}}}:{lane}"
 
 
+def lane_of(priority: int) -> str:
+    """Return the lane of new entries of a priority."""
+    return str(priority) if priority else "n"
+
+
 def queue_key(queue: str, what: str) -> str:
     """Return the key of a queue's `delayed`, `bodies` or `claims`."""
     return f"nbq:{{{queue}}}:{what}"
@@ -37,7 +44,10 @@ def queue_key(queue: str, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none."""
+    """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
+
+    The counters are of a message that follows another one of its id.
+    """
 
     queue: str
     id: str
@@ -46,6 +56,10 @@ class Outgoing:
     due_ms: int = 0
     nonce: str = ""
     record: bytes = b""
+    priority: int = 0
+    attempt: int = 1
+    child_deaths: int = 0
+    worker_losses: int = 0
 
 
 @dataclass(slots=True)
@@ -67,7 +81,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it."""
+    """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it.
+
+    `dead`: its message is kept among the dead letters.
+    """
 
     delivery: Delivery
     record: bytes
@@ -76,6 +93,7 @@ class Settlement:
     state: str = ""
     ends: bool = True
     outbox: tuple[Outgoing, ...] = ()
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nbqueue.deliveries import Delivery
+from nbqueue.limits import NO_LIMITS, Limits
 from nbqueue.messages import Steering
 from nbqueue.pool import Job, Pool
 
@@ -37,7 +38,10 @@ class Held:
     child: int = 0  # 0: not handed out
     marked: bool = False  # shown as started
     revoked: bool = False  # being stopped because somebody cancelled it
+    unwanted: bool = False  # cancelled, but left to run; it must not run again
     lost: bool = False  # its lease: whatever comes of it is dropped
+    limits: Limits = NO_LIMITS
+    fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
     stops: list[int] = field(default_factory=list)  # signals still to send
     stop_at: float = 0.0  # when the next of them is due
 
@@ -215,6 +219,21 @@ class Dispatcher:
         held.stops = [int(chosen), int(signal.SIGTERM), int(signal.SIGKILL)]
         held.stop_at = time.monotonic()
         self.press(held.stop_at)
+
+    def runs(self, held: Held) -> bool:
+        """Tell whether a child is at this very task."""
+        return held.child in self.pool.children and self.running(held.child) is held
+
+    def warn(self, held: Held) -> None:
+        """Have `SoftTimeLimitExceeded` raised in a task that runs."""
+        self.recall(held.child)  # as in `press`
+        self.pool.warn(held.child)
+
+    def end(self, held: Held, error: str, text: str) -> None:
+        """End a running task by force, with all that it started; it fails with this error once its child is gone."""
+        held.fault = (error, text)
+        self.recall(held.child)
+        self.pool.kill(held.child)
 
     def press(self, now: float) -> None:
         """Send the signals that are due to tasks being stopped."""

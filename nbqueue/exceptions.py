@@ -16,6 +16,13 @@
     │   ├── ResultExpired               the task ended, its result is no longer kept
     │   ├── TaskRevokedError            cancelled, or 'expired' before it started
     │   ├── WorkerLostError             its child or worker died while it ran
+    │   ├── SoftTimeLimitExceeded       raised inside a task that runs past its soft limit; it may clean up
+    │   ├── TimeLimitExceeded           its child was ended because it ran past its limit
+    │   ├── MemoryLimitExceeded         its child was ended because it used more memory than it may
+    │   ├── Retry                       a task is to run again
+    │   ├── MaxRetriesExceededError     a task is to run again, and has no retries left
+    │   ├── Ignore                      a task wants to leave no result
+    │   ├── Reject                      a task refuses its message, or gives it back to its queue
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── BlobMissing                 large data that the task or its result names is gone
     │   ├── PythonMismatch              sent from another Python minor version
@@ -28,6 +35,7 @@ Remote failures that are the task's own come back as themselves, with the remote
 from __future__ import annotations
 
 import builtins
+from datetime import datetime
 
 __all__ = [
     "AmbiguousLabel",
@@ -35,19 +43,26 @@ __all__ = [
     "BadMessage",
     "BlobMissing",
     "BlobNotStored",
+    "Ignore",
     "ImproperlyConfigured",
     "LeaseLost",
+    "MaxRetriesExceededError",
+    "MemoryLimitExceeded",
     "NBQueueError",
     "NotPicklable",
     "NotRegistered",
     "PayloadTooLarge",
     "PythonMismatch",
+    "Reject",
     "RemoteError",
     "ResultExpired",
+    "Retry",
     "SendFailed",
     "SendUncertain",
+    "SoftTimeLimitExceeded",
     "TaskError",
     "TaskRevokedError",
+    "TimeLimitExceeded",
     "TimeoutError",
     "UnknownTask",
     "WorkerLostError",
@@ -130,6 +145,67 @@ class TaskRevokedError(TaskError):
 
 class WorkerLostError(TaskError):
     """Says which process died under the task, and how."""
+
+
+class SoftTimeLimitExceeded(TaskError):
+    """Says, inside the task, that it ran past its soft limit; the hard one may follow."""
+
+
+class TimeLimitExceeded(TaskError):
+    """Says that the task was ended by force, since it ran past its limit."""
+
+
+class MemoryLimitExceeded(TaskError):
+    """Says that the task was ended by force, since it used more memory than it may."""
+
+
+class Retry(TaskError):
+    """Says that a task is to run again; `self.retry()` raises it, and a task may raise it itself.
+
+    Args:
+        message: what to tell.
+        exc: why; the error that the record of the task shows meanwhile.
+        when: seconds from now, or the instant, at which it may run again.
+    """
+
+    def __init__(
+        self, message: str = "", exc: BaseException | None = None, when: float | datetime | None = None
+    ) -> None:
+        super().__init__(message, exc, when)
+        self.message = message
+        self.exc = exc
+        self.when = when
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        when = f"at {self.when.isoformat()}" if isinstance(self.when, datetime) else f"in {self.when or 0:g} s"
+        return f"Retry {when}" + ("" if self.exc is None else f": {type(self.exc).__name__}: {self.exc}")
+
+
+class MaxRetriesExceededError(TaskError):
+    """Says that a task asked for one more retry than it has."""
+
+
+class Ignore(TaskError):
+    """Ends a task without a result; whoever waits for it gets this."""
+
+
+class Reject(TaskError):
+    """Refuses the message of a task, which is kept among the dead letters; or gives it back to its queue.
+
+    Args:
+        reason: why.
+        requeue: give it back, to be run again at once, by whichever worker.
+    """
+
+    def __init__(self, reason: object = "", requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.reason = reason
+        self.requeue = requeue
+
+    def __str__(self) -> str:
+        return str(self.reason or "rejected")
 
 
 class LeaseLost(TaskError):

@@ -16,23 +16,34 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
-from nbqueue import modules, serialization, states
+from nbqueue import modules, retries, serialization, states
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
-from nbqueue.exceptions import BlobMissing, ImproperlyConfigured, NotRegistered
+from nbqueue.exceptions import (
+    BlobMissing,
+    Ignore,
+    ImproperlyConfigured,
+    MaxRetriesExceededError,
+    NotRegistered,
+    Reject,
+    Retry,
+)
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
+    Again,
     ChildTask,
     Failure,
     Outcome,
     Progress,
     Steering,
     decode_steering,
+    encode_again,
     encode_failure,
 )
 from nbqueue.modules import Importer, Module
@@ -42,12 +53,8 @@ T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
-_OWN: Final = (
-    "nbqueue/execute.py",
-    "nbqueue/child.py",
-    "nbqueue/serialization.py",
-    "nbqueue/cellrun.py",
-    "nbqueue/modules.py",
+_OWN: Final = tuple(
+    f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
 
 
@@ -58,6 +65,10 @@ class Request:
         self._task = task
         self._flusher = flusher
         self.recorder = recorder
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.retry_options = retries.DEFAULTS
+        self.again: retries.Plan | None = None  # what the task has asked for
         self.bars: list[int] = []  # of `track`s that are open, outermost first
 
     def tell_progress(self, progress: Progress, *, last: bool = False) -> None:
@@ -88,12 +99,17 @@ class Request:
     @property
     def retries(self) -> int:
         """Return how often it was retried."""
-        return self.steering.retries
+        return self._task.retries
 
     @property
     def group(self) -> str | None:
         """Return the id of the map it belongs to."""
         return self.steering.id if self._task.index >= 0 else None
+
+    @property
+    def timelimit(self) -> tuple[float | None, float | None]:
+        """Return its hard and soft limit, seconds; None where there is none."""
+        return self._task.time_limit or None, self._task.soft_time_limit or None
 
     @property
     def index(self) -> int:
@@ -117,6 +133,49 @@ class BoundTask:
 
     name: str
     request: Request
+    MaxRetriesExceededError: ClassVar = MaxRetriesExceededError
+
+    @property
+    def max_retries(self) -> int | None:
+        """Return how often it may be retried; None for as often as it likes."""
+        return self.request.retry_options.max_retries
+
+    @property
+    def default_retry_delay(self) -> float:
+        """Return the seconds until a retry that says nothing else."""
+        return self.request.retry_options.default_retry_delay
+
+    def retry(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+    ) -> Retry:
+        """Run this task again later. The call ends here, unless `throw` is False: then it ends as it will.
+
+        Args:
+            args: other positional arguments; the same if None.
+            kwargs: other keyword arguments; the same if None.
+            exc: why; raised instead if no retries are left.
+            throw: raise `Retry`; False returns it, and whatever the task does afterwards it runs again.
+            eta: the instant, with its zone, before which it must not start.
+            countdown: seconds until it may start; the task's `default_retry_delay` if there is no `eta` either.
+            max_retries: how often it may be retried, instead of the task's own number.
+
+        Raises:
+            Retry: it will run again.
+            MaxRetriesExceededError: no retries are left, and there is no `exc`.
+        """
+        self.request.again = again = retries.plan(
+            self.request, args=args, kwargs=kwargs, exc=exc, eta=eta, countdown=countdown, max_retries=max_retries
+        )
+        if throw:
+            raise again.retry
+        return again.retry
 
 
 _request: ContextVar[Request | None] = ContextVar("nbqueue_request", default=None)
@@ -180,6 +239,14 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
         say(closed=True)
 
 
+class Loaded(NamedTuple):
+    """A function as it is called here. `bind`: it takes the task as its first argument, whatever its caller knows."""
+
+    run: Callable[..., Any]
+    retry_options: retries.RetryOptions
+    bind: bool = False
+
+
 class Registry(Protocol):
     """Is where tasks by name are looked up: an `App`."""
 
@@ -236,7 +303,7 @@ class Executor:
     store: BlobStore | None = None
     keep_s: float = 7 * 86_400.0
     codes: dict[str, bytes] = field(default_factory=dict)
-    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    functions: dict[str, Loaded] = field(default_factory=dict)
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
     importer: Importer = field(default_factory=Importer)
 
@@ -267,13 +334,13 @@ class Executor:
         token = _request.set(request)
         try:
             value, summary = self._call(task, request)
+            if request.again is not None:
+                return self._retried(task, request, request.again, started)
             body = self._pack(value, task)
         except KeyboardInterrupt:
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
-            failure = failure_of(exc)
-            line = " ".join(f"{failure.type}: {failure.message}".split())
-            return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
+            return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
@@ -287,25 +354,57 @@ class Executor:
         args, kwargs = serialization.loads_args(task.args, serializer, self._read)
         if task.task == CELL_TASK:
             return run_cell(args[0], request.recorder)
-        function = self._loaded(task.code) if task.code else self._registered(task.task)
-        if b'"bind":true' in task.steering and request.steering.bind:
+        found = self._loaded(task.code) if task.code else self._registered(task.task)
+        request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
+        if found.bind or (b'"bind":true' in task.steering and request.steering.bind):
             args = (BoundTask(task.task, request), *args)
-        value = function(*args, **kwargs)
+        value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
         return value, summarize(value)
 
+    def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
+        """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""
+        try:
+            again = request.again if isinstance(exc, Retry) and request.again else retries.planned_for(request, exc)
+            if again is not None:
+                return self._retried(task, request, again, started)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as last:  # noqa: BLE001 - no retries are left, or what is to be retried can't travel
+            exc = last
+        if isinstance(exc, Ignore | Reject):
+            state = states.IGNORED if isinstance(exc, Ignore) else states.REJECTED
+            body = b"requeue" if isinstance(exc, Reject) and exc.requeue else b""
+            return Outcome(task.seq, state, body, started, time.time(), " ".join(str(exc).split())[:500])
+        return failed(task.seq, exc, started)
+
+    def _retried(self, task: ChildTask, request: Request, plan: retries.Plan, started: float) -> Outcome:
+        """Return the end of a task that is to run again."""
+        args = None
+        if plan.call is not None:
+            packer = Packer(modules_of(task.args))  # what came with the arguments goes on with them
+            args = serialization.dumps_args(*plan.call, request.steering.serializer, packer)
+            self._keep(packer)
+        why = failed(task.seq, plan.retry.exc or plan.retry, started)
+        limit = -1 if plan.max_retries is None else plan.max_retries
+        body = encode_again(Again(why.body, plan.due, limit, args))
+        return Outcome(task.seq, states.RETRY, body, started, time.time(), why.error)
+
     def _pack(self, value: Any, task: ChildTask) -> bytes:
         """Return the value as it is stored; what is large is written to the store before the task has ended."""
-        packer = Packer() if self.store is not None else None
+        packer = Packer()
         try:
-            body = serialization.dumps_value(value, packer)
+            body = serialization.dumps_value(value, packer if self.store else None)
         except Exception as exc:
             raise TypeError(f"the result of {task.task}, a {type(value).__name__}, can't be pickled: {exc}") from exc
-        if packer is not None and self.store is not None:
+        self._keep(packer)
+        return body
+
+    def _keep(self, packer: Packer) -> None:
+        if self.store is not None:
             for ref, data in packer.blobs.items():
                 self.store.write(ref, data, time.time() + self.keep_s)
-        return body
 
     def _offer_modules(self, task: ChildTask) -> None:
         """Let the task import the users' modules that came with its code and arguments, and no others."""
@@ -328,20 +427,28 @@ class Executor:
             raise BlobMissing(f"{described(ref)} can't be had here")
         return self.store.read(ref)
 
-    def _loaded(self, digest: str) -> Callable[..., Any]:
-        function = self.functions.get(digest)
-        if function is None:
-            function = self.functions[digest] = serialization.loads_code(self.codes[digest], self._read)
-        return function
+    def _loaded(self, digest: str) -> Loaded:
+        loaded = self.functions.get(digest)
+        if loaded is None:
+            function, options = serialization.loads_code_and_beside(self.codes[digest], self._read)
+            loaded = self.functions[digest] = Loaded(function, options or retries.DEFAULTS)
+        return loaded
 
-    def _registered(self, name: str) -> Callable[..., Any]:
+    def _registered(self, name: str) -> Loaded:
         for registry in self.registries:
             if name in registry.tasks:
-                run: Callable[..., Any] = registry.tasks[name].run
-                return run
+                task = registry.tasks[name]
+                return Loaded(task.run, task.retry_options, task.bind)
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def failed(seq: int, exc: BaseException, started: float) -> Outcome:
+    """Return the end of a task that raised."""
+    failure = failure_of(exc)
+    line = " ".join(f"{failure.type}: {failure.message}".split())
+    return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
 
 
 def failure_of(exc: BaseException) -> Failure:

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 FRAME_BYTES: Final = 100_000  # a larger one goes as a file
 BUFFER_BYTES: Final = FRAME_BYTES + 1_024
 LABEL_BYTES: Final = 33  # a kind and a digest
+BEGAN: Final = struct.Struct(">Qd")  # a task's number, and the machine's monotonic clock when it began
 _FILE: Final = b"F"
 _ROOM: Final = socket.CMSG_SPACE(array.array("i").itemsize)
 # All of these pass: no room in the socket, or for another file.

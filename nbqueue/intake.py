@@ -17,6 +17,7 @@ from nbqueue.deliveries import Delivery
 from nbqueue.exceptions import BadMessage
 from nbqueue.messages import (
     Call,
+    Facts,
     Failure,
     Message,
     Steering,
@@ -49,18 +50,19 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A task that ends without running, with this state."""
+    """A task that ends without running, with this state. `dead`: its message is to be kept."""
 
     delivery: Delivery
     steering: Steering
     state: str
     error: str
     body: bytes = b""
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A message whose task has ended already, or was sent anew since: only to be acknowledged."""
+    """A message whose task has ended already, or was sent or retried since: only to be acknowledged."""
 
     delivery: Delivery
 
@@ -135,7 +137,7 @@ class Intake:
     def _task(self, message: Message, delivery: Delivery) -> Accepted:
         if isinstance(message.steering, Call):
             group = self._group(message.steering)
-            steering = group.steering.member(message.steering.index)
+            steering = group.steering.member(message.steering.index, message.steering.retries)
             if not 0 <= steering.index < group.steering.size:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
             blobs = (*group.blobs, *named(message.body))
@@ -168,7 +170,7 @@ class Intake:
             except BadMessage:
                 record = None  # not believed, and overwritten when the task ends
             about_it = record is not None and record.facts.id == delivery.id
-            if record is not None and about_it and (record.ready or record.facts.nonce != task.steering.nonce):
+            if record is not None and about_it and _is_over(record.facts, task.steering):
                 return Repeat(delivery)
         if delivery.mark:
             return Ended(delivery, task.steering, states.REVOKED, "cancelled")
@@ -181,13 +183,19 @@ class Intake:
             return Ended(delivery, steering, states.REVOKED, "expired")
         if delivery.worker_losses >= self.max_losses:
             text = f"Given up: it lost its worker {delivery.worker_losses} times."
-            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
+            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)
         here = python_version()
         if steering.python and steering.python != here:
             text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; "
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _is_over(facts: Facts, steering: Steering) -> bool:
+    """Tell whether a record says that this call of a task has ended, or was followed by another."""
+    later = facts.nonce != steering.nonce or facts.retries > steering.retries
+    return later or facts.state in states.READY_STATES
 
 
 class _GroupMissing(Exception):

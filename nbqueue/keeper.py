@@ -26,7 +26,7 @@ from typing import Any, Final
 from nbqueue import embedded, log, server
 from nbqueue.config import Environment
 from nbqueue.connection import Connection
-from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, QUEUES, WORKERS, queue_key, stream_key
+from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, LANES, QUEUES, WORKERS, queue_key, stream_key
 from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.processes import locked, start_child, tail
 from nbqueue.server import ErrorReply, Wire
@@ -196,25 +196,26 @@ class Keeper:
         queues = [name.decode() for name in names or ()]
         wanted = set()
         busy = False
-        for queue, (lane_n, lane_r, claimed, delayed, first) in zip(queues, self._sizes(queues), strict=True):
-            busy = busy or bool(lane_n or lane_r or claimed or delayed)
+        for queue, (*lanes, claimed, delayed, first) in zip(queues, self._sizes(queues), strict=True):
+            busy = busy or any(lanes) or bool(claimed or delayed)
             # entries stay until they are acknowledged: also what a worker held that is no more
-            if lane_n or lane_r or (first and float(first[1]) / 1000 <= now_s + AHEAD_S):
+            if any(lanes) or (first and float(first[1]) / 1000 <= now_s + AHEAD_S):
                 wanted.add(queue)
         return Sight(frozenset(wanted), not busy and not self._connected(clients or b""), serving)
 
     def _sizes(self, queues: Sequence[str]) -> Iterator[list[Any]]:
-        """Yield for each queue: new entries, returned ones, claims, delayed ones, the first of these and its time."""
+        """Yield for each queue: entries of each lane, claims, delayed ones, the first of these and its time."""
         assert self._wire is not None
         commands: list[tuple[str | int, ...]] = []
         for queue in queues:
             delayed = queue_key(queue, "delayed")
-            commands += [("XLEN", stream_key(queue, "n")), ("XLEN", stream_key(queue, "r"))]
+            commands += [("XLEN", stream_key(queue, lane)) for lane in LANES]
             commands += [("HLEN", queue_key(queue, "claims")), ("ZCARD", delayed)]
             commands += [("ZRANGE", delayed, 0, 0, "WITHSCORES")]
         replies = self._wire.ask(commands)
-        for start in range(0, len(replies), 5):
-            yield replies[start : start + 5]
+        each = len(LANES) + 3
+        for start in range(0, len(replies), each):
+            yield replies[start : start + each]
 
     def _live(self, adverts: Sequence[bytes], now_s: float) -> dict[str, Callable[[str], bool]]:
         """Return who works and for which queues, by signed adverts that are young enough."""

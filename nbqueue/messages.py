@@ -76,15 +76,20 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     label: str = ""
     identity: str = ""  # notebook path and cell id or name, digested; see `attach`
     digest: str = ""  # of code and inputs
+    time_limit: float = 0.0  # seconds it may run; 0.0: as its worker says
+    soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
+    memory_limit: int = 0  # bytes
+    priority: int = 0  # up to 9, which is the soonest
 
     @property
     def shown_name(self) -> str:
         """Return what a person calls this task."""
         return self.name or self.task
 
-    def member(self, index: int) -> Steering:
+    def member(self, index: int, retries: int = 0) -> Steering:
         """Return the steering of one member of this map."""
-        return msgspec.structs.replace(self, id=member_id(self.id, index), group=self.id, index=index, size=0)
+        id_ = member_id(self.id, index)
+        return msgspec.structs.replace(self, id=id_, group=self.id, index=index, size=0, retries=retries)
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +97,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
     group: str
     index: int
+    retries: int = 0
 
 
 def member_id(group: str, index: int) -> str:
@@ -114,10 +120,12 @@ class Message:
         return cls(steering.id, signer.sign("task", _encode(steering), body), body, steering)
 
     @classmethod
-    def sign_call(cls, group: str, index: int, body: bytes, signer: Signer) -> Message:
+    def sign_call(cls, group: str, index: int, body: bytes, signer: Signer, retries: int = 0) -> Message:
         """Return the message of one member of a map; `body` is its arguments alone."""
-        call = Call(group, index)
-        return cls(member_id(group, index), signer.sign("call", _encode(call), body), body, call)
+        call = Call(group, index, retries)
+        # Most are no retries, and a map has very many.
+        text = _encode(call if retries else (group, index))
+        return cls(member_id(group, index), signer.sign("call", text, body), body, call)
 
     @classmethod
     def open(cls, header: str | bytes, body: bytes, signer: Signer) -> Message:
@@ -184,6 +192,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     digest: str = ""
     error: str = ""  # "Type: message", one line, for lists and logs
     summary: str = ""  # what came out, one line
+    eta: float = 0.0  # of a RETRY: when it may run again
+    max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
 
 
 class FactText(msgspec.Struct, omit_defaults=True):
@@ -213,7 +223,7 @@ class CeleryText(msgspec.Struct):
 
 
 class Failure(msgspec.Struct, array_like=True):
-    """The body of a FAILURE's record: the error as text for people, and pickled for `get()`."""
+    """The body of a FAILURE's or RETRY's record: the error as text for people, and pickled for `get()`."""
 
     type: str
     message: str
@@ -259,7 +269,7 @@ def sign_record(facts: Facts, body: bytes, signer: Signer) -> bytes:
     """Return the JSON text of a record, readable by Celery's clients as far as JSON goes."""
     result: Any = None
     traceback = None
-    if facts.state == states.FAILURE:
+    if facts.state in (states.FAILURE, states.RETRY):
         failure = _decode(_FAILURE, body)
         result = {"exc_type": failure.type, "exc_message": [failure.message], "exc_module": "builtins"}
         traceback = failure.traceback
@@ -333,10 +343,17 @@ class ChildTask(msgspec.Struct, array_like=True):
     steering: bytes
     args: bytes
     wants_output: bool = True  # somebody may watch: capture and stream what it prints
+    retries: int = 0
+    limited: bool = False  # its supervisor is to be told when it begins
+    time_limit: float = 0.0
+    soft_time_limit: float = 0.0
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """How one task ended in a child. `body` is finished: a pickled value, or an encoded `Failure`."""
+    """How one task ended in a child. `body` is finished: a pickled value, an encoded `Failure`, or an `Again`.
+
+    A REJECTED one with a body, whatever it is, goes back to its queue.
+    """
 
     seq: int
     state: str
@@ -345,6 +362,15 @@ class Outcome(msgspec.Struct, array_like=True):
     ended_at: float
     error: str = ""
     summary: str = ""
+
+
+class Again(msgspec.Struct, array_like=True):
+    """The body of a RETRY's outcome: how a task is to run again."""
+
+    failure: bytes  # encoded; what went wrong this time
+    due: float  # Unix seconds; 0.0: at once
+    max_retries: int = -1  # as in `Facts`
+    args: bytes | None = None  # packed; None: the same
 
 
 class ChildEvent(msgspec.Struct, array_like=True):
@@ -382,6 +408,16 @@ def encode_failure(failure: Failure) -> bytes:
     return msgspec.msgpack.encode(failure)
 
 
+def encode_again(again: Again) -> bytes:
+    """Return the body of a RETRY's outcome."""
+    return msgspec.msgpack.encode(again)
+
+
+def decode_again(body: bytes) -> Again:
+    """Return how a task is to run again."""
+    return _decode(_AGAIN, body)
+
+
 def encode_steering(steering: Steering) -> bytes:
     """Return the JSON text of a steering, as it is signed."""
     return _encode(steering)
@@ -399,6 +435,7 @@ _FACTS = msgspec.json.Decoder(Facts)
 _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])
 _CONTROL = msgspec.json.Decoder(Control)
+_AGAIN: Decoder[Again] = msgspec.msgpack.Decoder(Again)
 _FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 
 

@@ -55,9 +55,13 @@ class Packer:
 
     What it meets again (the same object at the same place in memory) is not digested again: nobody can have changed
     it while one call packs.
+
+    Args:
+        modules: goes with every payload it makes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Ref | None = None) -> None:
+        self._modules = modules
         self.blobs: dict[Ref, memoryview] = {}
         self._known: dict[tuple[int, int], Ref] = {}  # by address and size, of what `blobs` keeps alive
         self._buffers: list[memoryview] = []
@@ -87,11 +91,11 @@ class Packer:
             modules: users' modules it refers to, packed; always a blob, as they rarely change between calls.
         """
         buffers, self._buffers = self._buffers, []
-        if not buffers and not modules and len(main) < BLOB_BYTES:
+        if not buffers and not modules and not self._modules and len(main) < BLOB_BYTES:
             return main
         head: Ref | bytes = self._blob(memoryview(main)) if len(main) >= BLOB_BYTES else main
         refs = tuple(self._blob(buffer) for buffer in buffers)
-        return _MARK + _encode(_Head(head, refs, self._blob(memoryview(modules)) if modules else None))
+        return _MARK + _encode(_Head(head, refs, self._blob(memoryview(modules)) if modules else self._modules))
 
     def discard(self) -> None:
         """Forget the buffers of a pickle that could not be finished."""

@@ -13,6 +13,7 @@ import select
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,9 +24,10 @@ from typing import Any, Final
 
 import msgspec
 
+from nbqueue.capture import SOFT_SIGNAL
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
-from nbqueue.frames import BUFFER_BYTES, send_frame, socket_of_frames, take_back
+from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
@@ -59,6 +61,15 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """A task with a limit has begun in its child; `at` is the machine's monotonic clock."""
+
+    child: int
+    seq: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A task has ended in its child."""
 
@@ -76,15 +87,19 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at."""
+    """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at.
+
+    `worn`: it was to be replaced, and ended in order between two tasks.
+    """
 
     child: int
     cause: str
     started: int | None
     unstarted: tuple[int, ...]
+    worn: bool = False
 
 
-Happening = Ready | Finished | Told | Died
+Happening = Ready | Began | Finished | Told | Died
 
 
 @dataclass(slots=True)
@@ -104,6 +119,7 @@ class Child:
     kill_when_forked: bool = False
     silent: bool = False  # nothing more comes of it
     fault: str = ""  # why it was killed
+    worn: str = ""  # why it ends by itself
 
 
 class Pool:
@@ -117,6 +133,8 @@ class Pool:
         environment: of the children.
         blobs: where children find and keep large data; None where they can't.
         keep_s: how long that of results is kept.
+        max_tasks: a child is replaced after so many; 0: never.
+        max_memory_kib: a child that uses more after a task is replaced; 0: never.
     """
 
     def __init__(
@@ -129,6 +147,8 @@ class Pool:
         environment: Mapping[str, str],
         blobs: Path | None = None,
         keep_s: float = 0.0,
+        max_tasks: int = 0,
+        max_memory_kib: int = 0,
     ) -> None:
         if not hasattr(os, "fork"):
             raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
@@ -140,6 +160,8 @@ class Pool:
             "path": list(path),
             "blobs": str(blobs or ""),
             "keep_s": keep_s,
+            "max_tasks": max_tasks,
+            "max_memory_kib": max_memory_kib,
         }
         self._environment = dict(environment)
         self._by_pid: dict[int, Child] = {}
@@ -194,6 +216,12 @@ class Pool:
     def interrupt(self, child: int, signum: int) -> None:
         """Send a signal to a child and to what it has started."""
         self._signal(self.children[child], signum)
+
+    def warn(self, child: int) -> None:
+        """Have `SoftTimeLimitExceeded` raised in a child; what it has started itself is left alone."""
+        if pid := self.children[child].pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, SOFT_SIGNAL)
 
     def kill(self, child: int) -> None:
         """End a child by force; `Died` follows once it is reaped, and a new one takes its place."""
@@ -298,7 +326,7 @@ class Pool:
                 break
         try:
             yield from self._parse(child)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, struct.error) as exc:
             # A task has written to a descriptor that isn't its own.
             child.fault = f"its replies were garbled: {exc}"
             child.incoming.clear()
@@ -323,8 +351,13 @@ class Pool:
                     yield Finished(child.number, outcome)
                 elif kind == 69:  # E
                     yield Told(child.number, _decode_event(payload))
+                elif kind == 66:  # B
+                    seq, at_s = BEGAN.unpack(payload)
+                    yield Began(child.number, seq, at_s)
                 elif kind == 78:  # N
                     self._missed(child, int.from_bytes(payload, "big"))
+                elif kind == 76:  # L
+                    child.ready, child.worn = False, payload.decode(errors="replace")
                 elif kind == 82:  # R
                     self._failures = 0
                     child.ready = True
@@ -373,11 +406,12 @@ class Pool:
         # It reads one task at a time, so there are no others; if there were, they would not be its fault.
         unstarted += list(child.jobs)[1:]
         self._remove(child)
-        if not child.ready:
+        if not child.ready and not child.worn:
             self._failures += 1
         if not self._stopping:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
-        yield Died(child.number, child.fault or cause, started, tuple(unstarted))
+        why = child.fault or child.worn or cause
+        yield Died(child.number, why, started, tuple(unstarted), worn=bool(child.worn))
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -429,6 +463,6 @@ def _cause(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         with contextlib.suppress(ValueError):
-            return f"killed by signal {number} ({signal.Signals(number).name})"
-        return f"killed by signal {number}"
+            return f"signal {number} ({signal.Signals(number).name})"
+        return f"signal {number}"
     return f"exit code {os.WEXITSTATUS(status)}"

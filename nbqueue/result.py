@@ -14,6 +14,8 @@ from nbqueue.cellrun import CellResult
 from nbqueue.current import current_app
 from nbqueue.exceptions import (
     BackendUnavailable,
+    Ignore,
+    Reject,
     RemoteError,
     TaskRevokedError,
     TimeoutError,  # noqa: A004 - Celery's name
@@ -403,6 +405,8 @@ def _error(fact: Fact) -> BaseException:
         return serialization.load_exception(fact.failure)
     if facts.state == states.REVOKED:
         return TaskRevokedError(facts.error or "cancelled")
+    if facts.state in (states.IGNORED, states.REJECTED):
+        return (Ignore if facts.state == states.IGNORED else Reject)(facts.error)
     return RemoteError(facts.state, facts.error)
 
 

@@ -41,24 +41,32 @@ def digest(code: bytes) -> str:
     return hashlib.sha256(code).hexdigest()[:32]
 
 
-def dumps_code(run: Callable[..., Any], packer: Packer | None = None) -> bytes:
+def dumps_code(run: Callable[..., Any], packer: Packer | None = None, beside: Any = None) -> bytes:
     """Return a function with all it needs of its notebook or module, and the source lines for tracebacks.
+
+    Args:
+        run: the function.
+        beside: travels with it, and shares classes with it.
 
     Raises:
         NotPicklable: something it refers to can't travel.
     """
     try:
-        return _dumps((run, sources_of(run)), packer, by_value=True)
+        return _dumps((run, sources_of(run), beside), packer, by_value=True)
     except Exception as exc:
         raise NotPicklable(f"Not sent: the code of {getattr(run, '__qualname__', run)} can't travel: {exc}") from exc
 
 
 def loads_code(code: bytes, read: Read = no_blobs) -> Callable[..., Any]:
     """Return the function that `dumps_code` packed, its source lines at hand for tracebacks."""
-    run, sources = loads(code, read)
+    return loads_code_and_beside(code, read)[0]
+
+
+def loads_code_and_beside(code: bytes, read: Read = no_blobs) -> tuple[Callable[..., Any], Any]:
+    """Return the function that `dumps_code` packed, its source lines at hand, and what travelled beside it."""
+    run, sources, beside = loads(code, read)
     remember_sources(sources)
-    function: Callable[..., Any] = run
-    return function
+    return run, beside
 
 
 def sources_of(run: Callable[..., Any]) -> dict[str, str]:

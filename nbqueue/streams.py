@@ -37,6 +37,7 @@ from nbqueue.deliveries import (
     QueueSize,
     Revocation,
     Settlement,
+    lane_of,
     queue_key,
     stream_key,
 )
@@ -96,28 +97,30 @@ class Streams:
         self.session_maxlen = session_maxlen
         self.session_ttl_ms = session_ttl_ms
         self.wake_key = wake_key
+        self._levels: dict[str, list[int]] = {}  # priorities above 0 that were ever used, by queue, highest first
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
         verdicts: list[int] = []
         for part in _parts(messages):
-            rows = [(m.queue, m.id, m.header, m.due_ms, m.nonce, m.record.decode()) for m in part]
+            rows = [(m.queue, m.id, m.header, m.due_ms, m.priority, m.nonce, m.record.decode()) for m in part]
             blob = (self.records, self.record_ttl_ms, self.wake_key, rows)
             verdicts += self._run("publish", blob, *[m.body for m in part])
         return verdicts
 
     def claim(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
         """Claim up to `limit` messages that wait now; return them, and the seconds until a delayed one is due."""
-        meta, data, next_due = self._run("claim", (consumer, limit, self.records, queues))
+        meta, data, next_due, levels = self._run("claim", (consumer, limit, self.records, queues))
+        self._levels = {queue: seen for queue, seen in zip(queues, levels, strict=True) if seen}
         deliveries = []
         at = 0
-        for number, came_back, entry, attempt, deaths, losses, *sizes in msgspec.msgpack.decode(meta):
+        for number, place, entry, attempt, deaths, losses, *sizes in msgspec.msgpack.decode(meta):
             parts = []
             for size in sizes:
                 parts.append(data[at : at + size])
                 at += size
             id_, header, body, record, mark = parts
-            lane = "r" if came_back else "n"
+            lane = "r" if place < 0 else lane_of(place)
             deliveries.append(
                 Delivery(
                     queues[number - 1],
@@ -135,14 +138,19 @@ class Streams:
             )
         return deliveries, (next_due / 1000 if next_due >= 0 else None)
 
+    def lanes(self, queue: str) -> tuple[str, ...]:
+        """Return the lanes of a queue that the last claim has seen in use, in the order of claims."""
+        return ("r", *(lane_of(level) for level in self._levels.get(queue, ())), "n")
+
     def read_command(
         self, consumer: str, limit: int, queues: Sequence[str], block_ms: int
     ) -> tuple[str | int | bytes, ...]:
         """Return the blocking read by which an idle worker waits for the next message.
 
         Its reply goes through `parse_read` and then `admit`. Redis serves blocked consumers in turn, one a message.
+        The first message of a priority that its queue has not seen is found only by the claim that follows.
         """
-        streams = [stream_key(queue, lane) for queue in queues for lane in ("r", "n")]
+        streams = [stream_key(queue, lane) for queue in queues for lane in self.lanes(queue)]
         command = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", limit, "BLOCK", block_ms, "STREAMS")
         return (*command, *streams, *[">"] * len(streams))
 
@@ -197,7 +205,10 @@ class Streams:
         Of such a one nothing is written and nothing sent.
         """
         outbox = [(number, message) for number, item in enumerate(items, 1) for message in item.outbox]
-        follow_ups = [(number, m.queue, m.id, m.header, m.due_ms) for number, m in outbox]
+        follow_ups = [
+            (number, m.queue, m.id, m.header, m.due_ms, m.priority, m.attempt, m.child_deaths, m.worker_losses)
+            for number, m in outbox
+        ]
         rows = [
             (
                 int(item.ends),
@@ -209,6 +220,7 @@ class Streams:
                 item.session,
                 item.group,
                 item.state,
+                int(item.dead),
             )
             for item in items
         ]
@@ -216,7 +228,7 @@ class Streams:
         return [held == 1 for held in self._run("settle", blob, *[message.body for _, message in outbox])]
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
-        """Return claimed messages to the head of their queues; `charge` is `none`, `child` or `worker`."""
+        """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
         items = [(d.queue, d.lane, d.entry, charge) for d in deliveries]
         return sum(bool(back) for back in self._run("give_back", (items,)))
 
@@ -230,7 +242,7 @@ class Streams:
 
     def lapsed(self, queues: Iterable[str], idle_ms: int, limit: int = 1000) -> list[tuple[str, str, str]]:
         """Return (queue, lane, entry) of claims not renewed for `idle_ms`. No proof yet: see `reap`."""
-        places = [(queue, lane) for queue in queues for lane in LANES]
+        places = [(queue, lane) for queue in queues for lane in self.lanes(queue)]
         pipe = self.client.pipeline(transaction=False)
         for queue, lane in places:
             pipe.xpending_range(stream_key(queue, lane), GROUP, min="-", max="+", count=limit, idle=idle_ms)
@@ -278,6 +290,28 @@ class Streams:
             said += [word.decode() for word in self._run("revoke", blob)]
         return said
 
+    def dead_letters(self) -> list[tuple[str, bytes]]:
+        """Return the id of each dead letter and the record that says why it is one, the newest last."""
+        return [(id_.decode(), record) for id_, record in self._dead("list")]
+
+    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
+        """Return queue, header, body and priority of a dead letter."""
+        (found,) = self._dead("get", [id_])
+        return (found[0].decode(), found[1], found[2], found[3]) if found else None
+
+    def drop_dead(self, ids: Sequence[str]) -> int:
+        """Drop dead letters; return how many there were."""
+        return int(self._dead("drop", ids))
+
+    def requeue_dead(self, message: Outgoing, group: str) -> str:
+        """Send a message in place of the dead letter of its id; say `sent`, `unknown` or `live`."""
+        row = (message.queue, message.id, message.header, message.record.decode(), group, message.priority)
+        return str(self._dead("requeue", [row], message.body)[0].decode())
+
+    def _dead(self, what: str, items: Sequence[object] = (), *bodies: bytes) -> Any:
+        blob = (what, self.records or RECORDS, self.record_ttl_ms, self.wake_key, items)
+        return self._run("dead", blob, *bodies)
+
     def size(self, queue: str) -> QueueSize:
         """Return how many messages of a queue wait, are claimed, and are delayed."""
         pipe = self.client.pipeline(transaction=False)
@@ -285,8 +319,8 @@ class Streams:
             pipe.xlen(stream_key(queue, lane))
         pipe.hlen(queue_key(queue, "claims"))
         pipe.zcard(queue_key(queue, "delayed"))
-        new, back, claimed, delayed = pipe.execute()
-        return QueueSize(max(0, new + back - claimed), claimed, delayed)
+        *lanes, claimed, delayed = pipe.execute()
+        return QueueSize(max(0, sum(lanes) - claimed), claimed, delayed)
 
     def purge(self, queue: str) -> int:
         """Drop every message of a queue that no worker holds; return how many. Claims and groups stay."""
@@ -311,7 +345,7 @@ class Streams:
     def ensure_groups(self, queues: Iterable[str]) -> None:
         """Create streams and consumer groups that are missing, from the first entry on."""
         for queue in queues:
-            for lane in LANES:
+            for lane in self.lanes(queue):
                 try:
                     self.client.xgroup_create(stream_key(queue, lane), GROUP, id="0", mkstream=True)
                 except redis.ResponseError as exc:
@@ -321,7 +355,7 @@ class Streams:
     def forget_consumer(self, consumer: str, queues: Iterable[str]) -> None:
         """Remove a consumer that holds nothing; with entries pending it stays, or they would be destroyed."""
         for queue in queues:
-            for lane in LANES:
+            for lane in self.lanes(queue):
                 name = stream_key(queue, lane)
                 self.client.eval(_FORGET_CONSUMER, 1, name, GROUP, consumer)
 

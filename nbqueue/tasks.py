@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import serialization
-from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
+from nbqueue.exceptions import NotPicklable, Retry
+from nbqueue.execute import BoundTask, current_request
+from nbqueue.limits import seconds, size_bytes
 from nbqueue.messages import Steering, python_version
 from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
+from nbqueue.times import due_time, expiry_time
 
 if TYPE_CHECKING:
     from nbqueue.app import App
 
 __all__ = ["Task"]
 
-OPTIONS: Final = ("name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value")
+OPTIONS: Final = (
+    "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
+    "memory_limit", *RETRY_OPTIONS,
+)  # fmt: skip
+MAP_OPTIONS: Final = frozenset(
+    {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit", "memory_limit"}
+)
 
 
 class Task:
@@ -38,6 +47,11 @@ class Task:
         expires: seconds, or an instant, after which a call that has not started is dropped.
         by_value: send the code with each call, so that the worker need not have it. None decides: yes for
             functions of a notebook or script, and for `@task` without an app of one's own.
+        time_limit: seconds after which a running call is ended by force and fails with `TimeLimitExceeded`.
+        soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+        memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
+            with `MemoryLimitExceeded`.
+        retries: `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
     """
 
     def __init__(
@@ -52,6 +66,10 @@ class Task:
         ignore_result: bool | None = None,
         expires: float | datetime | None = None,
         by_value: bool | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
+        **retries: Any,
     ) -> None:
         self.app = app
         self.run = run
@@ -61,6 +79,10 @@ class Task:
         self.serializer = serializer
         self.ignore_result = ignore_result
         self.expires = expires
+        self.time_limit = seconds("time_limit", time_limit)
+        self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
+        self.memory_limit = size_bytes("memory_limit", memory_limit)
+        self.retry_options = RetryOptions.of(**retries)
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
         functools.update_wrapper(self, run, updated=())
 
@@ -74,6 +96,27 @@ class Task:
     def __reduce__(self) -> Any:
         # A task that travels inside other code is, over there, its function: workers call it directly.
         return _rebuild, (self.run, self.name, self.bind)
+
+    @property
+    def max_retries(self) -> int | None:
+        """Return how often a call may be retried; None for as often as it likes."""
+        return self.retry_options.max_retries
+
+    @property
+    def default_retry_delay(self) -> float:
+        """Return the seconds until a retry that says nothing else."""
+        return self.retry_options.default_retry_delay
+
+    def retry(self, *, exc: BaseException | None = None, **options: Any) -> Retry:
+        """Run the task again later, if it runs in a worker: as `BoundTask.retry`. Called here and now, it just fails.
+
+        Raises:
+            Retry: it will run again, or would in a worker; there `exc` is raised here instead.
+        """
+        request = current_request()
+        if request is not None and request.task == self.name:
+            return BoundTask(self.name, request).retry(exc=exc, **options)
+        raise exc or Retry(f"{self.name} would be retried in a worker")
 
     def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send a call with these arguments; return its handle once the broker has it."""
@@ -94,6 +137,9 @@ class Task:
         serializer: str | None = None,
         ignore_result: bool | None = None,
         shadow: str | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
         **unknown: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -111,6 +157,9 @@ class Task:
             serializer: of the arguments: `cloudpickle`, `pickle` or `json`.
             ignore_result: keep no value.
             shadow: the name to show instead of the task's.
+            time_limit: seconds after which it is ended by force.
+            soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+            memory_limit: bytes, or a text such as "2 GB", that its child may use.
             unknown: anything else is an error.
 
         Raises:
@@ -125,7 +174,16 @@ class Task:
         self._check_arguments(args, kwargs)
         packer = Packer()
         steering, code = self._steering(
-            packer, queue=queue, countdown=countdown, eta=eta, expires=expires, serializer=serializer, shadow=shadow
+            packer,
+            queue=queue,
+            countdown=countdown,
+            eta=eta,
+            expires=expires,
+            serializer=serializer,
+            shadow=shadow,
+            time_limit=time_limit,
+            soft_time_limit=soft_time_limit,
+            memory_limit=memory_limit,
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
         return self.app.send(
@@ -155,9 +213,8 @@ class Task:
         return self.app.AsyncResult(task_id)
 
     def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
-        allowed = {"queue", "countdown", "eta", "expires", "serializer", "shadow"}
-        if wrong := sorted(options.keys() - allowed):
-            raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(allowed))}")
+        if wrong := sorted(options.keys() - MAP_OPTIONS):
+            raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
         packer = Packer()
         steering, code = self._steering(packer, **options)
         packed = [
@@ -175,13 +232,17 @@ class Task:
         expires: float | datetime | None = None,
         serializer: str | None = None,
         shadow: str | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
     ) -> tuple[Steering, bytes]:
         now = time.time()
         due = due_time(now, countdown, eta)
         code = b""
         if self.by_value:
             try:
-                code = serialization.dumps_code(self.run, packer)
+                options = None if self.retry_options == DEFAULTS else self.retry_options
+                code = serialization.dumps_code(self.run, packer, options)
             except NotPicklable:
                 raise
             except Exception as exc:
@@ -200,6 +261,9 @@ class Task:
             expires=expiry_time(now, self.expires if expires is None else expires, due),
             bind=self.bind,
             serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
+            time_limit=seconds("time_limit", time_limit) or self.time_limit,
+            soft_time_limit=seconds("soft_time_limit", soft_time_limit) or self.soft_time_limit,
+            memory_limit=size_bytes("memory_limit", memory_limit) or self.memory_limit,
         ), code
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -223,36 +287,6 @@ def _signature(run: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(run)
     except (TypeError, ValueError):
         return None
-
-
-def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
-    """Return when a call may start, Unix seconds; 0.0 for at once."""
-    if eta is not None:
-        if countdown is not None:
-            raise TypeError("give countdown or eta, not both")
-        return _instant("eta", eta)
-    if countdown is None:
-        return 0.0
-    if not math.isfinite(countdown):
-        raise ValueError(f"countdown is a number of seconds, not {countdown}")
-    return now + countdown if countdown > 0 else 0.0
-
-
-def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
-    """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
-    if expires is None:
-        return max(now, due) + 7 * 86_400.0
-    if isinstance(expires, datetime):
-        return _instant("expires", expires)
-    return now + float(expires)
-
-
-def _instant(name: str, value: datetime) -> float:
-    if value.tzinfo is None:
-        raise ImproperlyConfigured(
-            f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
-        )
-    return value.timestamp()
 
 
 def named(run: Callable[..., Any], main: str | None) -> str:

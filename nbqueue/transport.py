@@ -17,7 +17,7 @@ from typing import Any
 import redis
 from kombu.transport import virtual
 
-from nbqueue.deliveries import Delivery, Outgoing, Settlement
+from nbqueue.deliveries import MAX_PRIORITY, Delivery, Outgoing, Settlement
 from nbqueue.messages import new_id
 from nbqueue.streams import Streams, connect
 
@@ -50,7 +50,8 @@ class Channel(virtual.Channel):
         properties = message.get("properties") or {}
         id_ = properties.get("correlation_id") or headers.get("id") or new_id()
         raw = body if isinstance(body, bytes) else str(body).encode()
-        self.streams.publish([Outgoing(queue, id_, headers.get("nbq", ""), raw)])
+        priority = min(MAX_PRIORITY, max(0, int(properties.get("priority") or 0)))
+        self.streams.publish([Outgoing(queue, id_, headers.get("nbq", ""), raw, priority=priority)])
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         deliveries, _ = self.streams.claim(self.consumer, 1, [queue])

@@ -31,18 +31,24 @@ from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
 from nbqueue.control import Orders
-from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
+from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
+from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
+from nbqueue.limits import Limits, seconds, size_bytes
+from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
     ChildEvent,
     ChildTask,
     Facts,
+    Message,
     Outcome,
     Steering,
+    decode_again,
+    pack_body,
     python_version,
     sign_event,
     sign_record,
@@ -63,6 +69,7 @@ PUT_OFF_MS: Final = 5_000
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000
+_BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
@@ -81,6 +88,11 @@ class Worker:
         name: unique among workers; `@host` is added if it has none.
         preload: modules of `-A` and `include`, imported before children are forked.
         grace_s: how long a warm stop waits for running tasks; None: as long as they take.
+        time_limit: seconds a task may run that says nothing itself; None: as `conf.task_time_limit` says.
+        soft_time_limit: seconds after which such a task is warned; None: as `conf.task_soft_time_limit` says.
+        memory_limit: bytes, or a text such as "2 GB", that such a task may use; None: as `conf.task_memory_limit` says.
+        max_tasks_per_child: a child is replaced after so many; None: as `conf.worker_max_tasks_per_child` says.
+        max_memory_per_child: KiB above which a child is replaced after a task; None: as the setting of that name says.
     """
 
     def __init__(
@@ -93,6 +105,11 @@ class Worker:
         name: str = "",
         preload: Sequence[str] = (),
         grace_s: float | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -125,10 +142,19 @@ class Worker:
             environment=environment,
             blobs=app.link.blobs,
             keep_s=self.conf.result_expires,
+            max_tasks=max_tasks_per_child or self.conf.worker_max_tasks_per_child,
+            max_memory_kib=max_memory_per_child or self.conf.worker_max_memory_per_child,
         )
         self.work = Dispatcher(self.pool)
         store = BlobStore(app.link.blobs)
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
+        self.guard = Guard(self.work)
+        self.limits = Limits(
+            seconds("time_limit", time_limit) or self.conf.task_time_limit,
+            seconds("soft_time_limit", soft_time_limit) or self.conf.task_soft_time_limit,
+            size_bytes("memory_limit", memory_limit) or self.conf.task_memory_limit,
+        )
+        self.out_of_memory = OutOfMemory()
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._told: list[Told] = []
         self._seq = 0
@@ -241,7 +267,9 @@ class Worker:
         if self._told or self.work.crowded():
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
-        return TELL_S if unmarked or self._stops else 0.5
+        longest = TELL_S if unmarked or self._stops else 0.5
+        limit = self.guard.wait_s(time.monotonic())
+        return longest if limit is None else min(longest, max(limit, LOOK_S))
 
     def _finished(self) -> bool:
         if self._stopping_since is None:
@@ -301,8 +329,9 @@ class Worker:
             self._timers.pop("renew", None)
         self.work.relieve(now)
         self.work.press(now)
-        for held, seconds in self.work.started(now, STARTED_S):
-            self._mark_started(held, seconds)
+        self.guard.look(now)
+        for held, ran_s in self.work.started(now, STARTED_S):
+            self._mark_started(held, ran_s)
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -413,8 +442,8 @@ class Worker:
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
                     self._hold(task)
-                case Ended(steering=steering, state=state, error=error, body=body):
-                    self._end(None, delivery, steering, state, body, error)
+                case Ended(steering=steering, state=state, error=error, body=body, dead=dead):
+                    self._end(None, delivery, steering, state, body, error, dead=dead)
                 case Repeat():
                     self._settlements.append((None, Settlement(delivery, b"")))
                     repeats += 1
@@ -436,10 +465,22 @@ class Worker:
     def _hold(self, task: Accepted) -> None:
         self._seq += 1
         s = task.steering
+        limits = self._limits_of(s)
         child_task = ChildTask(
-            self._seq, task.delivery.attempt, s.id, s.task, s.code, s.index, task.steering_text, task.args
+            self._seq,
+            task.delivery.attempt,
+            s.id,
+            s.task,
+            s.code,
+            s.index,
+            task.steering_text,
+            task.args,
+            retries=s.retries,
+            limited=bool(limits),
+            time_limit=limits.time_limit,
+            soft_time_limit=limits.soft_time_limit,
         )
-        held = Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code))
+        held = Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code), limits=limits)
         self.work.add(held, waits=bool(task.blobs))
         if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
             self.work.resume(held)
@@ -455,6 +496,12 @@ class Worker:
         text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
         self._end(held, held.delivery, held.steering, states.FAILURE, body, text)
 
+    def _limits_of(self, steering: Steering) -> Limits:
+        """Return the limits of a call: its own, else those of the task by its name, else this worker's."""
+        registered = None if steering.code else self.app.tasks.get(steering.task)
+        limits = self.limits if registered is None else self.limits.with_those_of(registered)
+        return limits.with_those_of(steering)
+
     # ---- what children say
 
     def _happened(self, happening: pools.Happening) -> None:
@@ -463,10 +510,14 @@ class Worker:
                 self._outcome(outcome)
             case pools.Told(event=event):
                 self._event(event)
-            case pools.Died(child=child, cause=cause, started=started, unstarted=unstarted):
-                self._died(child, cause, started, unstarted)
+            case pools.Began(seq=seq, at=at):
+                if (held := self.work.held.get(seq)) is not None:
+                    self.guard.began(held, at)
+            case pools.Died():
+                self._died(happening)
             case pools.Ready():
-                pass
+                if self._stopping_since is None:
+                    self.work.hand_out()
 
     def _outcome(self, outcome: Outcome) -> None:
         held = self.work.held.get(outcome.seq)
@@ -477,26 +528,44 @@ class Worker:
             self.work.drop(held)
             return
         state, error, body = outcome.state, outcome.error, outcome.body
-        if held.revoked and state != states.SUCCESS:
+        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
             state, error, body = states.REVOKED, "cancelled", b""
         refs: tuple[Ref, ...] = ()
-        if state == states.SUCCESS:
-            with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
+        with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
+            if state == states.SUCCESS:
                 refs = named(body)
+            elif state == states.RETRY:
+                refs = named(decode_again(body).args or b"")
         if self.transfers.send(refs, lambda failed: self._sent(held, outcome, failed)):
-            self._end(held, held.delivery, held.steering, state, body, error, outcome)
+            self._settle(held, outcome, state, error, body)
 
-    def _sent(self, held: Held, outcome: Outcome, error: NBQueueError | None) -> None:
+    def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
         """End a task whose large result is where others find it, or is lost."""
         if self.work.held.get(held.seq) is not held:
             return
         if held.lost:
             self.work.drop(held)
-        elif error is None:
-            self._end(held, held.delivery, held.steering, outcome.state, outcome.body, "", outcome)
+        elif failed is None:
+            self._settle(held, outcome, outcome.state, "", outcome.body)
         else:
-            text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
+            text, body = failure_of(type(failed).__name__, f"{failed} (worker {self.name})")
             self._end(held, held.delivery, held.steering, states.FAILURE, body, text, outcome)
+
+    def _settle(self, held: Held, outcome: Outcome, state: str, error: str, body: bytes) -> None:
+        """Do what an outcome asks for: end the task, run it again, or return it to its queue."""
+        if state == states.RETRY:
+            self._retry(held, outcome)
+        elif state == states.REJECTED and body:
+            self._back(held, "task")
+        else:
+            dead = state == states.REJECTED
+            self._end(held, held.delivery, held.steering, state, body, error, outcome, dead=dead)
+
+    def _back(self, held: Held, charge: str) -> None:
+        """Return a task that has run to its queue."""
+        self._online(lambda: self.streams.give_back([held.delivery], charge))
+        self.work.drop(held)
+        self._drained = False
 
     def _event(self, event: ChildEvent) -> None:
         held = self.work.held.get(event.seq)
@@ -517,10 +586,13 @@ class Worker:
         text = sign_event(facts, event.data, self.signer)
         self._told.append(Told(s.session, s.id, text, keep=event.kind == "output"))
 
-    def _died(self, child: int, cause: str, started: int | None, unstarted: Sequence[int]) -> None:
-        logger.warning("child %d: %s", child, cause)
-        held = self.work.held.get(started) if started is not None else None
-        self.work.child_ended(child, unstarted)
+    def _died(self, died: pools.Died) -> None:
+        cause = died.cause
+        if cause == _BY_FORCE and self.out_of_memory.happened(time.monotonic()):
+            cause = f"out of memory, {cause}"
+        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
+        held = self.work.held.get(died.started) if died.started is not None else None
+        self.work.child_ended(died.child, died.unstarted)
         if held is None:
             return
         deaths = held.delivery.child_deaths + 1
@@ -528,15 +600,17 @@ class Worker:
             self.work.drop(held)
         elif held.revoked:
             self._end(held, held.delivery, held.steering, states.REVOKED, b"", "cancelled")
-        elif deaths >= self.conf.worker_max_child_deaths:
-            hint = " (out of memory?)" if "signal 9" in cause else ""
-            text = f"Given up: it ended its child {deaths} times. Last: {cause}{hint} on {self.name}"
-            error, body = failure_of("WorkerLostError", text)
+        elif held.fault is not None:
+            error, body = failure_of(*held.fault)
             self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
+        elif deaths >= self.conf.worker_max_child_deaths:
+            if cause == _BY_FORCE:  # nobody here has sent it
+                cause = "signal 9 (SIGKILL, out of memory?)"
+            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.name}"
+            error, body = failure_of("WorkerLostError", text)
+            self._end(held, held.delivery, held.steering, states.FAILURE, body, error, dead=True)
         else:
-            self._online(lambda: self.streams.give_back([held.delivery], "child"))
-            self.work.drop(held)
-            self._drained = False
+            self._back(held, "child")
 
     # ---- storing
 
@@ -549,8 +623,9 @@ class Worker:
         body: bytes,
         error: str,
         outcome: Outcome | None = None,
+        dead: bool = False,
     ) -> None:
-        """Queue the end of a task for the next flush."""
+        """Queue the end of a task for the next flush; `dead` keeps its message."""
         facts = msgspec.structs.replace(
             pending_facts(steering, state, outcome.ended_at if outcome else time.time()),
             attempt=delivery.attempt,
@@ -563,7 +638,46 @@ class Worker:
         if steering.ignore_result and state == states.SUCCESS:
             body = b""
         record = sign_record(facts, body, self.signer)
-        self._settlements.append((held, Settlement(delivery, record, steering.session, steering.group, state)))
+        settlement = Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
+        self._settlements.append((held, settlement))
+
+    def _retry(self, held: Held, outcome: Outcome) -> None:
+        """Queue the step in which a task's message is acknowledged and put off again."""
+        again = decode_again(outcome.body)
+        steering, delivery, job = held.steering, held.delivery, held.job
+        args = job.task.args if again.args is None else again.args
+        retries = steering.retries + 1
+        if steering.group:
+            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
+        else:
+            steering = msgspec.structs.replace(steering, retries=retries, eta=again.due)
+            message = Message.sign(steering, pack_body(job.code, args), self.signer)
+        facts = msgspec.structs.replace(
+            pending_facts(held.steering, states.RETRY, outcome.ended_at),
+            attempt=delivery.attempt,
+            worker=self.name,
+            child=held.child,
+            started_at=outcome.started_at,
+            error=outcome.error[:500],
+            retries=retries,
+            eta=again.due,
+            max_retries=again.max_retries,
+        )
+        follow = Outgoing(
+            delivery.queue,
+            message.id,
+            message.header,
+            message.body,
+            int(again.due * 1000),
+            priority=steering.priority,
+            attempt=delivery.attempt + 1,
+            child_deaths=delivery.child_deaths,
+            worker_losses=delivery.worker_losses,
+        )
+        record = sign_record(facts, again.failure, self.signer)
+        settlement = Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
+        self._settlements.append((held, settlement))
+        self._drained = False
 
     def _mark_started(self, held: Held, seconds: float) -> None:
         now = time.time()
@@ -596,7 +710,7 @@ class Worker:
         """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
         size = 0
         for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
-            size += len(settlement.record)
+            size += len(settlement.record) + sum(len(message.body) for message in settlement.outbox)
             if size > MAX_MESSAGE_BYTES:
                 return max(1, number)
         return SETTLE_AT_ONCE
@@ -625,6 +739,7 @@ class Worker:
                 self._cancel(id_, **msgspec.json.decode(mark, type=dict[str, Any]))
 
     def _sweep(self) -> None:
+        self.out_of_memory.happened(time.monotonic())
         if self._stopping_since is not None:
             return
         self._follow_queues()
@@ -681,3 +796,5 @@ class Worker:
         elif terminate:
             held.revoked = True
             self.work.stop(held, signal)
+        else:
+            held.unwanted = True

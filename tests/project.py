@@ -57,6 +57,21 @@ def talk(lines: int) -> str:
     return "said"
 
 
+@app.task(time_limit=0.5)
+def linger(seconds: float) -> str:
+    """Sleep, with a limit that only the worker's project knows."""
+    time.sleep(seconds)
+    return "stayed"
+
+
+@app.task(bind=True, autoretry_for=(ConnectionError,), retry_backoff=0.01)
+def moody(self: BoundTask, times: int) -> str:
+    """Fail the first `times` times."""
+    if self.request.retries < times:
+        raise ConnectionError("not in the mood")
+    return f"calm at retry {self.request.retries}"
+
+
 @app.task(bind=True)
 def who(self: BoundTask) -> dict[str, Any]:
     return {"id": self.request.id, "attempt": self.request.attempt, "name": self.name, "queue": self.request.queue}

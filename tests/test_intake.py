@@ -94,6 +94,14 @@ def test_task_that_was_started_elsewhere_and_came_back_runs() -> None:
     assert isinstance(intake().judge(delivery(record=started, attempt=2), NOW), Accepted)
 
 
+def test_message_whose_task_was_retried_since_is_a_repeat_and_its_retry_runs() -> None:
+    facts = msgspec.structs.replace(pending_facts(STEERING, states.RETRY, NOW), retries=1)
+    failure = encode_failure(Failure("Busy", "busy", "busy"))
+    record = sign_record(facts, failure, SIGNER)
+    assert isinstance(intake().judge(delivery(record=record), NOW), Repeat)
+    assert isinstance(intake().judge(delivery(changed(retries=1), record=record), NOW), Accepted)
+
+
 def test_record_that_is_not_signed_is_not_believed() -> None:
     record = b'{"task_id":"id","status":"SUCCESS","nbq":"1.x.y.{}"}'
     assert isinstance(intake().judge(delivery(record=record), NOW), Accepted)

@@ -1,9 +1,9 @@
--- Claims up to `limit` entries for one consumer: first those that came back, then new ones, queue by queue,
--- after moving delayed ones that are due. Returns: numbers of each entry (msgpack), their bytes as one
--- string, and the milliseconds until the next delayed one is due (-1: none).
+-- Claims up to `limit` entries for one consumer: first those that came back, then new ones by priority, queue by
+-- queue, after moving delayed ones that are due. Returns: numbers of each entry (msgpack), their bytes as one string,
+-- the milliseconds until the next delayed one is due (-1: none), and the priorities that each queue has ever seen.
 local consumer, limit, records, queues = unpack(cmsgpack.unpack(ARGV[1]))
 local now = now_ms()
-local meta, data, next_due = {}, {}, -1
+local meta, data, next_due, levels = {}, {}, -1, {}
 
 local function move_due(queue)
   local delayed, bodies = key(queue, "delayed"), key(queue, "bodies")
@@ -16,10 +16,10 @@ local function move_due(queue)
       local read, parts = pcall(cmsgpack.unpack, packed)
       if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
         if type(parts[3]) == "string" then
-          redis.call("XADD", key(queue, "n"), "*", "i", parts[3], "h", parts[1], "b", parts[2],
-            "a", whole(parts[4], 1), "c", whole(parts[5], 0), "w", whole(parts[6], 0))
+          enqueue(queue, parts[3], parts[1], parts[2], 0, level_of(parts[7]),
+            {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
         else
-          enqueue(queue, id, parts[1], parts[2], 0)
+          enqueue(queue, id, parts[1], parts[2], 0, 0)
         end
       else
         count("refused:format")
@@ -45,10 +45,21 @@ local function read(stream, want)
   return reply[1][2]
 end
 
+-- Where new and returned entries are, as the numbers that are returned: -1 for `r`, else the priority.
+local function places(queue)
+  local found = {}
+  for _, level in ipairs(redis.call("SMEMBERS", key(queue, "levels"))) do table.insert(found, level_of(level)) end
+  table.sort(found, function(a, b) return a > b end)
+  table.insert(levels, {unpack(found)})
+  table.insert(found, 1, -1)
+  table.insert(found, 0)
+  return found
+end
+
 for number, queue in ipairs(queues) do
   move_due(queue)
-  for _, lane in ipairs({"r", "n"}) do
-    local stream = key(queue, lane)
+  for _, place in ipairs(places(queue)) do
+    local stream = key(queue, place < 0 and "r" or lane_of(place))
     local want = limit - #meta
     if want > 0 then
       for _, item in ipairs(read(stream, want)) do
@@ -58,7 +69,7 @@ for number, queue in ipairs(queues) do
         local verdict = admit(queue, stream, entry, id, string.match(header, '"nonce":"([^"]*)"') or "", records)
         if verdict then
           local record, mark = verdict[1], verdict[2]
-          table.insert(meta, {number, lane == "r" and 1 or 0, entry, whole(f.a, 1), whole(f.c, 0),
+          table.insert(meta, {number, place, entry, whole(f.a, 1), whole(f.c, 0),
             whole(f.w, 0), #id, #header, #body, #record, #mark})
           table.insert(data, id)
           table.insert(data, header)
@@ -70,4 +81,4 @@ for number, queue in ipairs(queues) do
     end
   end
 end
-return {cmsgpack.pack(meta), table.concat(data), next_due}
+return {cmsgpack.pack(meta), table.concat(data), next_due, levels}

@@ -1,6 +1,11 @@
 -- Shared by every script: names of keys, time, and what happens to an entry when it is claimed or returned.
 -- Scripts take one argument, a msgpack array, and keep to the keys of one server.
 local GROUP = "nbq"
+local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
+local DEAD_KEPT = 1000
+
+-- Lane 0 is `n`, the lanes of higher priorities are `1` to `9`, and what came back is in `r`, whatever its priority.
+local function lane_of(level) return level > 0 and tostring(level) or "n" end
 
 local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
 
@@ -36,9 +41,12 @@ end
 
 -- Counters of an entry are signed by nobody: what isn't a short whole number counts as missing.
 local function whole(text, otherwise)
+  if type(text) == "number" then text = string.format("%d", text) end
   if type(text) == "string" and #text < 7 and string.find(text, "^%d+$") then return tonumber(text) end
   return otherwise
 end
+
+local function level_of(text) return math.min(9, whole(text, 0)) end
 
 local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
 
@@ -53,7 +61,7 @@ local function hide(queue, stream, entry, due)
   if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
   local member = id .. " " .. entry
   redis.call("HSET", key(queue, "bodies"), member,
-    cmsgpack.pack({f.h or "", f.b or "", id, f.a or "", f.c or "", f.w or ""}))
+    cmsgpack.pack({f.h or "", f.b or "", id, f.a or "", f.c or "", f.w or "", f.p or ""}))
   redis.call("ZADD", key(queue, "delayed"), due, member)
 end
 
@@ -65,8 +73,10 @@ local function admit(queue, stream, entry, id, nonce, records)
   if redis.call("HSETNX", claims, id, entry) == 0 then
     local holder = redis.call("HGET", claims, id)
     if holder ~= entry then
-      local theirs = redis.call("XRANGE", key(queue, "n"), holder, holder)[1]
-        or redis.call("XRANGE", key(queue, "r"), holder, holder)[1]
+      local theirs
+      for _, lane in ipairs({"n", "r", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) do
+        theirs = theirs or redis.call("XRANGE", key(queue, lane), holder, holder)[1]
+      end
       local mine = redis.call("XRANGE", stream, entry, entry)[1]
       if theirs and mine then
         local a, b = fields_of(theirs[2]), fields_of(mine[2])
@@ -106,7 +116,7 @@ local function put_back(queue, stream, entry, charge)
   if charge == "worker" then losses = losses + 1 end
   if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
   redis.call("XADD", key(queue, "r"), "*", "i", f.i or "", "h", f.h or "", "b", f.b or "",
-    "a", attempt, "c", deaths, "w", losses)
+    "a", attempt, "c", deaths, "w", losses, "p", level_of(f.p))
   return {attempt, deaths, losses}
 end
 
@@ -139,12 +149,53 @@ local function write_counts(groups, ttl_ms)
   end
 end
 
--- Puts one message on its queue, now or when it is due.
-local function enqueue(queue, id, header, body, due_ms)
+-- Puts one message on its queue, now or when it is due. `level` is its priority; `counters` (attempt, child deaths,
+-- worker losses) are of one that follows another. What has never run goes without.
+local function enqueue(queue, id, header, body, due_ms, level, counters)
+  local c = counters or {1, 0, 0}
   if due_ms > 0 then
-    redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack({header, body}))
+    local parts = {header, body}
+    if counters or level > 0 then parts = {header, body, id, c[1], c[2], c[3], level} end
+    redis.call("HSET", key(queue, "bodies"), id, cmsgpack.pack(parts))
     redis.call("ZADD", key(queue, "delayed"), due_ms, id)
+    return
+  end
+  if level > 0 then redis.call("SADD", key(queue, "levels"), level) end
+  if counters or level > 0 then
+    redis.call("XADD", key(queue, lane_of(level)), "*", "i", id, "h", header, "b", body,
+      "a", c[1], "c", c[2], "w", c[3], "p", level)
   else
     redis.call("XADD", key(queue, "n"), "*", "i", id, "h", header, "b", body)
+  end
+end
+
+local function is_live(state)
+  return state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED"
+end
+
+local function forget_dead(id)
+  redis.call("ZREM", DEAD .. ":at", id)
+  redis.call("HDEL", DEAD .. ":bodies", id)
+  return redis.call("HDEL", DEAD, id)
+end
+
+-- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many.
+local function bury(queue, id, fields, record)
+  redis.call("HSET", DEAD, id, cmsgpack.pack({queue, fields.h or "", record, level_of(fields.p)}))
+  redis.call("HSET", DEAD .. ":bodies", id, fields.b or "")
+  redis.call("ZADD", DEAD .. ":at", now_ms(), id)
+  local surplus = redis.call("ZCARD", DEAD .. ":at") - DEAD_KEPT
+  if surplus > 0 then
+    for _, oldest in ipairs(redis.call("ZRANGE", DEAD .. ":at", 0, surplus - 1)) do
+      forget_dead(oldest)
+      count("dead letter dropped")
+    end
+  end
+end
+
+-- The keeper starts a worker where none is; one hint is enough.
+local function rouse(wake)
+  if wake ~= "" and redis.call("HLEN", "nbq:workers") == 0 and redis.call("LLEN", wake) == 0 then
+    redis.call("LPUSH", wake, "sent")
   end
 end

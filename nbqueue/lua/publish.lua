@@ -3,7 +3,7 @@
 local records, ttl_ms, wake, messages = unpack(cmsgpack.unpack(ARGV[1]))
 local known, status = {}, {}
 for n, message in ipairs(messages) do
-  local queue, id, header, due_ms, nonce, record = unpack(message)
+  local queue, id, header, due_ms, level, nonce, record = unpack(message)
   local body = ARGV[n + 1]
   local verdict = 1
   if record ~= "" then
@@ -13,7 +13,7 @@ for n, message in ipairs(messages) do
         verdict = 2
       else
         local state = string.match(old, '"status":"(%u+)"')
-        if state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED" then verdict = -1 end
+        if is_live(state) then verdict = -1 end
       end
     end
     if verdict == 1 then redis.call("SET", records .. id, record, "PX", ttl_ms) end
@@ -23,12 +23,9 @@ for n, message in ipairs(messages) do
       redis.call("SADD", "nbq:queues", queue)
       known[queue] = true
     end
-    enqueue(queue, id, header, body, due_ms)
+    enqueue(queue, id, header, body, due_ms, level)
   end
   status[n] = verdict
 end
--- The keeper starts a worker where none is; one hint is enough.
-if wake ~= "" and redis.call("HLEN", "nbq:workers") == 0 and redis.call("LLEN", wake) == 0 then
-  redis.call("LPUSH", wake, "sent")
-end
+rouse(wake)
 return status

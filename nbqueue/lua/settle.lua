@@ -1,18 +1,25 @@
 -- Ends tasks, or marks them as started, in one step: the entry is acknowledged only if it is still ours, and
--- only then the record is written, its session told and its outbox sent. Returns 1 for each that held, else 0.
+-- only then the record is written, its session told and its outbox sent. A task in state RETRY has not ended: only
+-- its entry has, and its outbox holds the next. The message of a task that is given up is kept. Returns 1 for each that held, else 0.
 local records, ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
 local held, sessions, groups = {}, {}, {}
 for n, item in ipairs(items) do
-  local ends, queue, lane, entry, id, record, session, group, state = unpack(item)
+  local ends, queue, lane, entry, id, record, session, group, state, dead = unpack(item)
   local stream, claims = key(queue, lane), key(queue, "claims")
   local ours
   if ends == 1 then
     ours = redis.call("XACK", stream, GROUP, entry) == 1
     if ours then
+      if dead == 1 then
+        local found = redis.call("XRANGE", stream, entry, entry)[1]
+        if found then bury(queue, id, fields_of(found[2]), record) end
+      end
       redis.call("XDEL", stream, entry)
       redis.call("HDEL", claims, id)
-      if redis.call("HLEN", "nbq:revoked") > 0 then redis.call("HDEL", "nbq:revoked", id) end
-      count_member(groups, group, state)
+      if state ~= "RETRY" then
+        if redis.call("HLEN", "nbq:revoked") > 0 then redis.call("HDEL", "nbq:revoked", id) end
+        count_member(groups, group, state)
+      end
     end
   else
     ours = redis.call("HGET", claims, id) == entry
@@ -28,10 +35,11 @@ for n, item in ipairs(items) do
 end
 -- Follow-ups, each with the number of the item it follows; an item that no longer held sends none.
 for n, message in ipairs(outbox) do
-  local follows, queue, id, header, due_ms = unpack(message)
+  local follows, queue, id, header, due_ms, level, attempt, deaths, losses = unpack(message)
   if held[follows] == 1 then
     redis.call("SADD", "nbq:queues", queue)
-    enqueue(queue, id, header, ARGV[n + 1], due_ms)
+    local counters = (attempt > 1 or deaths > 0 or losses > 0) and {attempt, deaths, losses} or nil
+    enqueue(queue, id, header, ARGV[n + 1], due_ms, level, counters)
   end
 end
 tell(sessions, maxlen, session_ttl_ms)

@@ -83,6 +83,18 @@ def test_broker_sends_the_outbox_of_what_it_settles(broker: Broker) -> None:
     assert broker.size("b").delayed == 1
 
 
+def test_broker_counts_on_when_a_message_follows_another_of_its_id(broker: Broker) -> None:
+    broker.publish([message("1")])
+    (delivery,) = claim(broker)
+    for due_ms in (0, int(time.time() * 1000) + 200):
+        again = message("1", due_ms=due_ms, attempt=delivery.attempt + 1, child_deaths=2, worker_losses=1)
+        assert broker.settle([Settlement(delivery, b"", state="RETRY", outbox=(again,))]) == [True]
+        (after,) = wait_until(lambda: claim(broker), 5, "the next of it")
+        if not broker.url.startswith("memory"):
+            assert (after.attempt, after.child_deaths, after.worker_losses) == (delivery.attempt + 1, 2, 1)
+        delivery = after
+
+
 def test_broker_sends_no_outbox_when_the_claim_was_lost(broker: Broker) -> None:
     broker.publish([message("1")])
     (delivery,) = claim(broker)

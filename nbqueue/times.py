@@ -1,0 +1,38 @@
+"""When a call may start, and until when: Unix seconds from what people write."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from nbqueue.exceptions import ImproperlyConfigured
+
+
+def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
+    """Return when a call may start, Unix seconds; 0.0 for at once."""
+    if eta is not None:
+        if countdown is not None:
+            raise TypeError("give countdown or eta, not both")
+        return _instant("eta", eta)
+    if countdown is None:
+        return 0.0
+    if not math.isfinite(countdown):
+        raise ValueError(f"countdown is a number of seconds, not {countdown}")
+    return now + countdown if countdown > 0 else 0.0
+
+
+def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
+    """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
+    if expires is None:
+        return max(now, due) + 7 * 86_400.0
+    if isinstance(expires, datetime):
+        return _instant("expires", expires)
+    return now + float(expires)
+
+
+def _instant(name: str, value: datetime) -> float:
+    if value.tzinfo is None:
+        raise ImproperlyConfigured(
+            f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
+        )
+    return value.timestamp()

@@ -1,0 +1,135 @@
+"""Tasks that run again: their records meanwhile, their arguments, their ends."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbqueue import states
+from nbqueue.exceptions import Ignore, MaxRetriesExceededError, Reject, TaskRevokedError
+from nbqueue.execute import BoundTask
+from tests.helpers import wait_until
+from tests.workers import Site
+
+FAR_S = 600.0
+
+
+class Busy(Exception):
+    pass
+
+
+def third_time(self: BoundTask, folder: str) -> dict[str, Any]:
+    """Succeed at the second retry."""
+    request = self.request
+    (Path(folder) / f"run.{request.retries}.{time.time_ns()}").touch()
+    if request.retries < 2:
+        raise self.retry(exc=Busy(f"at retry {request.retries}"), countdown=0.05)
+    return {"retries": request.retries, "attempt": request.attempt, "id": request.id}
+
+
+def count_down(self: BoundTask, left: int) -> str:
+    if left:
+        raise self.retry(args=(left - 1,), countdown=0)
+    return f"after {self.request.retries}"
+
+
+def always_busy(self: BoundTask, countdown: float = 0.0) -> None:
+    raise self.retry(countdown=countdown)
+
+
+def fails_by_itself(number: int) -> None:
+    raise Busy(f"number {number}")
+
+
+def ignored() -> None:
+    raise Ignore("nothing to do")
+
+
+def rejected() -> None:
+    raise Reject("not mine")
+
+
+def given_back(self: BoundTask) -> int:
+    if self.request.attempt < 3:
+        raise Reject("not yet", requeue=True)
+    return self.request.attempt
+
+
+def test_task_runs_again_until_it_succeeds(shared_site: Site, tmp_path: Path) -> None:
+    result = shared_site.app.task(third_time, bind=True).delay(str(tmp_path))
+    value = result.get(timeout=20)
+    assert value == {"retries": 2, "attempt": 3, "id": result.id}
+    assert [path.name.split(".")[1] for path in sorted(tmp_path.iterdir())] == ["0", "1", "2"]
+    assert shared_site.streams.size("nbqueue") == shared_site.streams.size("another")
+
+
+def test_record_says_why_and_when_while_a_task_waits_for_its_retry(shared_site: Site) -> None:
+    task = shared_site.app.task(fails_by_itself, autoretry_for=(Busy,), default_retry_delay=FAR_S, max_retries=5)
+    result = task.delay(1)
+    wait_until(lambda: result.state == states.RETRY, 10, "the task to be put off")
+    latest = result.watched.latest
+    assert latest is not None
+    facts = latest.facts
+    assert (facts.error, facts.retries, facts.max_retries) == ("Busy: number 1", 1, 5)
+    assert facts.eta == pytest.approx(time.time() + FAR_S, abs=30)
+    assert "fails_by_itself" in latest.failure.traceback
+    assert "nbqueue/retries" not in latest.failure.traceback
+    assert not result.ready()
+    result.revoke()
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=10)
+    assert shared_site.streams.size("nbqueue").delayed == 0
+
+
+def test_retry_takes_other_arguments_along(shared_site: Site) -> None:
+    assert shared_site.app.task(count_down, bind=True).delay(3).get(timeout=20) == "after 3"
+
+
+def test_task_by_name_runs_again_as_its_module_says(shared_site: Site) -> None:
+    assert shared_site.app.send_task("tests.project.moody", (2,)).get(timeout=20) == "calm at retry 2"
+
+
+def test_task_fails_when_its_retries_are_used_up(shared_site: Site) -> None:
+    with pytest.raises(MaxRetriesExceededError, match="retried 2 times"):
+        shared_site.app.task(always_busy, bind=True, max_retries=2).delay().get(timeout=20)
+    task = shared_site.app.task(fails_by_itself, autoretry_for=(Busy,), retry_backoff=0.01, max_retries=2)
+    with pytest.raises(Exception, match="number 7"):
+        task.delay(7).get(timeout=20)
+
+
+def test_members_of_a_map_are_retried_each_by_itself(shared_site: Site) -> None:
+    results = shared_site.app.task(count_down, bind=True).map([0, 2, 1])
+    assert results.get(timeout=20) == ["after 0", "after 2", "after 1"]
+    facts = [fact.facts for fact in results.watched.facts if fact is not None]
+    assert [one.retries for one in facts] == [0, 2, 1]
+    counts = shared_site.server_says("HGETALL", f"nbq:progress:{results.id}")
+    assert counts in ([b"SUCCESS", b"3"], {b"SUCCESS": b"3"}), "a retry is no end"
+
+
+def test_task_cancelled_while_it_runs_is_not_retried(shared_site: Site, tmp_path: Path) -> None:
+    def wait_then_retry(self: BoundTask, folder: str) -> None:
+        (Path(folder) / "begun").touch()
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.01)
+        self.retry(countdown=0)
+
+    result = shared_site.app.task(wait_then_retry, bind=True).delay(str(tmp_path))
+    wait_until((tmp_path / "begun").exists, 10, "the task to begin")
+    result.revoke()
+    (tmp_path / "go").touch()
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=10)
+
+
+def test_ignored_and_rejected_tasks_end_as_such(shared_site: Site) -> None:
+    with pytest.raises(Ignore, match="nothing to do"):
+        shared_site.app.task(ignored).delay().get(timeout=20)
+    with pytest.raises(Reject, match="not mine"):
+        shared_site.app.task(rejected).delay().get(timeout=20)
+
+
+def test_task_given_back_to_its_queue_runs_again(shared_site: Site) -> None:
+    assert shared_site.app.task(given_back, bind=True).delay().get(timeout=20) == 3
