@@ -28,6 +28,7 @@ from nbqueue.exceptions import (
     SendUncertain,
     UnknownTask,
 )
+from nbqueue.limits import seconds, size_bytes
 from nbqueue.link import Link, embedded_link, resolve
 from nbqueue.messages import (
     CELL_TASK,
@@ -45,6 +46,8 @@ from nbqueue.messages import (
     sign_record,
 )
 from nbqueue.payloads import Packer, Ref
+from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
+from nbqueue.routing import priority as check_priority
 from nbqueue.signing import Signer
 from nbqueue.tasks import OPTIONS, Task
 from nbqueue.times import due_time, expiry_time
@@ -99,6 +102,7 @@ class App:
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
         self.session = uuid.uuid4().hex
         self.tasks: dict[str, Task] = {}
+        self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -150,6 +154,33 @@ class App:
         """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
         task = Task(self, _elsewhere, name=name, by_value=False)
         return task.apply_async(args, kwargs, **options)
+
+    def destination(
+        self,
+        name: str,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> tuple[str, int]:
+        """Return the queue and priority of a call: those given, else of the first route for it, else the defaults.
+
+        Raises:
+            ImproperlyConfigured: that queue isn't known, and `task_create_missing_queues` is off.
+        """
+        conf = self.conf
+        route = Route()
+        if conf.task_routes is not None and (queue is None or priority is None):
+            if self._routes[0] is not conf.task_routes:
+                self._routes = (conf.task_routes, routers(conf.task_routes))
+            options = {"queue": queue, "priority": priority}
+            route = find_route(self._routes[1], Call(name, args, kwargs or {}, options))
+        queue = queue or route.queue or conf.task_default_queue
+        if not conf.task_create_missing_queues:
+            check_queue(queue, conf.task_queues or (conf.task_default_queue,))
+        found = route.priority if priority is None else priority
+        return queue, conf.task_default_priority if found is None else found
 
     # ---- what it is connected to
 
@@ -293,6 +324,7 @@ class App:
             int(steering.eta * 1000),
             steering.nonce,
             sign_record(pending_facts(steering), b"", self.signer),
+            priority=steering.priority,
         )
         try:
             verdict = self._publish([outgoing], retry, retry_policy)[0]
@@ -321,7 +353,7 @@ class App:
             outgoing = []
             for index, args in enumerate(calls[start : start + _MAP_CHUNK], start):
                 message = Message.sign_call(group.id, index, args, signer)
-                outgoing.append(Outgoing(group.queue, message.id, message.header, args, due))
+                outgoing.append(Outgoing(group.queue, message.id, message.header, args, due, priority=group.priority))
             self._publish(outgoing, None, None)
         sent = results.GroupResult(group.id, self, watched=watched)
         if self.show is not None:
@@ -339,6 +371,11 @@ class App:
         digest: str = "",
         queue: str | None = None,
         countdown: float | None = None,
+        priority: int | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
+        max_retries: int = 0,
     ) -> results.AsyncResult:
         """Send a cell of a notebook.
 
@@ -351,7 +388,13 @@ class App:
             digest: of code and inputs.
             queue: where it waits.
             countdown: seconds before it may start.
+            priority: 0 to 9, which is the soonest.
+            time_limit: seconds after which it is ended by force.
+            soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
+            memory_limit: bytes, or a text such as "2 GB", that its child may use.
+            max_retries: how often it runs again after an error, 1, 2, 4, … seconds later.
         """
+        where, priority = self.destination(CELL_TASK, queue=queue, priority=check_priority(priority))
         now = time.time()
         due = due_time(now, countdown, None)
         steering = Steering(
@@ -359,7 +402,7 @@ class App:
             nonce="",
             task=CELL_TASK,
             name=name,
-            queue=queue or self.conf.task_default_queue,
+            queue=where,
             sent_at=now,
             python=python_version(),
             session=self.session,
@@ -368,6 +411,11 @@ class App:
             label=label,
             identity=identity,
             digest=digest,
+            priority=priority,
+            time_limit=seconds("time_limit", time_limit),
+            soft_time_limit=seconds("soft_time_limit", soft_time_limit),
+            memory_limit=size_bytes("memory_limit", memory_limit),
+            max_retries=max_retries,
         )
         result = self.send(steering, b"", run, packer)
         self.backend.label(Label(result.id, label, identity, now))

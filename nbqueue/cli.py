@@ -92,7 +92,8 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=_Command)
 @global_options
 @click.option("-l", "--loglevel", default="warning", type=click.Choice(LEVELS, case_sensitive=False), show_default=True)
-@click.option("-Q", "--queues", metavar="A,B", help="Listen to these queues. Default: the app's default queue.")
+@click.option("-Q", "--queues", metavar="A,B", help="Listen to these queues, the first first. Default: the app's.")
+@click.option("-X", "--exclude-queues", metavar="A,B", help="Don't listen to these queues.")
 @click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
 @click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many children. Default: one a core.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="The worker's name; @host is added if it has none.")
@@ -111,6 +112,7 @@ def worker(
     /,
     loglevel: str,
     queues: str | None,
+    exclude_queues: str | None,
     all_queues: bool,
     concurrency: int | None,
     name: str | None,
@@ -135,8 +137,9 @@ def worker(
         importlib.import_module(module)
     started = Worker(
         app,
-        queues=[queue.strip() for queue in (queues or "").split(",") if queue.strip()],
+        queues=_names(queues),
         all_queues=all_queues,
+        exclude=_names(exclude_queues),
         concurrency=concurrency or 0,
         name=name or "",
         preload=preload,
@@ -148,6 +151,10 @@ def worker(
         max_memory_per_child=max_memory_per_child,
     )
     ctx.exit(started.run())
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 @cli.command(cls=_Command)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.limits import size_bytes
+from nbqueue.routing import priority, queue_names, routers
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 SCHEMES: Final = (*REDIS_SCHEMES, "memory")
@@ -35,6 +36,10 @@ class Settings:
     key_file: str | None = None
     connection_file: str | None = None
     task_default_queue: str = "nbqueue"
+    task_default_priority: int = 0  # 0 to 9, which is the soonest
+    task_routes: Any = None  # as `routing.routers` takes it
+    task_queues: tuple[str, ...] = ()  # what workers listen to by default; the default queue if empty
+    task_create_missing_queues: bool = True  # False: a queue that isn't in task_queues is an error
     task_ignore_result: bool = False
     task_publish_retry: bool = True
     task_publish_retry_policy: dict[str, float] = field(
@@ -84,8 +89,8 @@ def unknown_setting(name: str) -> str:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    if name in _SIZES:
-        return size_bytes(name, value or None)
+    if name in _OWN_CHECKS:
+        return _OWN_CHECKS[name](value)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}")
@@ -110,7 +115,17 @@ def _number(name: str, value: Any, default: float) -> float:
     return type(default)(value)
 
 
-_SIZES: Final = frozenset({"task_memory_limit"})
+def _routes(value: Any) -> Any:
+    routers(value)
+    return value
+
+
+_OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
+    "task_default_priority": lambda value: priority(value) or 0,
+    "task_routes": _routes,
+    "task_queues": queue_names,
+}
 _MISSING: Final = object()
 _DEFAULTS: Final[dict[str, Any]] = {
     f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(Settings)

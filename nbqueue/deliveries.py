@@ -11,7 +11,6 @@ from typing import Final
 GROUP: Final = "nbq"
 # The streams of a queue: what came back, then new entries by priority, `n` being that of 0.
 LANES: Final = ("r", "9", "8", "7", "6", "5", "4", "3", "2", "1", "n")
-MAX_PRIORITY: Final = 9
 QUEUES: Final = "nbq:queues"
 WORKERS: Final = "nbq:workers"
 CONTROL: Final = "nbq:control"

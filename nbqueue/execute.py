@@ -353,6 +353,8 @@ class Executor:
         self._offer_modules(task)
         args, kwargs = serialization.loads_args(task.args, serializer, self._read)
         if task.task == CELL_TASK:
+            if b'"max_retries"' in task.steering:
+                request.retry_options = retries.of_cell(request.steering.max_retries)
             return run_cell(args[0], request.recorder)
         found = self._loaded(task.code) if task.code else self._registered(task.task)
         request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options

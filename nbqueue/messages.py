@@ -80,6 +80,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
     memory_limit: int = 0  # bytes
     priority: int = 0  # up to 9, which is the soonest
+    max_retries: int = 0  # of a cell: how often an error runs it again; functions bring their own rules
 
     @property
     def shown_name(self) -> str:

@@ -80,6 +80,11 @@ RETRY_OPTIONS: Final = tuple(option.name for option in dataclasses.fields(RetryO
 DEFAULTS: Final = RetryOptions()
 
 
+def of_cell(max_retries: int) -> RetryOptions:
+    """Return the options of a cell that any error runs again, so often."""
+    return RetryOptions(max_retries, autoretry_for=(Exception,), retry_backoff=1.0, retry_jitter=False)
+
+
 class Call(Protocol):
     """Is a call that runs in this process."""
 

@@ -17,6 +17,7 @@ from nbqueue.messages import Steering, python_version
 from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
+from nbqueue.routing import priority as check_priority
 from nbqueue.times import due_time, expiry_time
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ __all__ = ["Task"]
 
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
-    "memory_limit", *RETRY_OPTIONS,
+    "memory_limit", "priority", *RETRY_OPTIONS,
 )  # fmt: skip
 MAP_OPTIONS: Final = frozenset(
-    {"queue", "countdown", "eta", "expires", "serializer", "shadow", "time_limit", "soft_time_limit", "memory_limit"}
+    {
+        *("queue", "countdown", "eta", "expires", "serializer", "shadow"),
+        *("time_limit", "soft_time_limit", "memory_limit", "priority"),
+    }
 )
 
 
@@ -51,6 +55,7 @@ class Task:
         soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
         memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
             with `MemoryLimitExceeded`.
+        priority: 0 to 9, which is the soonest; as a route or `conf.task_default_priority` says if None.
         retries: `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
     """
 
@@ -69,6 +74,7 @@ class Task:
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
+        priority: int | None = None,
         **retries: Any,
     ) -> None:
         self.app = app
@@ -81,6 +87,7 @@ class Task:
         self.expires = expires
         self.time_limit = seconds("time_limit", time_limit)
         self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
+        self.priority = check_priority(priority)
         self.memory_limit = size_bytes("memory_limit", memory_limit)
         self.retry_options = RetryOptions.of(**retries)
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
@@ -140,6 +147,7 @@ class Task:
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
+        priority: int | None = None,
         **unknown: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -160,6 +168,7 @@ class Task:
             time_limit: seconds after which it is ended by force.
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
+            priority: 0 to 9, which is the soonest.
             unknown: anything else is an error.
 
         Raises:
@@ -184,6 +193,8 @@ class Task:
             time_limit=time_limit,
             soft_time_limit=soft_time_limit,
             memory_limit=memory_limit,
+            priority=priority,
+            call=(args, kwargs),
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
         return self.app.send(
@@ -235,9 +246,13 @@ class Task:
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
+        priority: int | None = None,
+        call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
     ) -> tuple[Steering, bytes]:
         now = time.time()
         due = due_time(now, countdown, eta)
+        given = self.priority if priority is None else check_priority(priority)
+        where, level = self.app.destination(self.name, *call, queue=queue or self.queue, priority=given)
         code = b""
         if self.by_value:
             try:
@@ -251,7 +266,7 @@ class Task:
             id="",
             nonce="",
             task=self.name,
-            queue=queue or self.queue or self.app.conf.task_default_queue,
+            queue=where,
             sent_at=now,
             code=serialization.digest(code) if code else "",
             python=python_version() if code else "",
@@ -264,6 +279,7 @@ class Task:
             time_limit=seconds("time_limit", time_limit) or self.time_limit,
             soft_time_limit=seconds("soft_time_limit", soft_time_limit) or self.soft_time_limit,
             memory_limit=size_bytes("memory_limit", memory_limit) or self.memory_limit,
+            priority=level,
         ), code
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import redis
 from kombu.transport import virtual
 
-from nbqueue.deliveries import MAX_PRIORITY, Delivery, Outgoing, Settlement
+from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.messages import new_id
+from nbqueue.routing import MAX_PRIORITY
 from nbqueue.streams import Streams, connect
 
 

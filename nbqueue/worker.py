@@ -54,6 +54,7 @@ from nbqueue.messages import (
     sign_record,
 )
 from nbqueue.payloads import Ref, named
+from nbqueue.routing import check_queue
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.transfers import Transfers
 from nbqueue.watcher import Offer
@@ -82,8 +83,9 @@ class Worker:
 
     Args:
         app: whose broker, backend and key it uses.
-        queues: which it listens to; the app's default queue if empty.
+        queues: which it listens to; `conf.task_queues`, or else the app's default queue, if empty.
         all_queues: listen to every queue that anything was sent to.
+        exclude: queues that it doesn't listen to.
         concurrency: children; as many as cores if 0.
         name: unique among workers; `@host` is added if it has none.
         preload: modules of `-A` and `include`, imported before children are forked.
@@ -101,6 +103,7 @@ class Worker:
         *,
         queues: Sequence[str] = (),
         all_queues: bool = False,
+        exclude: Sequence[str] = (),
         concurrency: int = 0,
         name: str = "",
         preload: Sequence[str] = (),
@@ -118,7 +121,8 @@ class Worker:
         name = name or f"worker-{os.getpid()}"
         self.name = name if "@" in name else f"{name}@{socket.gethostname()}"
         self.all_queues = all_queues
-        self.queues = list(dict.fromkeys(queues or (self.conf.task_default_queue,)))
+        self.exclude = frozenset(exclude)
+        self.queues = self._chosen(queues or self.conf.task_queues or (self.conf.task_default_queue,))
         self.grace_s = grace_s
         self.started_at = time.time()
         self._client_name = f"nbq-worker-{self.name}".replace(" ", "_")
@@ -385,7 +389,21 @@ class Worker:
 
     def _follow_queues(self) -> None:
         if self.all_queues:
-            self.queues = sorted(self.streams.queues() | {self.conf.task_default_queue})
+            self.queues = sorted((self.streams.queues() | {self.conf.task_default_queue}) - self.exclude)
+
+    def _chosen(self, queues: Sequence[str]) -> list[str]:
+        """Return the queues to listen to, checked.
+
+        Raises:
+            ImproperlyConfigured: none is left, or one isn't known and `task_create_missing_queues` is off.
+        """
+        chosen = [queue for queue in dict.fromkeys(queues) if queue not in self.exclude]
+        if not chosen and not self.all_queues:
+            raise ImproperlyConfigured(f"no queue is left to listen to: {', '.join(queues)} are excluded")
+        if not self.conf.task_create_missing_queues:
+            for queue in chosen:
+                check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
+        return chosen
 
     # ---- claiming
 
@@ -408,7 +426,7 @@ class Worker:
         """Let the server tell an idle worker of the next message."""
         read = self._reads.get("claim")
         room = self.work.room()
-        if read is None or read.pending or not self._drained or room <= 0:
+        if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
         read.start(self.streams.read_command(self.consumer, room, self.queues, max(1, min(BLOCK_MS, due_ms))))
@@ -755,7 +773,7 @@ class Worker:
             os.getpid(),
             self.signer.key_id,
             tuple(self.queues),
-            self.all_queues,
+            self.all_queues and not self.exclude,
             self.concurrency,
             sum(bool(child.jobs) for child in self.pool.children.values()),
             self.started_at,

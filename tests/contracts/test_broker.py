@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbqueue.broker import Broker, open_broker
+from nbqueue.broker import Broker, StreamsBroker, open_broker
 from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement
 from tests.helpers import RedisServer, wait_until
 
@@ -122,6 +122,47 @@ def test_broker_keeps_a_delayed_message_until_it_is_due(broker: Broker) -> None:
     assert broker.size("a").delayed == 1
     (delivery,) = wait_until(lambda: claim(broker), 2, "the delayed message")
     assert delivery.id == "later"
+
+
+@pytest.fixture
+def streams(redis_server: RedisServer) -> Iterator[StreamsBroker]:
+    opened = open_broker(redis_server.url)
+    assert isinstance(opened, StreamsBroker)
+    yield opened
+    opened.close()
+
+
+def test_streams_deliver_by_priority_the_highest_first(streams: StreamsBroker) -> None:
+    streams.publish([message(f"p{level}", priority=level) for level in (0, 5, 9, 1)])
+    streams.publish([message("later", priority=5), message("other", "b", priority=9)])
+    assert [d.id for d in claim(streams, 3)] == ["p9", "p5", "later"]
+    assert [d.id for d in claim(streams)] == ["p1", "p0", "other"]
+
+
+def test_streams_keep_a_priority_when_a_message_is_delayed_or_put_off(streams: StreamsBroker) -> None:
+    streams.publish([message("put off", priority=7)])
+    streams.streams.put_off(claim(streams), 1)
+    due_ms = int(time.time() * 1000) + 1
+    streams.publish([message("delayed", priority=8, due_ms=due_ms), message("plain")])
+    wait_until(lambda: int(time.time() * 1000) > due_ms, 1, "them to be due")
+    assert [(d.id, d.lane) for d in claim(streams)] == [("delayed", "8"), ("put off", "7"), ("plain", "n")]
+
+
+def test_streams_count_and_purge_every_priority(streams: StreamsBroker) -> None:
+    streams.publish([message(f"p{level}", priority=level) for level in range(10)])
+    claim(streams, 2)
+    assert streams.size("a") == QueueSize(8, 2, 0)
+    assert streams.purge("a") == 8
+    assert streams.size("a") == QueueSize(0, 2, 0)
+
+
+def test_streams_find_lapsed_claims_of_every_priority(streams: StreamsBroker) -> None:
+    streams.publish([message("high", priority=9), message("low")])
+    claimed = claim(streams)
+    places = streams.streams.lapsed(["a"], 0)
+    assert sorted(lane for _, lane, _ in places) == sorted(d.lane for d in claimed) == ["9", "n"]
+    assert streams.streams.reap(places, 0) == 2
+    assert [(d.id, d.lane, d.worker_losses) for d in claim(streams)] == [("high", "r", 1), ("low", "r", 1)]
 
 
 def test_broker_purges_what_waits_and_not_what_is_claimed(broker: Broker) -> None:

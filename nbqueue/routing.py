@@ -1,0 +1,169 @@
+"""Where a call goes: its queue and priority, from the call, its task or `task_routes`, in this order.
+
+Source: Celery's user guide, "Routing Tasks".
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nbqueue.exceptions import ImproperlyConfigured
+
+MAX_PRIORITY: Final = 9
+# Of AMQP, beside a queue in routes written for Celery.
+_WITHOUT_MEANING: Final = frozenset({"exchange", "exchange_type", "routing_key", "delivery_mode"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a route may depend on. `options` are those given for this call."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a call goes, as far as a route says."""
+
+    queue: str | None = None
+    priority: int | None = None
+
+
+Router = Callable[[Call], Route | None]
+
+
+def routers(value: object) -> tuple[Router, ...]:
+    """Return what `task_routes` holds: a dict from names or patterns to routes, a function, or a list of them.
+
+    A pattern is a glob or a compiled regular expression. A route is the name of a queue, or a dict with `queue` or
+    `priority`. A function gets name, args, kwargs and options, and returns a route, or None to leave the call to the
+    next; it may be named as `module.function`.
+
+    Raises:
+        ImproperlyConfigured: it holds something else.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return (_table(list(value.items())),)
+    if callable(value):
+        return (_function(value),)
+    if isinstance(value, str):
+        return (_function(_imported(value)),)
+    if not isinstance(value, Sequence):
+        raise ImproperlyConfigured(f"task_routes must be a dict, a function or a list of them, not {value!r}")
+    found: list[Router] = []
+    for part in value:
+        is_pair = isinstance(part, list | tuple) and len(part) == 2 and isinstance(part[0], str | re.Pattern)
+        found += [_table([tuple(part)])] if is_pair else routers(part)
+    return tuple(found)
+
+
+def find_route(routes: Iterable[Router], call: Call) -> Route:
+    """Return the first route that there is for a call."""
+    for router in routes:
+        if (route := router(call)) is not None:
+            return route
+    return Route()
+
+
+def priority(value: object) -> int | None:
+    """Return a priority.
+
+    Raises:
+        ImproperlyConfigured: it is no whole number from 0 to 9.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY):
+        raise ImproperlyConfigured(f"priority must be a whole number from 0 to 9, the soonest, not {value!r}")
+    return value
+
+
+def queue_names(value: object) -> tuple[str, ...]:
+    """Return the names in `task_queues`: texts, kombu's queues, or a dict from names.
+
+    Raises:
+        ImproperlyConfigured: it holds something else.
+    """
+    if value is None:
+        return ()
+    parts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    names: dict[str, None] = {}
+    for part in parts:
+        name = part if isinstance(part, str) else getattr(part, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ImproperlyConfigured(f"task_queues must hold names of queues, not {part!r}")
+        names[name] = None
+    return tuple(names)
+
+
+def check_queue(queue: str, known: Sequence[str]) -> None:
+    """Refuse a queue that isn't known, for `task_create_missing_queues = False`.
+
+    Raises:
+        ImproperlyConfigured: it isn't.
+    """
+    if queue not in known:
+        raise ImproperlyConfigured(
+            f"there is no queue {queue!r} among task_queues ({', '.join(known)}), and task_create_missing_queues is off"
+        )
+
+
+def _table(pairs: Sequence[tuple[Any, Any]]) -> Router:
+    exact: dict[str, Route] = {}
+    patterns: list[tuple[re.Pattern[str], Route]] = []
+    for name, target in pairs:
+        route = _route(target)
+        if isinstance(name, re.Pattern):
+            patterns.append((name, route))
+        elif not isinstance(name, str):
+            raise ImproperlyConfigured(f"task_routes must go from names or patterns, not from {name!r}")
+        elif any(sign in name for sign in "*?["):
+            patterns.append((re.compile(fnmatch.translate(name)), route))
+        else:
+            exact[name] = route
+
+    def router(call: Call) -> Route | None:
+        found = exact.get(call.name)
+        return found or next((route for pattern, route in patterns if pattern.match(call.name)), None)
+
+    return router
+
+
+def _function(function: Callable[..., Any]) -> Router:
+    def router(call: Call) -> Route | None:
+        target = function(call.name, call.args, call.kwargs, call.options)
+        return None if target is None else _route(target)
+
+    return router
+
+
+def _route(target: object) -> Route:
+    if isinstance(target, str) and target:
+        return Route(target)
+    if isinstance(target, Mapping):
+        wrong = sorted(str(name) for name in target.keys() - {"queue", "priority"} - _WITHOUT_MEANING)
+        queue = target.get("queue")
+        queue = getattr(queue, "name", queue)
+        if not wrong and (queue is None or (isinstance(queue, str) and queue)):
+            return Route(queue, priority(target.get("priority")))
+    raise ImproperlyConfigured(f"a route is the name of a queue or a dict with queue or priority, not {target!r}")
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None) if module else None
+    except ImportError as exc:
+        raise ImproperlyConfigured(f"task_routes: {path}: {exc}") from exc
+    if not callable(found):
+        raise ImproperlyConfigured(f"task_routes: {path} is no function")
+    function: Callable[..., Any] = found
+    return function
