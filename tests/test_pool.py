@@ -537,3 +537,28 @@ def test_main_is_nobodys_module_when_a_task_looks_at_it(pool: RunningPool) -> No
         return sorted(name for name in vars(__main__) if not name.startswith("__"))
 
     assert pool.call(look) == []
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY"])
+def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: str) -> None:
+    def pretend(seq: int, state: str) -> None:
+        import os
+
+        import msgspec
+
+        outcome = b"O" + msgspec.msgpack.encode([seq, state, b"garbage", 0.0, 0.0])
+        for descriptor in range(3, 32):
+            try:
+                os.write(descriptor, len(outcome).to_bytes(4, "big") + outcome)
+            except OSError:
+                continue
+        while True:
+            pass
+
+    with RunningPool(1) as running:
+        seq = running.send(pretend, 4_711, state, seq=4_711)
+        running.until(lambda: running.died, "the child to be ended")
+        assert running.died[0].cause.startswith("its replies were garbled")
+        assert running.died[0].started == seq
+        running.until(lambda: running.all_ready, "another child")
+        assert running.call(add, 1, 2) == 3
