@@ -207,6 +207,8 @@ def status(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"queue {queue}: {size.queued} queued, {size.claimed} claimed, {size.delayed} delayed")
     for reason, number in sorted(streams.counters().items()):
         click.echo(f"{reason}: {number}")
+    if dead_letters := streams.count_dead():
+        click.echo(f"dead letters: {dead_letters} (nbqueue dead)")
 
 
 @cli.command(cls=_Command)

@@ -368,7 +368,7 @@ class Executor:
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
         """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""
         try:
-            again = request.again if isinstance(exc, Retry) and request.again else retries.planned_for(request, exc)
+            again = request.again or retries.planned_for(request, exc)
             if again is not None:
                 return self._retried(task, request, again, started)
         except KeyboardInterrupt:

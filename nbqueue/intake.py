@@ -30,6 +30,7 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Ref, named
 from nbqueue.signing import Signer
+from nbqueue.times import has_expired
 
 _GROUPS_KEPT: Final = 64
 # Signed by a key or in a version that another worker may understand.
@@ -178,8 +179,9 @@ class Intake:
 
     def _unfit(self, task: Accepted, now: float) -> Verdict | None:
         """Return why a task can't run here or any more."""
-        steering, delivery = task.steering, task.delivery
-        if steering.expires and steering.expires < now:
+        s = steering = task.steering
+        delivery = task.delivery
+        if has_expired(now, s.expires, s.sent_at, s.eta, s.retries):
             return Ended(delivery, steering, states.REVOKED, "expired")
         if delivery.worker_losses >= self.max_losses:
             text = f"Given up: it lost its worker {delivery.worker_losses} times."

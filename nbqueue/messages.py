@@ -242,7 +242,7 @@ class Fact:
     @cached_property
     def failure(self) -> Failure:
         """Return the body as the failure it holds."""
-        return _decode(_FAILURE, self.body)
+        return decode_failure(self.body)
 
     @property
     def ready(self) -> bool:
@@ -271,7 +271,7 @@ def sign_record(facts: Facts, body: bytes, signer: Signer) -> bytes:
     result: Any = None
     traceback = None
     if facts.state in (states.FAILURE, states.RETRY):
-        failure = _decode(_FAILURE, body)
+        failure = decode_failure(body)
         result = {"exc_type": failure.type, "exc_message": [failure.message], "exc_module": "builtins"}
         traceback = failure.traceback
     elif facts.state == states.REVOKED:
@@ -407,6 +407,11 @@ class Progress(msgspec.Struct, omit_defaults=True):
 def encode_failure(failure: Failure) -> bytes:
     """Return the body of a failure's record."""
     return msgspec.msgpack.encode(failure)
+
+
+def decode_failure(body: bytes) -> Failure:
+    """Return the failure in a record's body."""
+    return _decode(_FAILURE, body)
 
 
 def encode_again(again: Again) -> bytes:

@@ -24,11 +24,12 @@ from typing import Any, Final
 
 import msgspec
 
+from nbqueue import states
 from nbqueue.capture import SOFT_SIGNAL
-from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
 from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
-from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome
+from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome, decode_again, decode_failure
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
@@ -326,7 +327,7 @@ class Pool:
                 break
         try:
             yield from self._parse(child)
-        except (msgspec.DecodeError, struct.error) as exc:
+        except (msgspec.DecodeError, struct.error, BadMessage) as exc:
             # A task has written to a descriptor that isn't its own.
             child.fault = f"its replies were garbled: {exc}"
             child.incoming.clear()
@@ -346,7 +347,7 @@ class Pool:
                 kind, payload = incoming[at + 4], bytes(incoming[at + 5 : end])
                 at = end
                 if kind == 79:  # O
-                    outcome = _decode_outcome(payload)
+                    outcome = _checked(_decode_outcome(payload))
                     child.jobs.pop(outcome.seq, None)
                     yield Finished(child.number, outcome)
                 elif kind == 69:  # E
@@ -456,6 +457,19 @@ class Pool:
         if child.pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signum)
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """Return an outcome whose body its supervisor can read, where it has to.
+
+    Raises:
+        BadMessage: it can't.
+    """
+    if outcome.state == states.RETRY:
+        decode_failure(decode_again(outcome.body).failure)
+    elif outcome.state == states.FAILURE:
+        decode_failure(outcome.body)
+    return outcome
 
 
 def _cause(status: int) -> str:

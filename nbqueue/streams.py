@@ -27,6 +27,7 @@ from redis.retry import Retry
 from nbqueue.config import redis_url, scheme_of
 from nbqueue.deliveries import (
     COUNTERS,
+    DEAD,
     GROUP,
     LANES,
     QUARANTINE,
@@ -293,6 +294,10 @@ class Streams:
     def dead_letters(self) -> list[tuple[str, bytes]]:
         """Return the id of each dead letter and the record that says why it is one, the newest last."""
         return [(id_.decode(), record) for id_, record in self._dead("list")]
+
+    def count_dead(self) -> int:
+        """Return how many dead letters there are."""
+        return int(self.client.hlen(DEAD))
 
     def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
         """Return queue, header, body and priority of a dead letter."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Final
 
 from nbqueue.exceptions import ImproperlyConfigured
+
+_WEEK_S: Final = 7 * 86_400.0
 
 
 def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
@@ -24,10 +27,16 @@ def due_time(now: float, countdown: float | None, eta: datetime | None) -> float
 def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
     """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
     if expires is None:
-        return max(now, due) + 7 * 86_400.0
+        return max(now, due) + _WEEK_S
     if isinstance(expires, datetime):
         return _instant("expires", expires)
     return now + float(expires)
+
+
+def has_expired(now: float, expires: float, sent_at: float, due: float, retries: int) -> bool:
+    """Tell whether a call is to be dropped: what has run and is retried keeps to an expiry of its own only."""
+    by_default = expires == expiry_time(sent_at, None, due)
+    return 0.0 < expires < now and not (retries and by_default)
 
 
 def _instant(name: str, value: datetime) -> float:

@@ -25,13 +25,12 @@ import redis
 
 from nbqueue import pool as pools
 from nbqueue import states
-from nbqueue.app import pending_facts
 from nbqueue.backends.base import Told
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
 from nbqueue.control import Orders
-from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Outgoing, Settlement
+from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.guard import Guard
@@ -43,17 +42,11 @@ from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
     ChildEvent,
     ChildTask,
-    Facts,
-    Message,
     Outcome,
     Steering,
-    decode_again,
-    pack_body,
     python_version,
-    sign_event,
-    sign_record,
 )
-from nbqueue.payloads import Ref, named
+from nbqueue.reports import Reporter, blobs_of
 from nbqueue.routing import check_queue
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.transfers import Transfers
@@ -133,6 +126,7 @@ class Worker:
         self.streams = broker.streams
         self.consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
         self.backend = app.open_backend(self._client_name)
+        self.reports = Reporter(self.name, self.signer)
         self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses)
         self.leases = Leases(self.streams, self.consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
@@ -335,7 +329,7 @@ class Worker:
         self.work.press(now)
         self.guard.look(now)
         for held, ran_s in self.work.started(now, STARTED_S):
-            self._mark_started(held, ran_s)
+            self._settlements.append((held, self.reports.started(held, ran_s)))
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -461,7 +455,8 @@ class Worker:
                 case Accepted() as task:
                     self._hold(task)
                 case Ended(steering=steering, state=state, error=error, body=body, dead=dead):
-                    self._end(None, delivery, steering, state, body, error, dead=dead)
+                    ended = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
+                    self._settlements.append((None, ended))
                 case Repeat():
                     self._settlements.append((None, Settlement(delivery, b"")))
                     repeats += 1
@@ -512,7 +507,7 @@ class Worker:
             self.work.hand_out()
             return
         text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
-        self._end(held, held.delivery, held.steering, states.FAILURE, body, text)
+        self._end(held, states.FAILURE, body, text)
 
     def _limits_of(self, steering: Steering) -> Limits:
         """Return the limits of a call: its own, else those of the task by its name, else this worker's."""
@@ -548,13 +543,7 @@ class Worker:
         state, error, body = outcome.state, outcome.error, outcome.body
         if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
             state, error, body = states.REVOKED, "cancelled", b""
-        refs: tuple[Ref, ...] = ()
-        with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
-            if state == states.SUCCESS:
-                refs = named(body)
-            elif state == states.RETRY:
-                refs = named(decode_again(body).args or b"")
-        if self.transfers.send(refs, lambda failed: self._sent(held, outcome, failed)):
+        if self.transfers.send(blobs_of(state, body), lambda failed: self._sent(held, outcome, failed)):
             self._settle(held, outcome, state, error, body)
 
     def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
@@ -567,17 +556,18 @@ class Worker:
             self._settle(held, outcome, outcome.state, "", outcome.body)
         else:
             text, body = failure_of(type(failed).__name__, f"{failed} (worker {self.name})")
-            self._end(held, held.delivery, held.steering, states.FAILURE, body, text, outcome)
+            self._end(held, states.FAILURE, body, text, outcome)
 
     def _settle(self, held: Held, outcome: Outcome, state: str, error: str, body: bytes) -> None:
         """Do what an outcome asks for: end the task, run it again, or return it to its queue."""
         if state == states.RETRY:
-            self._retry(held, outcome)
+            self._settlements.append((held, self.reports.retried(held, outcome)))
+            self._drained = False  # it may be due at once
         elif state == states.REJECTED and body:
             self._back(held, "task")
         else:
             dead = state == states.REJECTED
-            self._end(held, held.delivery, held.steering, state, body, error, outcome, dead=dead)
+            self._end(held, state, body, error, outcome, dead=dead)
 
     def _back(self, held: Held, charge: str) -> None:
         """Return a task that has run to its queue."""
@@ -589,20 +579,7 @@ class Worker:
         held = self.work.held.get(event.seq)
         if held is None or held.lost or len(self._told) >= MAX_TOLD:
             return
-        s = held.steering
-        facts = Facts(
-            kind=event.kind,
-            id=s.id,
-            at=event.at,
-            attempt=held.delivery.attempt,
-            worker=self.name,
-            child=held.child,
-            session=s.session,
-            group=s.group,
-            index=s.index,
-        )
-        text = sign_event(facts, event.data, self.signer)
-        self._told.append(Told(s.session, s.id, text, keep=event.kind == "output"))
+        self._told.append(self.reports.said(held, event))
 
     def _died(self, died: pools.Died) -> None:
         cause = died.cause
@@ -617,98 +594,26 @@ class Worker:
         if held.lost:
             self.work.drop(held)
         elif held.revoked:
-            self._end(held, held.delivery, held.steering, states.REVOKED, b"", "cancelled")
+            self._end(held, states.REVOKED, b"", "cancelled")
         elif held.fault is not None:
             error, body = failure_of(*held.fault)
-            self._end(held, held.delivery, held.steering, states.FAILURE, body, error)
+            self._end(held, states.FAILURE, body, error)
         elif deaths >= self.conf.worker_max_child_deaths:
             if cause == _BY_FORCE:  # nobody here has sent it
                 cause = "signal 9 (SIGKILL, out of memory?)"
             text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.name}"
             error, body = failure_of("WorkerLostError", text)
-            self._end(held, held.delivery, held.steering, states.FAILURE, body, error, dead=True)
+            self._end(held, states.FAILURE, body, error, dead=True)
         else:
             self._back(held, "child")
 
     # ---- storing
 
     def _end(
-        self,
-        held: Held | None,
-        delivery: Delivery,
-        steering: Steering,
-        state: str,
-        body: bytes,
-        error: str,
-        outcome: Outcome | None = None,
-        dead: bool = False,
+        self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False
     ) -> None:
         """Queue the end of a task for the next flush; `dead` keeps its message."""
-        facts = msgspec.structs.replace(
-            pending_facts(steering, state, outcome.ended_at if outcome else time.time()),
-            attempt=delivery.attempt,
-            worker=self.name,
-            child=held.child if held else 0,
-            started_at=outcome.started_at if outcome else 0.0,
-            error=error[:500],
-            summary=outcome.summary[:200] if outcome else "",
-        )
-        if steering.ignore_result and state == states.SUCCESS:
-            body = b""
-        record = sign_record(facts, body, self.signer)
-        settlement = Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
-        self._settlements.append((held, settlement))
-
-    def _retry(self, held: Held, outcome: Outcome) -> None:
-        """Queue the step in which a task's message is acknowledged and put off again."""
-        again = decode_again(outcome.body)
-        steering, delivery, job = held.steering, held.delivery, held.job
-        args = job.task.args if again.args is None else again.args
-        retries = steering.retries + 1
-        if steering.group:
-            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
-        else:
-            steering = msgspec.structs.replace(steering, retries=retries, eta=again.due)
-            message = Message.sign(steering, pack_body(job.code, args), self.signer)
-        facts = msgspec.structs.replace(
-            pending_facts(held.steering, states.RETRY, outcome.ended_at),
-            attempt=delivery.attempt,
-            worker=self.name,
-            child=held.child,
-            started_at=outcome.started_at,
-            error=outcome.error[:500],
-            retries=retries,
-            eta=again.due,
-            max_retries=again.max_retries,
-        )
-        follow = Outgoing(
-            delivery.queue,
-            message.id,
-            message.header,
-            message.body,
-            int(again.due * 1000),
-            priority=steering.priority,
-            attempt=delivery.attempt + 1,
-            child_deaths=delivery.child_deaths,
-            worker_losses=delivery.worker_losses,
-        )
-        record = sign_record(facts, again.failure, self.signer)
-        settlement = Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
-        self._settlements.append((held, settlement))
-        self._drained = False
-
-    def _mark_started(self, held: Held, seconds: float) -> None:
-        now = time.time()
-        facts = msgspec.structs.replace(
-            pending_facts(held.steering, states.STARTED, now),
-            attempt=held.delivery.attempt,
-            worker=self.name,
-            child=held.child,
-            started_at=now - seconds,
-        )
-        record = sign_record(facts, b"", self.signer)
-        mark = Settlement(held.delivery, record, held.steering.session, state=states.STARTED, ends=False)
-        self._settlements.append((held, mark))
+        self._settlements.append((held, self.reports.ended(held, state, body, error, outcome, dead=dead)))
 
     def _flush(self) -> None:
         """Store what happened: first what tasks said, then their ends, so that an end is never seen too early."""
@@ -810,7 +715,7 @@ class Worker:
             return
         if self.work.take_out(held):
             held.revoked = True
-            self._end(held, held.delivery, held.steering, states.REVOKED, b"", "cancelled")
+            self._end(held, states.REVOKED, b"", "cancelled")
         elif terminate:
             held.revoked = True
             self.work.stop(held, signal)

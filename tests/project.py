@@ -72,6 +72,12 @@ def moody(self: BoundTask, times: int) -> str:
     return f"calm at retry {self.request.retries}"
 
 
+@app.task(max_retries=2, default_retry_delay=0)
+def stuck() -> None:
+    """Ask for retries through the task itself, as tasks without `bind` do."""
+    stuck.retry(exc=ConnectionError("no way out"))
+
+
 @app.task(bind=True)
 def who(self: BoundTask) -> dict[str, Any]:
     return {"id": self.request.id, "attempt": self.request.attempt, "name": self.name, "queue": self.request.queue}

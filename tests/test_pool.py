@@ -97,13 +97,14 @@ def test_child_is_a_small_process_when_it_is_idle() -> None:
         assert sizes_kb["Private_Dirty"] < 6_000
 
 
-def test_child_has_no_connection_or_notebook_loaded_when_it_runs_a_task(pool: RunningPool) -> None:
+def test_child_has_no_connection_or_notebook_loaded_when_it_runs_a_task() -> None:
     def loaded() -> list[str]:
         import sys
 
         return [name for name in ("redis", "kombu", "IPython", "ipywidgets") if name in sys.modules]
 
-    assert pool.call(loaded) == []
+    with RunningPool(1) as running:
+        assert running.call(loaded) == []
 
 
 def test_large_frames_pass_both_ways_when_they_are_files(pool: RunningPool) -> None:
@@ -537,3 +538,28 @@ def test_main_is_nobodys_module_when_a_task_looks_at_it(pool: RunningPool) -> No
         return sorted(name for name in vars(__main__) if not name.startswith("__"))
 
     assert pool.call(look) == []
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY"])
+def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: str) -> None:
+    def pretend(seq: int, state: str) -> None:
+        import os
+
+        import msgspec
+
+        outcome = b"O" + msgspec.msgpack.encode([seq, state, b"garbage", 0.0, 0.0])
+        for descriptor in range(3, 32):
+            try:
+                os.write(descriptor, len(outcome).to_bytes(4, "big") + outcome)
+            except OSError:
+                continue
+        while True:
+            pass
+
+    with RunningPool(1) as running:
+        seq = running.send(pretend, 4_711, state, seq=4_711)
+        running.until(lambda: running.died, "the child to be ended")
+        assert running.died[0].cause.startswith("its replies were garbled")
+        assert running.died[0].started == seq
+        running.until(lambda: running.all_ready, "another child")
+        assert running.call(add, 1, 2) == 3

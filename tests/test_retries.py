@@ -130,6 +130,18 @@ def test_retry_counts_when_it_was_not_raised() -> None:
     assert run(work).state == states.RETRY
 
 
+def test_retry_counts_when_the_task_swallows_it() -> None:
+    def work(self: BoundTask) -> str:
+        try:
+            self.retry(countdown=5, exc=Mine("soon"))
+        except Exception as exc:
+            raise Mine("something else") from exc
+        return "done"
+
+    outcome = run(work)
+    assert (outcome.state, outcome.error) == (states.RETRY, "Mine: soon")
+
+
 def test_retry_raised_by_hand_is_one() -> None:
     def work() -> None:
         raise Retry("not yet", when=5)

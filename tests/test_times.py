@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.times import due_time, expiry_time
+from nbqueue.times import due_time, expiry_time, has_expired
 
 NOW = 1_000_000.0
 WEEK_S = 7 * 86_400.0
@@ -32,3 +32,19 @@ def test_expiry_is_a_week_after_a_task_may_start_unless_it_is_said() -> None:
     assert expiry_time(NOW, None, NOW + 100) == NOW + 100 + WEEK_S
     assert expiry_time(NOW, 60, 0.0) == NOW + 60
     assert expiry_time(NOW, datetime.fromtimestamp(NOW + 9, UTC), 0.0) == NOW + 9
+
+
+@pytest.mark.parametrize(
+    ("expires", "retries", "dropped"),
+    [(0.0, 0, False), (NOW - 1, 0, True), (NOW - 1, 2, True), (NOW + 1, 0, False), (NOW + WEEK_S, 0, True)],
+)
+def test_call_is_dropped_once_its_expiry_has_passed(expires: float, retries: int, dropped: bool) -> None:
+    later = NOW if expires < NOW + 5 else NOW + 2 * WEEK_S
+    assert has_expired(later, expires, NOW - 10, 0.0, retries) is dropped
+
+
+def test_retry_is_not_dropped_when_its_call_was_sent_without_an_expiry() -> None:
+    expires = expiry_time(NOW, None, NOW + 60)
+    later = expires + 1
+    assert has_expired(later, expires, NOW, NOW + 60, 0)
+    assert not has_expired(later, expires, NOW, NOW + 60, 1)

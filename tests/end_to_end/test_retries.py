@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from nbqueue import states
-from nbqueue.exceptions import Ignore, MaxRetriesExceededError, Reject, TaskRevokedError
+from nbqueue import serialization, states
+from nbqueue.cellrun import CellRun
+from nbqueue.exceptions import Ignore, MaxRetriesExceededError, Reject, SoftTimeLimitExceeded, TaskRevokedError
 from nbqueue.execute import BoundTask
 from tests.helpers import wait_until
 from tests.workers import Site
@@ -92,6 +93,15 @@ def test_task_by_name_runs_again_as_its_module_says(shared_site: Site) -> None:
     assert shared_site.app.send_task("tests.project.moody", (2,)).get(timeout=20) == "calm at retry 2"
 
 
+def test_task_asks_for_retries_through_its_own_name(shared_site: Site) -> None:
+    result = shared_site.app.send_task("tests.project.stuck")
+    with pytest.raises(ConnectionError, match="no way out"):
+        result.get(timeout=20)
+    latest = result.watched.latest
+    assert latest is not None
+    assert latest.facts.retries == 2
+
+
 def test_task_fails_when_its_retries_are_used_up(shared_site: Site) -> None:
     with pytest.raises(MaxRetriesExceededError, match="retried 2 times"):
         shared_site.app.task(always_busy, bind=True, max_retries=2).delay().get(timeout=20)
@@ -133,3 +143,20 @@ def test_ignored_and_rejected_tasks_end_as_such(shared_site: Site) -> None:
 
 def test_task_given_back_to_its_queue_runs_again(shared_site: Site) -> None:
     assert shared_site.app.task(given_back, bind=True).delay().get(timeout=20) == 3
+
+
+def test_cell_runs_again_after_an_error(shared_site: Site, tmp_path: Path) -> None:
+    source = (
+        "from pathlib import Path\n"
+        f"runs = Path({str(tmp_path)!r}) / 'runs'\n"
+        "runs.write_text(runs.read_text() + 'x' if runs.exists() else 'x')\n"
+        "if len(runs.read_text()) < 2:\n"
+        "    raise OSError('not yet')\n"
+        "'done'"
+    )
+    packed = serialization.dumps_args((CellRun(source, "<cell>"),), {})
+    result = shared_site.app.send_cell(packed, name="cell", max_retries=1)
+    assert result.get(timeout=20) == "done"
+    packed = serialization.dumps_args((CellRun("while True: pass", "<cell>"),), {})
+    with pytest.raises(SoftTimeLimitExceeded):
+        shared_site.app.send_cell(packed, name="cell", soft_time_limit=0.2).get(timeout=20)

@@ -55,6 +55,7 @@ def test_task_that_was_given_up_is_kept_and_runs_when_it_is_sent_again(site: Sit
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith(f"{result.id}  20")
     assert "deadly_until  WorkerLostError: Given up: it ended its child 3 times." in said.stdout
+    assert cli(site, "status").stdout.splitlines()[-1] == "dead letters: 1 (nbqueue dead)"
     path.touch()
     assert cli(site, "dead", "requeue", result.id).stdout == f"{result.id}: sent\n"
     with site.new_app() as later:

@@ -1,0 +1,147 @@
+"""`Reporter`: what a worker writes about a task, signed: that it started, what it said, how it ended or goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.app import pending_facts
+from nbqueue.backends.base import Told
+from nbqueue.deliveries import Delivery, Outgoing, Settlement
+from nbqueue.dispatch import Held
+from nbqueue.exceptions import BadMessage
+from nbqueue.messages import (
+    ChildEvent,
+    Facts,
+    Message,
+    Outcome,
+    Steering,
+    decode_again,
+    pack_body,
+    sign_event,
+    sign_record,
+)
+from nbqueue.payloads import Ref, named
+from nbqueue.signing import Signer
+
+
+class Reporter:
+    """Writes for one worker.
+
+    Args:
+        worker: its name.
+        signer: of its key.
+    """
+
+    def __init__(self, worker: str, signer: Signer) -> None:
+        self.worker = worker
+        self.signer = signer
+
+    def started(self, held: Held, seconds: float) -> Settlement:
+        """Return that a task has run for so many seconds by now."""
+        now = time.time()
+        record = self._record(held, states.STARTED, now, started_at=now - seconds)
+        return Settlement(held.delivery, record, held.steering.session, state=states.STARTED, ends=False)
+
+    def said(self, held: Held, event: ChildEvent) -> Told:
+        """Return what a task has put out, or how far it has come."""
+        s = held.steering
+        facts = Facts(
+            kind=event.kind,
+            id=s.id,
+            at=event.at,
+            attempt=held.delivery.attempt,
+            worker=self.worker,
+            child=held.child,
+            session=s.session,
+            group=s.group,
+            index=s.index,
+        )
+        return Told(s.session, s.id, sign_event(facts, event.data, self.signer), keep=event.kind == "output")
+
+    def ended(
+        self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False
+    ) -> Settlement:
+        """Return the end of a task; `dead` keeps its message."""
+        s = held.steering
+        record = self._record(
+            held,
+            state,
+            outcome.ended_at if outcome else time.time(),
+            b"" if s.ignore_result and state == states.SUCCESS else body,
+            started_at=outcome.started_at if outcome else 0.0,
+            error=error[:500],
+            summary=outcome.summary[:200] if outcome else "",
+        )
+        return Settlement(held.delivery, record, s.session, s.group, state, dead=dead)
+
+    def never_began(
+        self, delivery: Delivery, steering: Steering, state: str, body: bytes, error: str, *, dead: bool
+    ) -> Settlement:
+        """Return the end of a task that no child has seen."""
+        facts = msgspec.structs.replace(
+            pending_facts(steering, state, time.time()),
+            attempt=delivery.attempt,
+            worker=self.worker,
+            error=error[:500],
+        )
+        record = sign_record(facts, body, self.signer)
+        return Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
+
+    def retried(self, held: Held, outcome: Outcome) -> Settlement:
+        """Return the step in which a task's message is acknowledged and put off again."""
+        again = decode_again(outcome.body)
+        steering, delivery, job = held.steering, held.delivery, held.job
+        args = job.task.args if again.args is None else again.args
+        retries = steering.retries + 1
+        if steering.group:
+            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
+        else:
+            next_one = msgspec.structs.replace(steering, retries=retries)
+            message = Message.sign(next_one, pack_body(job.code, args), self.signer)
+        record = self._record(
+            held,
+            states.RETRY,
+            outcome.ended_at,
+            again.failure,
+            started_at=outcome.started_at,
+            error=outcome.error[:500],
+            retries=retries,
+            eta=again.due,
+            max_retries=again.max_retries,
+        )
+        follow = Outgoing(
+            delivery.queue,
+            message.id,
+            message.header,
+            message.body,
+            int(again.due * 1000),
+            priority=steering.priority,
+            attempt=delivery.attempt + 1,
+            child_deaths=delivery.child_deaths,
+            worker_losses=delivery.worker_losses,
+        )
+        return Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
+
+    def _record(self, held: Held, state: str, at: float, body: bytes = b"", **more: object) -> bytes:
+        facts = msgspec.structs.replace(
+            pending_facts(held.steering, state, at),
+            attempt=held.delivery.attempt,
+            worker=self.worker,
+            child=held.child,
+            **more,
+        )
+        return sign_record(facts, body, self.signer)
+
+
+def blobs_of(state: str, body: bytes) -> tuple[Ref, ...]:
+    """Return the large data that the body of an outcome names: a value, or the arguments of a retry."""
+    with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
+        if state == states.SUCCESS:
+            return named(body)
+        if state == states.RETRY:
+            return named(decode_again(body).args or b"")
+    return ()
