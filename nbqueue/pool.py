@@ -454,9 +454,13 @@ class Pool:
             yield from self._read(child)
 
     def _signal(self, child: Child, signum: int) -> None:
-        if child.pid:
+        if not child.pid:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signum)
+        if signum == signal.SIGKILL:  # a task may have moved it to another group
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signum)
+                os.kill(child.pid, signum)
 
 
 def _checked(outcome: Outcome) -> Outcome:

@@ -36,7 +36,7 @@ from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigu
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
 from nbqueue.leases import Leases
-from nbqueue.limits import Limits, seconds, size_bytes
+from nbqueue.limits import Limits, limits_of_call
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
@@ -46,7 +46,7 @@ from nbqueue.messages import (
     Steering,
     python_version,
 )
-from nbqueue.reports import Reporter, blobs_of
+from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.routing import check_queue
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.transfers import Transfers
@@ -63,7 +63,6 @@ PUT_OFF_MS: Final = 5_000
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000
-_BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
@@ -147,11 +146,8 @@ class Worker:
         store = BlobStore(app.link.blobs)
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
-        self.limits = Limits(
-            seconds("time_limit", time_limit) or self.conf.task_time_limit,
-            seconds("soft_time_limit", soft_time_limit) or self.conf.task_soft_time_limit,
-            size_bytes("memory_limit", memory_limit) or self.conf.task_memory_limit,
-        )
+        own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
+        self.limits = app.default_limits.with_those_of(own_limits)
         self.out_of_memory = OutOfMemory()
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._told: list[Told] = []
@@ -582,9 +578,7 @@ class Worker:
         self._told.append(self.reports.said(held, event))
 
     def _died(self, died: pools.Died) -> None:
-        cause = died.cause
-        if cause == _BY_FORCE and self.out_of_memory.happened(time.monotonic()):
-            cause = f"out of memory, {cause}"
+        cause = cause_of_death(died.cause, out_of_memory=self.out_of_memory.happened(time.monotonic()))
         logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
         held = self.work.held.get(died.started) if died.started is not None else None
         self.work.child_ended(died.child, died.unstarted)
@@ -599,8 +593,6 @@ class Worker:
             error, body = failure_of(*held.fault)
             self._end(held, states.FAILURE, body, error)
         elif deaths >= self.conf.worker_max_child_deaths:
-            if cause == _BY_FORCE:  # nobody here has sent it
-                cause = "signal 9 (SIGKILL, out of memory?)"
             text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.name}"
             error, body = failure_of("WorkerLostError", text)
             self._end(held, states.FAILURE, body, error, dead=True)

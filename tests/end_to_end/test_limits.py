@@ -94,6 +94,22 @@ def test_hard_limit_ends_the_task_and_what_it_started(idle_site: Site, tmp_path:
     assert idle_site.streams.size("nbqueue").claimed == 0
 
 
+def test_hard_limit_ends_a_task_that_holds_the_interpreter(shared_site: Site) -> None:
+    def hold_the_lock() -> int:
+        return sum(range(10**13))  # one call into C, in which no handler of a signal runs
+
+    task = shared_site.app.task(hold_the_lock, time_limit=0.6, soft_time_limit=0.2)
+    with pytest.raises(TimeLimitExceeded):
+        task.delay().get(timeout=20)
+
+
+def test_limits_of_an_apps_settings_travel_with_its_code(shared_site: Site) -> None:
+    with shared_site.new_app() as app:
+        app.conf.update(task_time_limit=LONG_S, task_soft_time_limit=0.2)
+        with pytest.raises(SoftTimeLimitExceeded):
+            app.task(sleep).delay(LONG_S).get(timeout=20)
+
+
 def test_limit_of_a_member_of_a_map_leaves_the_others_alone(shared_site: Site) -> None:
     results = shared_site.app.task(sleep, time_limit=1.0).map([0.0, LONG_S, 0.0])
     values = results.get(timeout=20, propagate=False)
