@@ -112,7 +112,9 @@ class Ledger:
         """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
         size = 0
         for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
-            size += len(settlement.record) + sum(len(message.body) for message in settlement.outbox)
+            size += len(settlement.record)
+            for message in settlement.outbox:
+                size += len(message.body)
             if size > MAX_MESSAGE_BYTES:
                 return max(1, number)
         return SETTLE_AT_ONCE
