@@ -111,7 +111,7 @@ def test_limits_of_an_apps_settings_travel_with_its_code(shared_site: Site) -> N
 
 
 def test_limit_of_a_member_of_a_map_leaves_the_others_alone(shared_site: Site) -> None:
-    results = shared_site.app.task(sleep, time_limit=1.0).map([0.0, LONG_S, 0.0])
+    results = shared_site.app.task(sleep, time_limit=2.0).map([0.0, LONG_S, 0.0])
     values = results.get(timeout=20, propagate=False)
     assert [values[0], values[2]] == ["slept"] * 2
     assert isinstance(values[1], TimeLimitExceeded)
@@ -156,7 +156,7 @@ def test_task_that_uses_more_memory_than_it_may_is_ended_and_says_so(shared_site
     with pytest.raises(MemoryLimitExceeded, match=r"^used \d+ MB, its limit is 300 MB$") as caught:
         task.delay(str(tmp_path)).get(timeout=30)
     used = int(str(caught.value).split()[1])
-    assert 300 < used < 1_500
+    assert 300 < used < 3_000
     quiet = shared_site.app.task(sleep, memory_limit="300 MB")
     assert quiet.delay(0.6).get(timeout=20) == "slept"
 
