@@ -52,10 +52,11 @@ from nbqueue.signing import Signer
 from nbqueue.tasks import OPTIONS, Task
 from nbqueue.times import due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
-from nbqueue.watcher import Watcher
+from nbqueue.watcher import Offer, Watcher, known_offers
 
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
+    from nbqueue.launchers.local import LocalWorker
 
 __all__ = ["App"]
 
@@ -550,6 +551,44 @@ class App:
             )
             self.backend.order(sign_control(order, self.signer))
         self.watcher.check_soon()
+
+    def order(self, what: str, workers: Sequence[str], *, size: int = 0, terminate: bool = False) -> None:
+        """Tell workers to `shutdown`, `restart` their children or `resize` their pools; they follow within a moment.
+
+        Args:
+            what: the order.
+            workers: their names.
+            size: children of each.
+            terminate: don't wait for what runs; it runs again elsewhere.
+        """
+        if not workers:
+            raise ValueError(f"an order to {what} names its workers")
+        order = Control(
+            order=what,
+            at=time.time(),
+            nonce=uuid.uuid4().hex,
+            workers=tuple(workers),
+            size=size,
+            terminate=terminate,
+        )
+        self.backend.order(sign_control(order, self.signer))
+
+    def start_worker(self, concurrency: int = 0, *, queues: Sequence[str] = (), module: str = "") -> LocalWorker:
+        """Start a worker process on this machine, which outlives this one; return a handle with `stop()`.
+
+        Args:
+            concurrency: children; as many as cores if 0.
+            queues: which it listens to; the default queue if empty, all of them on the embedded server.
+            module: what `-A` would name, for tasks by name.
+        """
+        from nbqueue.launchers import local  # needed by few, and above this layer
+
+        return local.start_worker(self, concurrency, queues=queues, module=module)
+
+    def offers(self) -> list[tuple[Offer, float]]:
+        """Return what each worker says of itself, and how many seconds ago it said so."""
+        now = self.backend.now()
+        return [(offer, max(0.0, now - at)) for offer, at in known_offers(self.backend, self.signer)]
 
     def _steering_of(self, result: results.AsyncResult) -> Steering | None:
         watched = result.watched

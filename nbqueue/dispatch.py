@@ -165,6 +165,19 @@ class Dispatcher:
             held.child = 0
         self.ready.extendleft(reversed(back))
 
+    def resize(self, size: int) -> None:
+        """Have so many children; those beyond end after the task they are at."""
+        for number in self.pool.children:
+            if number > size:
+                self.recall(number)
+        self.pool.resize(size)
+
+    def restart(self) -> None:
+        """Replace every child after the task it is at."""
+        for number in list(self.pool.children):
+            self.recall(number)
+            self.pool.retire(number)
+
     def relieve(self, now: float) -> None:
         """Take unstarted tasks back from children that take longer over one than was thought."""
         for number, child in self.pool.children.items():
@@ -185,6 +198,10 @@ class Dispatcher:
         """Return the task that a child is at, or will be at next."""
         first = next(iter(self.pool.children[child].jobs), None)
         return None if first is None else self.held.get(first)
+
+    def since(self, child: int) -> float:
+        """Return when a child began what it is at, on the monotonic clock."""
+        return self._since.get(child, time.monotonic())
 
     def started(self, now: float, after_s: float) -> list[tuple[Held, float]]:
         """Return tasks that run for longer than `after_s` and aren't marked so, with the seconds they run."""

@@ -123,6 +123,15 @@ class Places:
         """The process of the worker that the keeper has started."""
         return PidFile(self.data / "worker.pid")
 
+    def started(self) -> list[PidFile]:
+        """Return the processes of workers that this user has started from notebooks, those that have ended too."""
+        return [PidFile(path) for path in sorted(self.workers.glob("*.pid"))]
+
+    @property
+    def workers(self) -> Path:
+        """What is known of workers that were started from notebooks."""
+        return self.data / "workers"
+
     def make(self) -> None:
         """Make what is missing of the directories, for this user only.
 
@@ -228,7 +237,7 @@ def start_server(places: Places, variables: Mapping[str, str]) -> Connection:
         server.await_ready(path, log, places.server)
     else:
         binary = server.find_binary(variables.get("PATH"))
-        server.start(binary, path, places.server_directory, log, places.server, _environment(variables))
+        server.start(binary, path, places.server_directory, log, places.server, process_environment(variables))
     url = f"redis+socket://{path}"
     found = Connection(url, url, key, embedded=True, machine=machine_id(), directory=str(places.data))
     if found != recorded:
@@ -248,9 +257,15 @@ def down(places: Places, grace_s: float) -> list[str]:
     began = time.monotonic()
     # The keeper first, or it would start the others again; it stops its worker, at the second signal at once.
     places.keeper.end((signal.SIGTERM, grace_s), (signal.SIGTERM, 6.0), (signal.SIGKILL, 2.0))
-    left = max(0.0, grace_s - (time.monotonic() - began))
-    places.worker.end((signal.SIGTERM, left), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 2.0))
-    for what, pid, pid_file in (("worker", worker, places.worker), ("keeper", keeper, places.keeper)):
+    others = [(file, file.pid()) for file in places.started()]
+    for file, pid in others:
+        if pid is not None:
+            file.tell(signal.SIGTERM)
+    for file in (places.worker, *(file for file, _ in others)):
+        left = max(0.0, grace_s - (time.monotonic() - began))
+        file.end((signal.SIGTERM, left), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 2.0))
+    found = [("worker", worker, places.worker), *(("worker", pid, file) for file, pid in others)]
+    for what, pid, pid_file in (*found, ("keeper", keeper, places.keeper)):
         if pid is not None:
             lines.append(f"{what} {pid} {'does not stop' if pid_file.held() else 'stopped'}")
     if not places.lock.exists():
@@ -277,7 +292,7 @@ def _start_keeper(places: Places, found: Connection, variables: Mapping[str, str
         daemon_command("nbqueue.keeper", "--data", places.data, "--runtime", _socket_of(found).parent, *options),
         places.keeper,
         log=places.logs / "keeper.log",
-        environment=_environment(variables),
+        environment=process_environment(variables),
         cwd=home if home.is_dir() else Path("/"),
         lock_option="--lock",
     )
@@ -334,8 +349,8 @@ def _require(mine: bool, places: Places) -> None:
         raise BackendUnavailable(f"another process has held {places.lock} for {LOCK_S:.0f} s: is it stopped?")
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of what outlives the caller."""
+def process_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of what outlives the caller, and finds this user's data where the caller does."""
     kept = {name: value for name, value in variables.items() if name == _HOME}
     return clean_environment(variables) | kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -36,6 +37,7 @@ class Ledger:
         self._returns: list[tuple[Held, str]] = []
         self._told: list[Told] = []
         self._closing: set[int] = set()
+        self.ended: Counter[str] = Counter()  # tasks that children have run, by state
 
     @property
     def pending(self) -> bool:
@@ -100,6 +102,7 @@ class Ledger:
         for (_, settlement), held_still in zip(batch, ours, strict=True):
             if settlement.ends and not held_still:
                 logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
+        self.ended.update(settlement.state for held, settlement in batch if held is not None and settlement.ends)
         self._close(held for held, settlement in batch if held is not None and settlement.ends)
         return any(settlement.state == RETRY for _, settlement in batch)
 

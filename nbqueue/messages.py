@@ -311,7 +311,11 @@ def open_stored(stored: FactText, signer: Signer, *, kind: str | None = None) ->
 
 
 class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An order to workers: `revoke` (ids, terminate, signal) or `shutdown`. Fresh for a minute."""
+    """An order to workers, fresh for a minute.
+
+    `revoke` (ids, terminate, signal) is for whoever holds the tasks; `shutdown` (terminate: without waiting for what
+    runs), `resize` (size) and `restart` are for the workers named.
+    """
 
     order: str
     at: float
@@ -320,6 +324,7 @@ class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     terminate: bool = False
     signal: str = ""
     workers: tuple[str, ...] = ()
+    size: int = 0
 
 
 def sign_control(order: Control, signer: Signer) -> str:

@@ -205,11 +205,16 @@ class Pool:
         target = self.children[child]
         back = list(target.again)
         target.again.clear()
+        leaves = False
         while label := take_back(target.recall, self._buffer):
             if label[:1] == b"T":
                 back.append(int.from_bytes(label[1:9], "big"))
             elif label[:1] == b"C":
                 target.codes.pop(label[1:].decode(), None)
+            elif label[:1] == b"Q":
+                leaves = True
+        if leaves:
+            self.retire(child)
         for seq in back:
             target.jobs.pop(seq, None)
         return back
@@ -223,6 +228,22 @@ class Pool:
         if pid := self.children[child].pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, SOFT_SIGNAL)
+
+    def resize(self, size: int) -> None:
+        """Have so many children: more start at once, those beyond end after the task they are at."""
+        self.size = size
+        for number in range(1, size + 1):
+            if number not in self.children:
+                self._add(number)
+        for number in [number for number in self.children if number > size]:
+            self.retire(number)
+
+    def retire(self, child: int) -> None:
+        """Let a child end after the task it is at; a new one takes its place, unless there are too many."""
+        target = self.children[child]
+        target.ready, target.worn = False, target.worn or "replaced"
+        with contextlib.suppress(OSError):  # it has ended already, or is about to: its socket is full of tasks
+            target.tasks.send(b"Q")
 
     def kill(self, child: int) -> None:
         """End a child by force; `Died` follows once it is reaped, and a new one takes its place."""
@@ -409,10 +430,10 @@ class Pool:
         self._remove(child)
         if not child.ready and not child.worn:
             self._failures += 1
-        if not self._stopping:
+        if not self._stopping and child.number <= self.size:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
-        why = child.fault or child.worn or cause
-        yield Died(child.number, why, started, tuple(unstarted), worn=bool(child.worn))
+        worn = child.worn if started is None else ""  # one that was to leave after a task may not survive it
+        yield Died(child.number, child.fault or worn or cause, started, tuple(unstarted), worn=bool(worn))
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):

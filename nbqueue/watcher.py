@@ -37,8 +37,21 @@ class Advert(msgspec.Struct, frozen=True):
     nbq: str = ""
 
 
+class Shift(msgspec.Struct, frozen=True, array_like=True):
+    """One child of a worker, and what it is at. `cpu` is the share of a core, `memory` bytes, `since` Unix seconds."""
+
+    number: int
+    pid: int
+    cpu: float = 0.0
+    memory: int = 0
+    id: str = ""
+    name: str = ""
+    since: float = 0.0
+    ready: bool = True
+
+
 class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The signed text of an advert."""
+    """The signed text of an advert. `done` and `failed` count since the start, `memory` is of all its processes."""
 
     name: str
     host: str
@@ -50,6 +63,11 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     busy: int = 0
     started_at: float = 0.0
     python: str = ""
+    done: int = 0
+    failed: int = 0
+    memory: int = 0
+    stopping: bool = False
+    shifts: tuple[Shift, ...] = ()
 
 
 class Watcher:
@@ -318,18 +336,22 @@ class Watcher:
 
 def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:
     """Return what the workers that live say of themselves; what isn't signed with our key is told apart by name."""
+    return [offer for offer, at in known_offers(backend, signer) if now - at <= ALIVE_S]
+
+
+def known_offers(backend: Backend, signer: Signer) -> list[tuple[Offer, float]]:
+    """Return what each worker said of itself last, and when by the server's clock, whether or not it still lives."""
     offers = []
     for name, text in backend.adverts().items():
         try:
             advert = _ADVERT.decode(text)
         except msgspec.DecodeError:
             continue
-        if now - advert.at > ALIVE_S:
-            continue
         try:
-            offers.append(_OFFER.decode(signer.verify("worker", advert.nbq)))
+            offer = _OFFER.decode(signer.verify("worker", advert.nbq))
         except (BadMessage, msgspec.DecodeError):
-            offers.append(Offer(name, "", 0, advert.nbq.split(".")[1] if advert.nbq.count(".") else ""))
+            offer = Offer(name, "", 0, advert.nbq.split(".")[1] if advert.nbq.count(".") else "")
+        offers.append((offer, advert.at))
     return offers
 
 

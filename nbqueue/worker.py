@@ -40,6 +40,7 @@ from nbqueue.limits import Limits, limits_of_call
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     ChildTask,
+    Control,
     Steering,
     python_version,
 )
@@ -48,7 +49,8 @@ from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.transfers import Transfers
-from nbqueue.watcher import Offer
+from nbqueue.usage import Usage
+from nbqueue.watcher import Offer, Shift
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -59,6 +61,8 @@ LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
+MAX_CHILDREN: Final = 1_000
+MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
 logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
@@ -156,6 +160,7 @@ class Worker:
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
         self._stops = 0
+        self._usage = Usage()
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
         self._pause_s = 0.1
@@ -545,7 +550,20 @@ class Worker:
             self._drained = False
             logger.warning("%d tasks of workers that no longer answer were returned to their queues", taken)
 
+    def _shifts(self) -> tuple[Shift, ...]:
+        now, found = time.time() - time.monotonic(), []
+        self._usage.forget_but({child.pid for child in self.pool.children.values()} | {os.getpid()})
+        for number, child in sorted(self.pool.children.items()):
+            cpu, memory = self._usage.of(child.pid)
+            held = self.work.running(number)
+            task = (
+                (held.steering.id, held.steering.shown_name, now + self.work.since(number)) if held else ("", "", 0.0)
+            )
+            found.append(Shift(number, child.pid, cpu, memory, *task, child.ready))
+        return tuple(found)
+
     def _advert(self) -> str:
+        shifts = self._shifts()
         offer = Offer(
             self.name,
             socket.gethostname(),
@@ -557,6 +575,11 @@ class Worker:
             sum(bool(child.jobs) for child in self.pool.children.values()),
             self.started_at,
             python_version(),
+            self.ledger.ended[states.SUCCESS],
+            self.ledger.ended[states.FAILURE],
+            sum(shift.memory for shift in shifts) + self._usage.of(os.getpid())[1],
+            self._stopping_since is not None,
+            shifts[:MAX_SHIFTS],
         )
         return msgspec.json.encode({"nbq": self.signer.sign("worker", msgspec.json.encode(offer))}).decode()
 
@@ -576,12 +599,26 @@ class Worker:
                     logger.warning("an order was refused: %s", exc)
                     self.streams.count(f"refused:{exc.reason}")
                     continue
-                if order.order == "shutdown" and (not order.workers or self.name in order.workers):
-                    self.stop()
-                elif order.order == "revoke":
-                    for id_ in order.ids:
-                        self._cancel(id_, order.terminate, order.signal)
+                self._obey(order)
         self._follow_orders()
+
+    def _obey(self, order: Control) -> None:
+        if order.order == "revoke":
+            for id_ in order.ids:
+                self._cancel(id_, order.terminate, order.signal)
+            return
+        if self.name not in order.workers:
+            return
+        if order.order == "shutdown":
+            self._stops += 2 if order.terminate else 1
+        elif order.order == "resize" and 0 < order.size <= MAX_CHILDREN:
+            logger.info("%d children instead of %d", order.size, self.pool.size)
+            self.work.resize(order.size)
+            self.concurrency = order.size
+        elif order.order == "restart":
+            logger.info("the children are replaced")
+            self.work.restart()
+        self._timers.pop("renew", None)  # those who look on see it at once
 
     def _cancel(self, id_: str, terminate: bool = False, signal: str = "") -> None:
         held = self.work.by_id.get(id_)

@@ -113,7 +113,7 @@ class WidgetView:
         self.result = result
         self.watched = result.watched
         self.widget = StatusWidget()
-        _answer_while_busy(self.widget)
+        answer_while_busy(self.widget)
         self.widget.on_msg(self._said)
         self._painter = painter
         self._cells = b""
@@ -231,7 +231,7 @@ def in_kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _answer_while_busy(widget: StatusWidget) -> None:
+def answer_while_busy(widget: StatusWidget) -> None:
     """Let clicks on this widget be handled while a cell runs.
 
     ipykernel 7.4 sends a comm's messages to the thread that last published on it, which is the busy one.

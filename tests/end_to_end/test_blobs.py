@@ -31,8 +31,9 @@ def doubled(array: Any) -> Any:
     return array
 
 
-def files(site: Site) -> list[Path]:
-    return [path for path in site.app.link.blobs.glob("*/*") if not path.name.startswith(".")]
+def files(site: Site, size_bytes: int) -> list[Path]:
+    found = [path for path in site.app.link.blobs.glob("*/*") if not path.name.startswith(".")]
+    return [path for path in found if path.stat().st_size == size_bytes]
 
 
 @pytest.mark.parametrize("site", ["shared_site", "two_machines"])
@@ -49,14 +50,14 @@ def test_array_goes_there_and_comes_back_changed(site: str, request: pytest.Fixt
 def test_map_sends_what_its_calls_share_once(site: str, request: pytest.FixtureRequest) -> None:
     found: Site = request.getfixturevalue(site)
     array = np.random.default_rng().random(LARGE)
-    before = len(files(found))
+    before = len(files(found, array.nbytes))
 
     def part(whole: Any, n: int) -> float:
         return float(whole[n])
 
     task = found.app.task(part)
     assert task.starmap((array, n) for n in range(40)).get(timeout=30) == array[:40].tolist()
-    assert len(files(found)) == before + 1
+    assert len(files(found, array.nbytes)) == before + 1
 
 
 @pytest.mark.parametrize("site", ["shared_site", "two_machines"])
