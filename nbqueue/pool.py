@@ -35,6 +35,7 @@ _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
 _SERVERS_KILLED: Final = 5
 _MAX_REPLY_BYTES: Final = MAX_MESSAGE_BYTES + (1 << 20)  # an outcome, and what is said of it
+_ENDS: Final = states.READY_STATES | {states.RETRY}
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
@@ -485,11 +486,13 @@ class Pool:
 
 
 def _checked(outcome: Outcome) -> Outcome:
-    """Return an outcome whose body its supervisor can read, where it has to.
+    """Return an outcome that ends a task or has it run again, and whose body can be read where that is needed.
 
     Raises:
-        BadMessage: it can't.
+        BadMessage: it isn't one.
     """
+    if outcome.state not in _ENDS:
+        raise BadMessage("fields", f"an outcome of state {outcome.state[:20]}")
     if outcome.state == states.RETRY:
         decode_failure(decode_again(outcome.body).failure)
     elif outcome.state == states.FAILURE:

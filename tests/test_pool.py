@@ -540,7 +540,7 @@ def test_main_is_nobodys_module_when_a_task_looks_at_it(pool: RunningPool) -> No
     assert pool.call(look) == []
 
 
-@pytest.mark.parametrize("state", ["FAILURE", "RETRY"])
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY", "STARTED"])
 def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: str) -> None:
     def pretend(seq: int, state: str) -> None:
         import os

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nbqueue.exceptions import TimeLimitExceeded
+from tests.faults.test_processes import children_of, runs, send_notes
 from tests.helpers import wait_until
 from tests.pools import alive
 from tests.workers import Site
@@ -30,3 +33,14 @@ def test_task_is_ended_at_its_limit_while_the_server_is_away(site: Site, tmp_pat
     site.server.start()
     with pytest.raises(TimeLimitExceeded, match="4 s"):
         result.get(timeout=30)
+
+
+def test_nothing_is_lost_when_children_are_replaced_and_killed(site: Site, tmp_path: Path) -> None:
+    worker = site.worker("--max-tasks-per-child", "4")
+    results = send_notes(site, tmp_path, 100, 0.02)
+    for share in range(10, 70, 10):
+        wait_until(lambda: len(results.watched.arrived) >= share, 20, "tasks to end")  # noqa: B023
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was just being replaced
+            wait_until(lambda: children_of(worker), 5, "a child")[0].kill()
+    assert results.get(timeout=60) == [f"t{n}" for n in range(100)]
+    assert sum(runs(tmp_path).values()) <= 100 + 6, "only what a killed child was at runs again"
