@@ -28,7 +28,7 @@ from nbqueue.exceptions import (
     SendUncertain,
     UnknownTask,
 )
-from nbqueue.limits import seconds, size_bytes
+from nbqueue.limits import Limits, limits_of_call
 from nbqueue.link import Link, embedded_link, resolve
 from nbqueue.messages import (
     CELL_TASK,
@@ -155,6 +155,12 @@ class App:
         """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
         task = Task(self, _elsewhere, name=name, by_value=False)
         return task.apply_async(args, kwargs, **options)
+
+    @property
+    def default_limits(self) -> Limits:
+        """Return the limits that the settings say."""
+        conf = self.conf
+        return Limits(conf.task_time_limit, conf.task_soft_time_limit, conf.task_memory_limit)
 
     def destination(
         self,
@@ -395,6 +401,7 @@ class App:
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
             max_retries: how often it runs again after an error, 1, 2, 4, … seconds later.
         """
+        limits = self.default_limits.with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
         where, priority = self.destination(CELL_TASK, queue=queue, priority=check_priority(priority))
         now = time.time()
         due = due_time(now, countdown, None)
@@ -413,9 +420,9 @@ class App:
             identity=identity,
             digest=digest,
             priority=priority,
-            time_limit=seconds("time_limit", time_limit),
-            soft_time_limit=seconds("soft_time_limit", soft_time_limit),
-            memory_limit=size_bytes("memory_limit", memory_limit),
+            time_limit=limits.time_limit,
+            soft_time_limit=limits.soft_time_limit,
+            memory_limit=limits.memory_limit,
             max_retries=max_retries,
         )
         result = self.send(steering, b"", run, packer)

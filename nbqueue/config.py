@@ -23,7 +23,10 @@ SCHEMES: Final = (*REDIS_SCHEMES, "memory")
 
 # Settings of Celery that have no meaning here: accepted, so that a configuration can be carried over.
 WITHOUT_MEANING: Final = frozenset(
-    {"worker_prefetch_multiplier", "broker_connection_retry_on_startup", "broker_transport_options", "enable_utc"}
+    {
+        *("worker_prefetch_multiplier", "broker_connection_retry_on_startup", "broker_transport_options", "enable_utc"),
+        *("task_default_exchange", "task_default_exchange_type", "task_default_routing_key", "task_queue_max_priority"),
+    }
 )
 
 

@@ -244,13 +244,15 @@ class Dispatcher:
     def warn(self, held: Held) -> None:
         """Have `SoftTimeLimitExceeded` raised in a task that runs."""
         self.recall(held.child)  # as in `press`
-        self.pool.warn(held.child)
+        if held.child:
+            self.pool.warn(held.child)
 
     def end(self, held: Held, error: str, text: str) -> None:
         """End a running task by force, with all that it started; it fails with this error once its child is gone."""
-        held.fault = (error, text)
         self.recall(held.child)
-        self.pool.kill(held.child)
+        if held.child:
+            held.fault = (error, text)
+            self.pool.kill(held.child)
 
     def press(self, now: float) -> None:
         """Send the signals that are due to tasks being stopped."""

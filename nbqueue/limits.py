@@ -95,6 +95,21 @@ def size_bytes(name: str, value: object) -> int:
     return size
 
 
+def limits_of_call(
+    time_limit: float | None = None, soft_time_limit: float | None = None, memory_limit: int | str | None = None
+) -> Limits:
+    """Return the limits that options say, checked.
+
+    Raises:
+        ImproperlyConfigured: one of them can't be used.
+    """
+    return Limits(
+        seconds("time_limit", time_limit),
+        seconds("soft_time_limit", soft_time_limit),
+        size_bytes("memory_limit", memory_limit),
+    )
+
+
 def shown_size(size: float) -> str:
     """Return a number of bytes as people read it.
 

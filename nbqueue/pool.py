@@ -35,6 +35,7 @@ _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
 _SERVERS_KILLED: Final = 5
 _MAX_REPLY_BYTES: Final = MAX_MESSAGE_BYTES + (1 << 20)  # an outcome, and what is said of it
+_ENDS: Final = states.READY_STATES | {states.RETRY}
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
@@ -432,8 +433,8 @@ class Pool:
             self._failures += 1
         if not self._stopping and child.number <= self.size:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
-        why = child.fault or child.worn or cause
-        yield Died(child.number, why, started, tuple(unstarted), worn=bool(child.worn))
+        worn = child.worn if started is None else ""  # one that was to leave after a task may not survive it
+        yield Died(child.number, child.fault or worn or cause, started, tuple(unstarted), worn=bool(worn))
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -475,17 +476,23 @@ class Pool:
             yield from self._read(child)
 
     def _signal(self, child: Child, signum: int) -> None:
-        if child.pid:
+        if not child.pid:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signum)
+        if signum == signal.SIGKILL:  # a task may have moved it to another group
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signum)
+                os.kill(child.pid, signum)
 
 
 def _checked(outcome: Outcome) -> Outcome:
-    """Return an outcome whose body its supervisor can read, where it has to.
+    """Return an outcome that ends a task or has it run again, and whose body can be read where that is needed.
 
     Raises:
-        BadMessage: it can't.
+        BadMessage: it isn't one.
     """
+    if outcome.state not in _ENDS:
+        raise BadMessage("fields", f"an outcome of state {outcome.state[:20]}")
     if outcome.state == states.RETRY:
         decode_failure(decode_again(outcome.body).failure)
     elif outcome.state == states.FAILURE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,8 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Ref, named
 from nbqueue.signing import Signer
+
+_BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 
 class Reporter:
@@ -145,3 +148,15 @@ def blobs_of(state: str, body: bytes) -> tuple[Ref, ...]:
         if state == states.RETRY:
             return named(decode_again(body).args or b"")
     return ()
+
+
+def cause_of_death(cause: str, *, out_of_memory: bool) -> str:
+    """Return how a child ended, as people read it.
+
+    Args:
+        cause: as its pool says.
+        out_of_memory: whether the kernel has just ended a process for want of memory.
+    """
+    if cause != _BY_FORCE:
+        return cause
+    return f"out of memory, {cause}" if out_of_memory else "signal 9 (SIGKILL, out of memory?)"

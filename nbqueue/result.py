@@ -94,10 +94,12 @@ class AsyncResult:
 
     @property
     def result(self) -> Any:
-        """Return the value, or the exception of a task that failed, or None as long as it isn't ready."""
+        """Return the value, the exception of a task that failed or is to be retried, or None before that."""
         fact = self.watched.fact
         if fact is None:
-            return self.watched.trouble
+            latest = self.watched.latest
+            retried = latest is not None and latest.facts.state == states.RETRY
+            return _error(latest) if latest is not None and retried else self.watched.trouble
         return _outcome(fact, self.app)
 
     info = result
@@ -131,6 +133,12 @@ class AsyncResult:
         """Return the worker that runs or ran it."""
         latest = self.watched.latest
         return (latest.facts.worker if latest else "") or None
+
+    @property
+    def retries(self) -> int:
+        """Return how often it was retried, or is about to be."""
+        latest = self.watched.latest
+        return latest.facts.retries if latest else 0
 
     @property
     def date_done(self) -> datetime | None:
@@ -401,7 +409,7 @@ def _value(fact: Fact, app: App) -> Any:
 
 def _error(fact: Fact) -> BaseException:
     facts = fact.facts
-    if facts.state == states.FAILURE:
+    if facts.state in (states.FAILURE, states.RETRY):
         return serialization.load_exception(fact.failure)
     if facts.state == states.REVOKED:
         return TaskRevokedError(facts.error or "cancelled")

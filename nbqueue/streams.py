@@ -293,7 +293,7 @@ class Streams:
 
     def dead_letters(self) -> list[tuple[str, bytes]]:
         """Return the id of each dead letter and the record that says why it is one, the newest last."""
-        return [(id_.decode(), record) for id_, record in self._dead("list")]
+        return [(id_.decode(errors="replace"), record) for id_, record in self._dead("list")]
 
     def count_dead(self) -> int:
         """Return how many dead letters there are."""
@@ -302,7 +302,7 @@ class Streams:
     def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
         """Return queue, header, body and priority of a dead letter."""
         (found,) = self._dead("get", [id_])
-        return (found[0].decode(), found[1], found[2], found[3]) if found else None
+        return (found[0].decode(errors="replace"), found[1], found[2], found[3]) if found else None
 
     def drop_dead(self, ids: Sequence[str]) -> int:
         """Drop dead letters; return how many there were."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nbqueue import serialization
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
-from nbqueue.limits import seconds, size_bytes
+from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, python_version
 from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, GroupResult
@@ -262,6 +262,12 @@ class Task:
                 raise
             except Exception as exc:
                 raise NotPicklable(f"Not sent: the code of {self.name} can't travel: {exc}") from exc
+        # What travels with its code brings its app's settings; what goes by name finds its worker's.
+        limits = (
+            (self.app.default_limits if self.by_value else NO_LIMITS)
+            .with_those_of(self)
+            .with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
+        )
         return Steering(
             id="",
             nonce="",
@@ -276,9 +282,9 @@ class Task:
             expires=expiry_time(now, self.expires if expires is None else expires, due),
             bind=self.bind,
             serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
-            time_limit=seconds("time_limit", time_limit) or self.time_limit,
-            soft_time_limit=seconds("soft_time_limit", soft_time_limit) or self.soft_time_limit,
-            memory_limit=size_bytes("memory_limit", memory_limit) or self.memory_limit,
+            time_limit=limits.time_limit,
+            soft_time_limit=limits.soft_time_limit,
+            memory_limit=limits.memory_limit,
             priority=level,
         ), code
 

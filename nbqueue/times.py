@@ -35,8 +35,9 @@ def expiry_time(now: float, expires: float | datetime | None, due: float) -> flo
 
 def has_expired(now: float, expires: float, sent_at: float, due: float, retries: int) -> bool:
     """Tell whether a call is to be dropped: what has run and is retried keeps to an expiry of its own only."""
-    by_default = expires == expiry_time(sent_at, None, due)
-    return 0.0 < expires < now and not (retries and by_default)
+    if not 0.0 < expires < now:
+        return False
+    return not retries or expires != expiry_time(sent_at, None, due)
 
 
 def _instant(name: str, value: datetime) -> float:

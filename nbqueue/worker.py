@@ -25,7 +25,6 @@ import redis
 
 from nbqueue import pool as pools
 from nbqueue import states
-from nbqueue.backends.base import Told
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
 from nbqueue.config import Environment, child_environment
@@ -34,20 +33,19 @@ from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.guard import Guard
-from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat, failure_of
+from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
-from nbqueue.limits import Limits, seconds, size_bytes
+from nbqueue.ledger import Ledger
+from nbqueue.limits import Limits, limits_of_call
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
-    MAX_MESSAGE_BYTES,
-    ChildEvent,
     ChildTask,
     Control,
-    Outcome,
     Steering,
     python_version,
 )
-from nbqueue.reports import Reporter, blobs_of
+from nbqueue.outcomes import Outcomes
+from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
 from nbqueue.streams import BlockingRead, connect
 from nbqueue.transfers import Transfers
@@ -65,9 +63,6 @@ PUT_OFF_MS: Final = 5_000
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MAX_CHILDREN: Final = 1_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
-SETTLE_AT_ONCE: Final = 500
-MAX_TOLD: Final = 50_000
-_BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
@@ -151,14 +146,13 @@ class Worker:
         store = BlobStore(app.link.blobs)
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
-        self.limits = Limits(
-            seconds("time_limit", time_limit) or self.conf.task_time_limit,
-            seconds("soft_time_limit", soft_time_limit) or self.conf.task_soft_time_limit,
-            size_bytes("memory_limit", memory_limit) or self.conf.task_memory_limit,
-        )
+        own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
+        self.limits = app.default_limits.with_those_of(own_limits)
         self.out_of_memory = OutOfMemory()
-        self._settlements: list[tuple[Held | None, Settlement]] = []
-        self._told: list[Told] = []
+        self.ledger = Ledger(self.streams, self.backend, self.work)
+        self.outcomes = Outcomes(
+            self.work, self.reports, self.ledger, self.transfers, self.conf.worker_max_child_deaths
+        )
         self._seq = 0
         self._next_due: float | None = None
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
@@ -166,7 +160,6 @@ class Worker:
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
         self._stops = 0
-        self._done = self._failed = 0
         self._usage = Usage()
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
@@ -242,7 +235,8 @@ class Worker:
             self._online(self._reconnect)
 
     def _work(self) -> None:
-        self._flush()
+        if self.ledger.flush(talk=self.ledger.telling and self._due("talk", TELL_S)):
+            self._drained = False
         self.transfers.step()
         if self._stopping_since is None:
             self._claim()
@@ -266,9 +260,9 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._offline_since is not None:
             return min(0.1, self._pause_s)
-        if self._settlements or self.transfers.busy or self._may_claim():
+        if self.ledger.pending or self.transfers.busy or self._may_claim():
             return 0.0
-        if self._told or self.work.crowded():
+        if self.ledger.telling or self.work.crowded():
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
         longest = TELL_S if unmarked or self._stops else 0.5
@@ -281,7 +275,7 @@ class Worker:
         if self._cold() and self._offline_since is not None:
             # What could not be stored is lost here; it runs again elsewhere once its lease has lapsed.
             return True
-        return not self.work.held and not self._settlements
+        return not self.work.held and not self.ledger.pending
 
     def _cold(self) -> bool:
         """Tell whether what runs is not to be waited for any more."""
@@ -290,7 +284,7 @@ class Worker:
         return self._stops > 1 or overdue
 
     def _leave(self) -> None:
-        self._tell()
+        self.ledger.flush()
         self.streams.client.hdel(WORKERS, self.name)
         self.streams.forget_consumer(self.consumer, self.queues)
 
@@ -301,22 +295,14 @@ class Worker:
             self._online(self._cancel_claim)
             for child in self.pool.children:
                 self.work.recall(child)
-            self._give_back([held for held in self.work.held.values() if not held.child])
+            unstarted = [held for held in self.work.held.values() if not held.child]
+            self.ledger.give_back(unstarted)
             self.work.ready.clear()
-            logger.info("stopping once %d running tasks have ended", len(self.work.held))
+            logger.info("stopping once %d running tasks have ended", len(self.work.held) - len(unstarted))
         if self._cold() and self.work.held:
             for child in list(self.pool.children):
                 self.pool.kill(child)
-            self._give_back(list(self.work.held.values()))
-
-    def _give_back(self, tasks: list[Held]) -> None:
-        if tasks:
-            settling = {held.seq for held, settlement in self._settlements if held and settlement.ends}
-            back = [held.delivery for held in tasks if held.seq not in settling]
-            self._online(lambda: self.streams.give_back(back))
-            for held in tasks:
-                if held.seq not in settling:
-                    self.work.drop(held)
+            self.ledger.give_back(self.work.held.values())
 
     def _due(self, name: str, interval_s: float) -> bool:
         now = time.monotonic()
@@ -335,7 +321,7 @@ class Worker:
         self.work.press(now)
         self.guard.look(now)
         for held, ran_s in self.work.started(now, STARTED_S):
-            self._settlements.append((held, self.reports.started(held, ran_s)))
+            self.ledger.settle(self.reports.started(held, ran_s), held)
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -461,10 +447,9 @@ class Worker:
                 case Accepted() as task:
                     self._hold(task)
                 case Ended(steering=steering, state=state, error=error, body=body, dead=dead):
-                    ended = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
-                    self._settlements.append((None, ended))
+                    self.ledger.settle(self.reports.never_began(delivery, steering, state, body, error, dead=dead))
                 case Repeat():
-                    self._settlements.append((None, Settlement(delivery, b"")))
+                    self.ledger.settle(Settlement(delivery, b""))
                     repeats += 1
                 case NotMine(reason=reason):
                     logger.warning("a message was left to other workers: %s", reason)
@@ -473,7 +458,7 @@ class Worker:
                     logger.warning("a message was refused: %s", reason)
                     refused.append((delivery, reason))
         self.work.hand_out()
-        self._give_back(self.work.surplus())
+        self.ledger.give_back(self.work.surplus())
         if put_off:
             self.streams.put_off(put_off, PUT_OFF_MS)
         if refused:
@@ -511,9 +496,8 @@ class Worker:
         if error is None:
             self.work.resume(held)
             self.work.hand_out()
-            return
-        text, body = failure_of(type(error).__name__, f"{error} (worker {self.name})")
-        self._end(held, states.FAILURE, body, text)
+        else:
+            self.outcomes.fail(held, type(error).__name__, f"{error} (worker {self.name})")
 
     def _limits_of(self, steering: Steering) -> Limits:
         """Return the limits of a call: its own, else those of the task by its name, else this worker's."""
@@ -526,136 +510,23 @@ class Worker:
     def _happened(self, happening: pools.Happening) -> None:
         match happening:
             case pools.Finished(outcome=outcome):
-                self._outcome(outcome)
+                self.outcomes.finished(outcome)
             case pools.Told(event=event):
-                self._event(event)
+                self.outcomes.said(event)
             case pools.Began(seq=seq, at=at):
                 if (held := self.work.held.get(seq)) is not None:
                     self.guard.began(held, at)
             case pools.Died():
-                self._died(happening)
+                now = time.monotonic()
+                self.outcomes.died(happening, out_of_memory=self.out_of_memory.happened(now))
             case pools.Ready():
                 if self._stopping_since is None:
                     self.work.hand_out()
 
-    def _outcome(self, outcome: Outcome) -> None:
-        held = self.work.held.get(outcome.seq)
-        if held is None:
-            return
-        self.work.finished(held, outcome.ended_at - outcome.started_at)
-        if held.lost:
-            self.work.drop(held)
-            return
-        state, error, body = outcome.state, outcome.error, outcome.body
-        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
-            state, error, body = states.REVOKED, "cancelled", b""
-        if self.transfers.send(blobs_of(state, body), lambda failed: self._sent(held, outcome, failed)):
-            self._settle(held, outcome, state, error, body)
-
-    def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
-        """End a task whose large result is where others find it, or is lost."""
-        if self.work.held.get(held.seq) is not held:
-            return
-        if held.lost:
-            self.work.drop(held)
-        elif failed is None:
-            self._settle(held, outcome, outcome.state, "", outcome.body)
-        else:
-            text, body = failure_of(type(failed).__name__, f"{failed} (worker {self.name})")
-            self._end(held, states.FAILURE, body, text, outcome)
-
-    def _settle(self, held: Held, outcome: Outcome, state: str, error: str, body: bytes) -> None:
-        """Do what an outcome asks for: end the task, run it again, or return it to its queue."""
-        if state == states.RETRY:
-            self._settlements.append((held, self.reports.retried(held, outcome)))
-            self._drained = False  # it may be due at once
-        elif state == states.REJECTED and body:
-            self._back(held, "task")
-        else:
-            dead = state == states.REJECTED
-            self._end(held, state, body, error, outcome, dead=dead)
-
-    def _back(self, held: Held, charge: str) -> None:
-        """Return a task that has run to its queue."""
-        self._online(lambda: self.streams.give_back([held.delivery], charge))
-        self.work.drop(held)
-        self._drained = False
-
-    def _event(self, event: ChildEvent) -> None:
-        held = self.work.held.get(event.seq)
-        if held is None or held.lost or len(self._told) >= MAX_TOLD:
-            return
-        self._told.append(self.reports.said(held, event))
-
-    def _died(self, died: pools.Died) -> None:
-        cause = died.cause
-        if cause == _BY_FORCE and self.out_of_memory.happened(time.monotonic()):
-            cause = f"out of memory, {cause}"
-        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
-        held = self.work.held.get(died.started) if died.started is not None else None
-        self.work.child_ended(died.child, died.unstarted)
-        if held is None:
-            return
-        deaths = held.delivery.child_deaths + 1
-        if held.lost:
-            self.work.drop(held)
-        elif held.revoked:
-            self._end(held, states.REVOKED, b"", "cancelled")
-        elif held.fault is not None:
-            error, body = failure_of(*held.fault)
-            self._end(held, states.FAILURE, body, error)
-        elif deaths >= self.conf.worker_max_child_deaths:
-            if cause == _BY_FORCE:  # nobody here has sent it
-                cause = "signal 9 (SIGKILL, out of memory?)"
-            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.name}"
-            error, body = failure_of("WorkerLostError", text)
-            self._end(held, states.FAILURE, body, error, dead=True)
-        else:
-            self._back(held, "child")
-
-    # ---- storing
-
-    def _end(
-        self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False
-    ) -> None:
-        """Queue the end of a task for the next flush; `dead` keeps its message."""
-        self._settlements.append((held, self.reports.ended(held, state, body, error, outcome, dead=dead)))
-
-    def _flush(self) -> None:
-        """Store what happened: first what tasks said, then their ends, so that an end is never seen too early."""
-        if self._told and (self._settlements or self._due("tell", TELL_S)):
-            self._tell()
-        while self._settlements:
-            batch = self._settlements[: self._at_once()]
-            held = self.streams.settle([settlement for _, settlement in batch])
-            del self._settlements[: len(batch)]
-            for (task, settlement), ours in zip(batch, held, strict=True):
-                if settlement.ends and not ours:
-                    logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
-                if settlement.ends and task is not None:
-                    self.work.drop(task)
-                    self._done += settlement.state == states.SUCCESS
-                    self._failed += settlement.state == states.FAILURE
-
-    def _at_once(self) -> int:
-        """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
-        size = 0
-        for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
-            size += len(settlement.record) + sum(len(message.body) for message in settlement.outbox)
-            if size > MAX_MESSAGE_BYTES:
-                return max(1, number)
-        return SETTLE_AT_ONCE
-
-    def _tell(self) -> None:
-        if self._told:
-            self.backend.tell(self._told)
-            self._told = []
-
     # ---- leases
 
     def _renew(self) -> None:
-        settling = {held.seq for held, settlement in self._settlements if held and settlement.ends}
-        held = [task for task in self.work.held.values() if not task.lost and task.seq not in settling]
+        held = [task for task in self.work.held.values() if not task.lost and self.ledger.is_open(task)]
         results, marks = self.leases.renew([task.delivery for task in held], self.name, self._advert())
         for task, ours in zip(held, results, strict=True):
             if not ours:
@@ -704,8 +575,8 @@ class Worker:
             sum(bool(child.jobs) for child in self.pool.children.values()),
             self.started_at,
             python_version(),
-            self._done,
-            self._failed,
+            self.ledger.ended[states.SUCCESS],
+            self.ledger.ended[states.FAILURE],
             sum(shift.memory for shift in shifts) + self._usage.of(os.getpid())[1],
             self._stopping_since is not None,
             shifts[:MAX_SHIFTS],
@@ -755,7 +626,7 @@ class Worker:
             return
         if self.work.take_out(held):
             held.revoked = True
-            self._end(held, states.REVOKED, b"", "cancelled")
+            self.outcomes.end(held, states.REVOKED, b"", "cancelled")
         elif terminate:
             held.revoked = True
             self.work.stop(held, signal)

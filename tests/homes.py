@@ -88,14 +88,14 @@ class Home:
         """Connect to the server."""
         return Wire(self.places.socket, name)
 
-    def queue(self, name: str = "nbqueue", *, due_ms: int = 0) -> None:
+    def queue(self, name: str = "nbqueue", *, due_ms: int = 0, lane: str = "n") -> None:
         """Put something on a queue, as a client does that gives no hint."""
         with self.wire() as wire:
             wire.call("SADD", QUEUES, name)
             if due_ms:
                 wire.call("ZADD", queue_key(name, "delayed"), due_ms, "id")
             else:
-                wire.call("XADD", stream_key(name, "n"), "*", "i", "id")
+                wire.call("XADD", stream_key(name, lane), "*", "i", "id")
 
     def log(self, name: str) -> str:
         """Return the log of `keeper`, `worker` or `server`."""

@@ -84,8 +84,9 @@ def test_server_is_idle_when_nobody_wants_anything(looking: Keeper) -> None:
 
 def test_queue_is_wanted_when_something_waits_on_it(looking: Keeper, home: Home) -> None:
     home.queue("a")
-    home.queue("b")
-    assert sight(looking).wanted == {"a", "b"}
+    home.queue("b", lane="r")
+    home.queue("c", lane="9")
+    assert sight(looking).wanted == {"a", "b", "c"}
     assert not sight(looking).idle
 
 

@@ -540,7 +540,7 @@ def test_main_is_nobodys_module_when_a_task_looks_at_it(pool: RunningPool) -> No
     assert pool.call(look) == []
 
 
-@pytest.mark.parametrize("state", ["FAILURE", "RETRY"])
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY", "STARTED"])
 def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: str) -> None:
     def pretend(seq: int, state: str) -> None:
         import os
@@ -563,3 +563,14 @@ def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: st
         assert running.died[0].started == seq
         running.until(lambda: running.all_ready, "another child")
         assert running.call(add, 1, 2) == 3
+
+
+def test_cause_is_told_when_a_task_ends_a_child_that_was_to_be_replaced_after_it(tmp_path: Path) -> None:
+    with RunningPool(1) as running:
+        seq = running.send(touch_and_wait, str(tmp_path / "begun"), str(tmp_path / "never"))
+        running.until((tmp_path / "begun").exists, "the task to begin")
+        running.pool.retire(1)
+        os.kill(running.pool.children[1].pid, signal.SIGSEGV)
+        running.until(lambda: running.died, "the child to end")
+        died = running.died[0]
+        assert (died.cause, died.started, died.worn) == ("signal 11 (SIGSEGV)", seq, False)

@@ -3,14 +3,24 @@
 -- "live" where the id belongs to a live task. A requeued task begins anew, so what was known of its end goes.
 local what, records, ttl_ms, wake, items = unpack(cmsgpack.unpack(ARGV[1]))
 
+-- Returns queue, header, record and priority; nil for what isn't there, or isn't ours.
 local function letter(id)
   local packed = redis.call("HGET", DEAD, id)
-  return packed and cmsgpack.unpack(packed)
+  local read, parts = pcall(cmsgpack.unpack, packed or "")
+  if read and type(parts) == "table" then
+    for n = 1, 3 do
+      if type(parts[n]) ~= "string" then return nil end
+    end
+    return parts
+  end
 end
 
 if what == "list" then
   local found = {}
-  for n, id in ipairs(redis.call("ZRANGE", DEAD .. ":at", 0, -1)) do found[n] = {id, letter(id)[3]} end
+  for _, id in ipairs(redis.call("ZRANGE", DEAD .. ":at", 0, -1)) do
+    local known = letter(id)
+    table.insert(found, {id, known and known[3] or ""})
+  end
   return found
 end
 
@@ -18,7 +28,7 @@ if what == "get" then
   local found = {}
   for n, id in ipairs(items) do
     local known = letter(id)
-    found[n] = known and {known[1], known[2], redis.call("HGET", DEAD .. ":bodies", id), known[4]} or {}
+    found[n] = known and {known[1], known[2], redis.call("HGET", DEAD .. ":bodies", id) or "", level_of(known[4])} or {}
   end
   return found
 end

@@ -68,8 +68,8 @@ def test_soft_limit_is_raised_in_a_task_that_loops_or_waits(shared_site: Site, f
 
 def test_task_goes_on_after_its_soft_limit_when_it_catches_it(shared_site: Site, tmp_path: Path) -> None:
     task = shared_site.app.task(clean_up)
-    result = task.apply_async((str(tmp_path),), soft_time_limit=0.2, time_limit=LONG_S)
-    assert result.get(timeout=20) == "ran past its soft limit of 0.2 s"
+    result = task.apply_async((str(tmp_path),), soft_time_limit=1.0, time_limit=LONG_S)
+    assert result.get(timeout=20) == "ran past its soft limit of 1 s"
     assert (tmp_path / "tidy").exists()
 
 
@@ -81,8 +81,8 @@ def test_task_within_its_limits_is_left_alone(shared_site: Site) -> None:
 def test_hard_limit_ends_the_task_and_what_it_started(idle_site: Site, tmp_path: Path) -> None:
     idle_site.worker(concurrency=1)
     before = idle_site.app.task(process_id).delay().get(timeout=20)
-    result = idle_site.app.task(hold_on).apply_async((str(tmp_path),), time_limit=1.5, soft_time_limit=0.2)
-    with pytest.raises(TimeLimitExceeded, match=r"^ran past its limit of 1\.5 s$"):
+    result = idle_site.app.task(hold_on).apply_async((str(tmp_path),), time_limit=3.0, soft_time_limit=1.0)
+    with pytest.raises(TimeLimitExceeded, match=r"^ran past its limit of 3 s$"):
         result.get(timeout=20)
     assert (tmp_path / "warned").exists()
     left = int((tmp_path / "pid").read_text())
@@ -94,8 +94,24 @@ def test_hard_limit_ends_the_task_and_what_it_started(idle_site: Site, tmp_path:
     assert idle_site.streams.size("nbqueue").claimed == 0
 
 
+def test_hard_limit_ends_a_task_that_holds_the_interpreter(shared_site: Site) -> None:
+    def hold_the_lock() -> int:
+        return sum(range(10**13))  # one call into C, in which no handler of a signal runs
+
+    task = shared_site.app.task(hold_the_lock, time_limit=0.6, soft_time_limit=0.2)
+    with pytest.raises(TimeLimitExceeded):
+        task.delay().get(timeout=20)
+
+
+def test_limits_of_an_apps_settings_travel_with_its_code(shared_site: Site) -> None:
+    with shared_site.new_app() as app:
+        app.conf.update(task_time_limit=LONG_S, task_soft_time_limit=0.2)
+        with pytest.raises(SoftTimeLimitExceeded):
+            app.task(sleep).delay(LONG_S).get(timeout=20)
+
+
 def test_limit_of_a_member_of_a_map_leaves_the_others_alone(shared_site: Site) -> None:
-    results = shared_site.app.task(sleep, time_limit=1.0).map([0.0, LONG_S, 0.0])
+    results = shared_site.app.task(sleep, time_limit=2.0).map([0.0, LONG_S, 0.0])
     values = results.get(timeout=20, propagate=False)
     assert [values[0], values[2]] == ["slept"] * 2
     assert isinstance(values[1], TimeLimitExceeded)
@@ -140,7 +156,7 @@ def test_task_that_uses_more_memory_than_it_may_is_ended_and_says_so(shared_site
     with pytest.raises(MemoryLimitExceeded, match=r"^used \d+ MB, its limit is 300 MB$") as caught:
         task.delay(str(tmp_path)).get(timeout=30)
     used = int(str(caught.value).split()[1])
-    assert 300 < used < 1_500
+    assert 300 < used < 3_000
     quiet = shared_site.app.task(sleep, memory_limit="300 MB")
     assert quiet.delay(0.6).get(timeout=20) == "slept"
 

@@ -116,6 +116,19 @@ def test_dead_letter_is_not_sent_again_when_its_id_lives_or_it_was_altered(site:
     assert (again.returncode, again.stdout) == (1, "nothing: unknown\n")
 
 
+def test_garbage_among_the_dead_letters_is_shown_as_such_and_can_be_dropped(site: Site) -> None:
+    with site.server.client() as client:
+        client.zadd("nbq:dead:at", {"nothing": 1, "text": 2, "short": 3, b"\xff": 4})
+        client.hset("nbq:dead", mapping={"text": "not packed", "short": b"\x91\xa1q", b"\xff": b"\x93\xa1q\xa1h\xa1r"})
+    letters = DeadLetters(site.app)
+    shown = letters.list()
+    assert [letter.id for letter in shown] == ["nothing", "text", "short", "\ufffd"]
+    assert all(letter.error.startswith("its record can't be believed") for letter in shown)
+    assert letters.requeue(["nothing", "text", "short"]) == dict.fromkeys(("nothing", "text", "short"), "unknown")
+    assert letters.drop(["nothing", "text", "short"]) == 2
+    assert len(letters.list()) == 1
+
+
 def test_command_needs_to_know_which_dead_letters(site: Site) -> None:
     for words in (("requeue",), ("drop", "--all", "x")):
         said = cli(site, "dead", *words)

@@ -1,0 +1,123 @@
+"""`Ledger`: what a worker has yet to store at the server, kept in order while that can't be reached."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from nbqueue.backends.base import Backend, Told
+from nbqueue.deliveries import Settlement
+from nbqueue.dispatch import Dispatcher, Held
+from nbqueue.messages import MAX_MESSAGE_BYTES
+from nbqueue.states import RETRY
+from nbqueue.streams import Streams
+
+SETTLE_AT_ONCE: Final = 500
+MAX_TOLD: Final = 50_000
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Takes what happens to tasks and stores it in batches. A task is held until its end, or its return, is stored.
+
+    Args:
+        streams: the queues.
+        backend: where what tasks say goes.
+        work: who holds the tasks.
+    """
+
+    def __init__(self, streams: Streams, backend: Backend, work: Dispatcher) -> None:
+        self.streams = streams
+        self.backend = backend
+        self.work = work
+        self._settlements: list[tuple[Held | None, Settlement]] = []
+        self._returns: list[tuple[Held, str]] = []
+        self._told: list[Told] = []
+        self._closing: set[int] = set()
+        self.ended: Counter[str] = Counter()  # tasks that children have run, by state
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether anything but talk is to be stored."""
+        return bool(self._settlements or self._returns)
+
+    @property
+    def telling(self) -> bool:
+        """Tell whether there is talk to pass on."""
+        return bool(self._told)
+
+    def is_open(self, held: Held) -> bool:
+        """Tell whether it is not decided yet what becomes of a task."""
+        return held.seq not in self._closing
+
+    def settle(self, settlement: Settlement, held: Held | None = None) -> None:
+        """Take a settlement, of a task that is held or of one that isn't. The first that ends a task counts."""
+        if held is not None and settlement.ends:
+            if not self.is_open(held):
+                return
+            self._closing.add(held.seq)
+        self._settlements.append((held, settlement))
+
+    def give_back(self, tasks: Iterable[Held], charge: str = "none") -> None:
+        """Return tasks to their queues, but for those that have ended; `charge` as `Streams.give_back` takes it."""
+        for held in tasks:
+            if self.is_open(held):
+                self._closing.add(held.seq)
+                self._returns.append((held, charge))
+
+    def tell(self, told: Told) -> None:
+        """Take what a task said; the latest is lost when there is very much of it."""
+        if len(self._told) < MAX_TOLD:
+            self._told.append(told)
+
+    def flush(self, *, talk: bool = True) -> bool:
+        """Store everything; return whether a task went back to its queue.
+
+        First what tasks said, then their ends, so that an end is never seen too early.
+
+        Args:
+            talk: also what tasks said, where no task has ended.
+        """
+        if self._told and (talk or self.pending):
+            self.backend.tell(self._told)
+            self._told = []
+        came_back = False
+        while self._settlements:
+            came_back |= self._settle(self._settlements[: self._at_once()])
+        while self._returns:
+            charge = self._returns[0][1]
+            batch = [held for held, its_charge in self._returns if its_charge == charge]
+            self.streams.give_back([held.delivery for held in batch], charge)
+            self._returns = [item for item in self._returns if item[1] != charge]
+            self._close(batch)
+            came_back = True
+        return came_back
+
+    def _settle(self, batch: list[tuple[Held | None, Settlement]]) -> bool:
+        ours = self.streams.settle([settlement for _, settlement in batch])
+        del self._settlements[: len(batch)]
+        for (_, settlement), held_still in zip(batch, ours, strict=True):
+            if settlement.ends and not held_still:
+                logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
+        self.ended.update(settlement.state for held, settlement in batch if held is not None and settlement.ends)
+        self._close(held for held, settlement in batch if held is not None and settlement.ends)
+        return any(settlement.state == RETRY for _, settlement in batch)
+
+    def _close(self, tasks: Iterable[Held]) -> None:
+        for held in tasks:
+            self._closing.discard(held.seq)
+            self.work.drop(held)
+
+    def _at_once(self) -> int:
+        """Return how many of the waiting settlements fit in one command: after an outage there may be many."""
+        size = 0
+        for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
+            size += len(settlement.record)
+            for message in settlement.outbox:
+                size += len(message.body)
+            if size > MAX_MESSAGE_BYTES:
+                return max(1, number)
+        return SETTLE_AT_ONCE

@@ -1,0 +1,111 @@
+"""`Outcomes`: what becomes of a task once its child has said how it ended, or is no more."""
+
+from __future__ import annotations
+
+import logging
+
+from nbqueue import states
+from nbqueue.dispatch import Dispatcher, Held
+from nbqueue.exceptions import NBQueueError
+from nbqueue.intake import failure_of
+from nbqueue.ledger import Ledger
+from nbqueue.messages import ChildEvent, Outcome
+from nbqueue.pool import Died
+from nbqueue.reports import Reporter, blobs_of, cause_of_death
+from nbqueue.transfers import Transfers
+
+logger = logging.getLogger(__name__)
+
+
+class Outcomes:
+    """Judges for one worker, and leaves what follows to its ledger.
+
+    Args:
+        work: who runs what.
+        reports: writes what is stored.
+        ledger: stores it.
+        transfers: brings large results away.
+        max_child_deaths: a task that has ended its child so often is given up.
+    """
+
+    def __init__(
+        self, work: Dispatcher, reports: Reporter, ledger: Ledger, transfers: Transfers, max_child_deaths: int
+    ) -> None:
+        self.work = work
+        self.reports = reports
+        self.ledger = ledger
+        self.transfers = transfers
+        self.max_child_deaths = max_child_deaths
+
+    def said(self, event: ChildEvent) -> None:
+        """Pass on what a task said."""
+        held = self.work.held.get(event.seq)
+        if held is not None and not held.lost:
+            self.ledger.tell(self.reports.said(held, event))
+
+    def finished(self, outcome: Outcome) -> None:
+        """Take the outcome of a task."""
+        held = self.work.held.get(outcome.seq)
+        if held is None:
+            return
+        self.work.finished(held, outcome.ended_at - outcome.started_at)
+        if held.lost:
+            self.work.drop(held)
+            return
+        state, error, body = outcome.state, outcome.error, outcome.body
+        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
+            state, error, body = states.REVOKED, "cancelled", b""
+        if self.transfers.send(blobs_of(state, body), lambda failed: self._sent(held, outcome, failed)):
+            self._settle(held, outcome, state, error, body)
+
+    def died(self, died: Died, *, out_of_memory: bool) -> None:
+        """Take the end of a child: what it was at is charged with it, or had to end this way."""
+        cause = cause_of_death(died.cause, out_of_memory=out_of_memory)
+        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
+        held = self.work.held.get(died.started) if died.started is not None else None
+        self.work.child_ended(died.child, died.unstarted)
+        if held is None:
+            return
+        deaths = held.delivery.child_deaths + 1
+        if held.lost:
+            self.work.drop(held)
+        elif held.revoked:
+            self.end(held, states.REVOKED, b"", "cancelled")
+        elif held.fault is not None:
+            self.fail(held, *held.fault)
+        elif deaths >= self.max_child_deaths:
+            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.reports.worker}"
+            self.fail(held, "WorkerLostError", text, dead=True)
+        else:
+            self.ledger.give_back([held], "child")
+
+    def end(
+        self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False
+    ) -> None:
+        """End a task; `dead` keeps its message."""
+        self.ledger.settle(self.reports.ended(held, state, body, error, outcome, dead=dead), held)
+
+    def fail(self, held: Held, error: str, text: str, outcome: Outcome | None = None, *, dead: bool = False) -> None:
+        """End a task with an error that it has not raised; `error` is a class of `exceptions`."""
+        line, body = failure_of(error, text)
+        self.end(held, states.FAILURE, body, line, outcome, dead=dead)
+
+    def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
+        """End a task whose large result is where others find it, or is lost."""
+        if self.work.held.get(held.seq) is not held:
+            return
+        if held.lost:
+            self.work.drop(held)
+        elif failed is None:
+            self._settle(held, outcome, outcome.state, "", outcome.body)
+        else:
+            self.fail(held, type(failed).__name__, f"{failed} (worker {self.reports.worker})", outcome)
+
+    def _settle(self, held: Held, outcome: Outcome, state: str, error: str, body: bytes) -> None:
+        """Do what an outcome asks for: end the task, run it again, or return it to its queue."""
+        if state == states.RETRY:
+            self.ledger.settle(self.reports.retried(held, outcome), held)
+        elif state == states.REJECTED and body:
+            self.ledger.give_back([held], "task")
+        else:
+            self.end(held, state, body, error, outcome, dead=state == states.REJECTED)

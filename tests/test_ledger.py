@@ -1,0 +1,124 @@
+"""What a worker stores: in which order, once, and after an outage."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from nbqueue import App, states
+from nbqueue.broker import StreamsBroker
+from nbqueue.deliveries import Settlement
+from nbqueue.dispatch import Dispatcher, Held
+from nbqueue.ledger import Ledger
+from nbqueue.messages import ChildTask, Steering, encode_steering
+from nbqueue.pool import Job, Pool
+from nbqueue.reports import Reporter
+from nbqueue.signing import create_key_file
+from tests.helpers import RedisServer
+
+_numbers = itertools.count(1)
+
+
+class Desk:
+    """A ledger with tasks that are claimed and held, without children."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        key = server.directory / "key"
+        if not key.exists():
+            create_key_file(key)
+        self.app = App("demo", broker=server.url, key_file=key, set_as_current=False)
+        broker = self.app.broker
+        assert isinstance(broker, StreamsBroker)
+        self.broker = broker
+        self.work = Dispatcher(Pool(1, selectors.DefaultSelector(), environment=os.environ))
+        self.ledger = Ledger(broker.streams, self.app.backend, self.work)
+        self.reports = Reporter("w@test", self.app.signer)
+
+    def hold(self) -> Held:
+        """Send a task, claim it, and hold it."""
+        sent = self.app.send_task("demo.add", (1, 2))
+        (delivery,) = self.broker.claim(1, ["nbqueue"])[0]
+        seq = next(_numbers)
+        s = Steering(id=sent.id, nonce="n", task="demo.add", queue="nbqueue", sent_at=time.time())
+        task = ChildTask(seq, 1, s.id, s.task, "", -1, encode_steering(s), b"")
+        held = Held(seq, delivery, s, Job(seq, task, b""))
+        self.work.add(held)
+        return held
+
+    def end(self, held: Held, state: str = states.REVOKED) -> None:
+        self.ledger.settle(self.reports.ended(held, state, b"", ""), held)
+
+    def state(self, held: Held) -> str:
+        with self.app.__class__("demo", broker=self.server.url, key_file=self.server.directory / "key") as app:
+            return app.AsyncResult(held.steering.id).state
+
+
+@pytest.fixture
+def desk(private_redis: RedisServer) -> Iterator[Desk]:
+    made = Desk(private_redis)
+    yield made
+    made.app.close()
+
+
+def test_task_is_held_until_its_end_is_stored(desk: Desk) -> None:
+    held = desk.hold()
+    desk.end(held)
+    assert desk.ledger.pending
+    assert not desk.ledger.is_open(held)
+    assert desk.work.held == {held.seq: held}
+    assert desk.ledger.flush() is False
+    assert (desk.work.held, desk.ledger.pending) == ({}, False)
+    assert desk.state(held) == states.REVOKED
+
+
+def test_first_that_closes_a_task_counts(desk: Desk) -> None:
+    ended, returned = desk.hold(), desk.hold()
+    desk.end(ended)
+    desk.ledger.give_back([ended, returned], "child")
+    desk.end(returned)
+    assert desk.ledger.flush() is True
+    assert desk.state(ended) == states.REVOKED
+    assert desk.state(returned) == states.PENDING
+    (again,) = desk.broker.claim(10, ["nbqueue"])[0]
+    assert (again.id, again.child_deaths, again.attempt) == (returned.steering.id, 1, 2)
+
+
+def test_start_does_not_close_a_task(desk: Desk) -> None:
+    held = desk.hold()
+    desk.ledger.settle(desk.reports.started(held, 1.0), held)
+    assert desk.ledger.is_open(held)
+    desk.ledger.flush()
+    assert held.seq in desk.work.held
+    assert desk.state(held) == states.STARTED
+
+
+def test_nothing_is_lost_or_charged_twice_when_the_server_goes_away(desk: Desk) -> None:
+    ended, dead, other = desk.hold(), desk.hold(), desk.hold()
+    desk.end(ended)
+    desk.ledger.give_back([dead], "child")
+    desk.ledger.give_back([other])
+    desk.server.kill()
+    with pytest.raises(redis.RedisError):
+        desk.ledger.flush()
+    assert len(desk.work.held) == 3
+    desk.server.start()
+    assert desk.ledger.flush() is True
+    assert desk.work.held == {}
+    assert desk.state(ended) == states.REVOKED
+    back = desk.broker.claim(10, ["nbqueue"])[0]
+    assert {d.id: d.child_deaths for d in back} == {dead.steering.id: 1, other.steering.id: 0}
+
+
+def test_settlement_of_a_message_that_is_not_held_is_stored_too(desk: Desk) -> None:
+    desk.app.send_task("demo.add", (1, 2))
+    (delivery,) = desk.broker.claim(1, ["nbqueue"])[0]
+    desk.ledger.settle(Settlement(delivery, b""))
+    desk.ledger.flush()
+    assert desk.broker.size("nbqueue").claimed == 0
