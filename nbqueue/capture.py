@@ -5,6 +5,7 @@ Lives in a child and knows no app: `send` takes finished bytes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 import threading
@@ -23,7 +24,8 @@ Send = Callable[[str, bytes], None]
 FLUSH_S: Final = 0.05  # text waits so long for more
 FLUSH_CHARACTERS: Final = 8_192
 MAX_CHARACTERS: Final = 5_000_000  # of one task; what comes after is dropped, and that is said
-MAX_BUNDLE_BYTES: Final = 2_000_000
+MAX_BUNDLE_BYTES: Final = 2_000_000  # of one displayed object
+MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
 # A supervisor tells a child with it that its task is past its soft limit. Windows has none, and no children either.
 SOFT_SIGNAL: Final[int] = getattr(signal, "SIGUSR1", 0)
@@ -101,6 +103,8 @@ class Recorder:
         self._progress_at: dict[int, float] = {}
         self._held: dict[int, Progress] = {}  # the newest of each bar that came too soon after the last sent
         self._bars = 0
+        self._displayed = 0
+        self.bars: list[int] = []  # that are open, outermost first
         self.closed = False
 
     def write(self, stream: str, text: str) -> bool:
@@ -135,17 +139,44 @@ class Recorder:
             for progress in held.values():
                 self._send("progress", _encode(progress))
 
-    def display(self, kind: str, data: dict[str, str], metadata: dict[str, object] | None = None) -> None:
-        """Send one displayed object: `kind` is `display` or `result`, `data` its MIME bundle."""
+    def display(
+        self, kind: str, data: dict[str, Any], metadata: dict[str, Any] | None = None, display_id: str = ""
+    ) -> None:
+        """Send one displayed object: `kind` is `display`, `update` or `result`, `data` its MIME bundle."""
         with self._interrupts, self._lock:
             if self.closed:
                 return
             self.flush()
-            encoded = _encode(Output(kind, data=data, metadata=metadata or {}))
-            if len(encoded) > MAX_BUNDLE_BYTES:
-                text = data.get("text/plain", "")[:2_000]
-                encoded = _encode(Output(kind, data={"text/plain": f"{text}\n[{len(encoded):,} bytes: not shown]"}))
+            encoded = _encoded(Output(kind, data=data, metadata=metadata or {}, id=display_id))
+            room = MAX_DISPLAYED_BYTES - self._displayed
+            if len(encoded) > min(MAX_BUNDLE_BYTES, room):
+                why = "not shown" if room > MAX_BUNDLE_BYTES else f"not shown, beyond {MAX_DISPLAYED_BYTES:,} in all"
+                text = f"{str(data.get('text/plain', ''))[:2_000]}\n[{len(encoded):,} bytes: {why}]"
+                if room < 0:
+                    return
+                encoded = _encode(Output(kind, data={"text/plain": text}, id=display_id))
+            self._displayed += len(encoded)
             self._send("output", encoded)
+
+    def clear(self, *, wait: bool = False) -> None:
+        """Take away what was displayed, now or when something new is."""
+        with self._interrupts, self._lock:
+            if not self.closed:
+                self.flush()
+                self._send("output", _encode(Output("clear", wait=wait)))
+
+    def open_bar(self) -> tuple[int, int]:
+        """Return the number of a new progress bar, and that of the one it is nested in; -1 if in none."""
+        with self._interrupts, self._lock:
+            parent = self.bars[-1] if self.bars else -1
+            number = self.new_bar()
+            self.bars.append(number)
+            return number, parent
+
+    def close_bar(self, number: int) -> None:
+        """Forget that a bar is open."""
+        with self._interrupts, self._lock, contextlib.suppress(ValueError):
+            self.bars.remove(number)
 
     def new_bar(self) -> int:
         """Return the number of a new progress bar."""
@@ -176,6 +207,16 @@ class Recorder:
         with self._interrupts, self._lock:
             self.flush()
             self.closed = True
+
+
+def _encoded(output: Output) -> bytes:
+    """Return an output as JSON; parts of its bundle that are none are left out."""
+    try:
+        return _encode(output)
+    except (TypeError, ValueError, OverflowError):
+        output.data = {mime: part for mime, part in output.data.items() if isinstance(part, str)}
+        output.metadata = {}
+        return _encode(output)
 
 
 class Stream(io.TextIOBase):

@@ -6,6 +6,7 @@ Also what a task may use while it runs: `progress`, `track`, `current_request`. 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import importlib
 import importlib.util
@@ -21,9 +22,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from nbqueue import modules, retries, serialization, states
+from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
+from nbqueue.descriptors import Descriptors
+from nbqueue.display import Displayer, close_figures
 from nbqueue.exceptions import (
     BlobMissing,
     Ignore,
@@ -33,6 +37,7 @@ from nbqueue.exceptions import (
     Reject,
     Retry,
 )
+from nbqueue.hooks import AfterImport
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
@@ -69,7 +74,6 @@ class Request:
         self.kwargs: dict[str, Any] = {}
         self.retry_options = retries.DEFAULTS
         self.again: retries.Plan | None = None  # what the task has asked for
-        self.bars: list[int] = []  # of `track`s that are open, outermost first
 
     def tell_progress(self, progress: Progress, *, last: bool = False) -> None:
         """Send how far a bar has come, now or a moment later."""
@@ -220,8 +224,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
     if request is None:
         yield from iterable
         return
-    bar, parent = request.recorder.new_bar(), request.bars[-1] if request.bars else -1
-    request.bars.append(bar)
+    bar, parent = request.recorder.open_bar()
     done = 0
 
     def say(*, closed: bool = False) -> None:
@@ -235,7 +238,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
             done += 1
             say()
     finally:
-        request.bars.remove(bar)
+        request.recorder.close_bar(bar)
         say(closed=True)
 
 
@@ -307,10 +310,28 @@ class Executor:
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
     importer: Importer = field(default_factory=Importer)
 
+    def __post_init__(self) -> None:
+        self.displayer = Displayer(self._recorder)
+        self.descriptors = Descriptors(self._recorder, self.flusher)
+
+    def _recorder(self) -> Recorder | None:
+        return self.recorder
+
     def install_streams(self) -> None:
-        """Let `print` in this process go to whatever task runs."""
-        sys.stdout = Stream("stdout", lambda: self.recorder, self.flusher, self.interrupts)
-        sys.stderr = Stream("stderr", lambda: self.recorder, self.flusher, self.interrupts)
+        """Let what is printed, displayed and drawn in this process go to whatever task runs."""
+        self.descriptors.install()
+        sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts)
+        sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts)
+        builtins.input = _no_input
+        bars = Bars(self._recorder, self.flusher)
+        AfterImport(
+            {
+                "tqdm.std": bars.hook_std,
+                "tqdm.notebook": bars.hook_notebook,
+                "IPython.core.display_functions": self.displayer.hook_ipython,
+                "matplotlib.pyplot": self.displayer.hook_pyplot,
+            }
+        ).install()
 
     def keep_code(self, digest: str, code: bytes) -> None:
         """Take code that tasks will name by its digest; the oldest goes when there is too much."""
@@ -332,6 +353,7 @@ class Executor:
         recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
         request = Request(task, recorder, self.flusher)
         token = _request.set(request)
+        self.descriptors.begin()
         try:
             value, summary = self._call(task, request)
             if request.again is not None:
@@ -344,6 +366,7 @@ class Executor:
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
+            self.descriptors.look()
             recorder.close()
             self.recorder = None
             _request.reset(token)
@@ -355,7 +378,7 @@ class Executor:
         if task.task == CELL_TASK:
             if b'"max_retries"' in task.steering:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
-            return run_cell(args[0], request.recorder)
+            return run_cell(args[0], request.recorder, self.displayer)
         found = self._loaded(task.code) if task.code else self._registered(task.task)
         request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
         if found.bind or (b'"bind":true' in task.steering and request.steering.bind):
@@ -363,6 +386,10 @@ class Executor:
         value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
+        if task.wants_output:
+            self.displayer.figures(shown=value)
+        else:
+            close_figures()
         return value, summarize(value)
 
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
@@ -444,6 +471,11 @@ class Executor:
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def _no_input(prompt: object = "") -> str:
+    """Stand for `input`, which would wait for ever."""
+    raise RuntimeError(f"a task can't ask for input ({prompt!s}): nobody sits at the worker; pass it as a variable")
 
 
 def failed(seq: int, exc: BaseException, started: float) -> Outcome:

@@ -389,13 +389,18 @@ class ChildEvent(msgspec.Struct, array_like=True):
 
 
 class Output(msgspec.Struct, omit_defaults=True):
-    """The data of an `output` event: text of a stream, or a MIME bundle of one displayed object."""
+    """The data of an `output` event: text of a stream, or a MIME bundle of one displayed object.
 
-    type: str  # "stream", "display" or "result"
+    `update` takes the place of what was displayed with the same `id`; `clear` takes all of it away.
+    """
+
+    type: str  # "stream", "display", "result", "update" or "clear"
     name: str = ""  # "stdout" or "stderr"
     text: str = ""
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
+    id: str = ""
+    wait: bool = False  # of `clear`: only when something new comes
 
 
 class Progress(msgspec.Struct, omit_defaults=True):
@@ -407,6 +412,8 @@ class Progress(msgspec.Struct, omit_defaults=True):
     message: str = ""
     closed: bool = False
     parent: int = -1
+    unit: str = ""
+    note: str = ""  # what else is told of it
 
 
 def encode_failure(failure: Failure) -> bytes:

@@ -48,6 +48,8 @@ class Bar:
     updated_at: float
     closed: bool = False
     parent: int = -1
+    unit: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -102,6 +104,7 @@ class TaskStatus:
     lost: bool = False
     due: float = 0.0  # when it may start, or run again; 0.0: at once
     max_retries: int = -1  # how often it may run again; -1: as often as it likes
+    _clears: bool = False  # the next thing displayed takes the place of all others
 
     @property
     def ready(self) -> bool:
@@ -167,8 +170,22 @@ class TaskStatus:
         if output.type == "stream":
             self.log.add(at, output.name, output.text)
         else:
-            self.outputs.append(output)
-            del self.outputs[:-OUTPUTS_KEPT]
+            self._displayed(output)
+
+    def _displayed(self, output: Output) -> None:
+        """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
+        if output.type == "clear":
+            self._clears = output.wait
+            if not output.wait:
+                self.outputs = []
+            return
+        shown = [] if self._clears else list(self.outputs)
+        self._clears = False
+        if output.type == "update":
+            shown = [output if one.id == output.id else one for one in shown]
+        else:
+            shown.append(output)
+        self.outputs = shown[-OUTPUTS_KEPT:]
 
     def _progress(self, at: float, progress: Progress) -> None:
         bar = self.bars.get(progress.bar)
@@ -178,6 +195,7 @@ class TaskStatus:
         bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
         bar.label = progress.message or bar.label
         bar.closed = progress.closed
+        bar.unit, bar.note = progress.unit, progress.note
 
 
 @dataclass

@@ -15,7 +15,9 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display as _untyped_display
 
 from nbqueue import states
+from nbqueue.messages import Output
 from nbqueue.notebook.lines import Lines
+from nbqueue.notebook.outputs import combined
 from nbqueue.notebook.shown import coloured, visible, visible_block
 from nbqueue.notebook.text import (
     Status,
@@ -33,6 +35,7 @@ __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
+OUTPUTS_S: Final = 0.5  # between two drawings of what a task displays
 LARGE_S: Final = 0.25  # between two drawings of a large map
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
 LOG_LINES: Final = 500
@@ -183,13 +186,14 @@ class WidgetView:
         answer_while_busy(self.widget)
         self.widget.on_msg(self._said)
         self._painter = painter
-        self._outputs = 0
+        self._outputs: Sequence[Output] = self.watched.status.outputs[:0] if is_task(self.watched.status) else ()
+        self._outputs_at = 0.0
         self.ended = False
         self._drawn_at = 0.0
         self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
-        is_task = isinstance(self.watched.status, TaskStatus)
-        self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if is_task else None
+        shows = is_task(self.watched.status)
+        self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if shows else None
         self._unsubscribe = self.watched.subscribe(lambda: painter.soon(self))
         painter.soon(self)
 
@@ -223,11 +227,14 @@ class WidgetView:
             self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
 
     def _show_outputs(self, status: TaskStatus) -> None:
-        """Let the front end's own renderers draw what the task displayed last."""
-        if len(status.outputs) != self._outputs and status.outputs:
-            self._outputs = len(status.outputs)
-            last = status.outputs[-1]
-            self._shown.update(last.data, metadata=last.metadata, raw=True)
+        """Show what the task displays below the view, twice a second at most: it may be large."""
+        outputs = status.outputs
+        soon = time.monotonic() - self._outputs_at < OUTPUTS_S and not status.ready
+        if outputs is self._outputs or (soon and self._outputs):
+            return
+        self._outputs, self._outputs_at = outputs, time.monotonic()
+        data, metadata = combined(outputs)
+        self._shown.update(data, metadata=metadata, raw=True)
 
     def _bundle(self) -> dict[str, Any]:
         status = self.watched.status
@@ -248,6 +255,11 @@ class WidgetView:
             self.watched.status.cancelling = False
             self.watched.status.note = f"Not cancelled: {exc}"
             self._painter.soon(self)
+
+
+def is_task(status: Status) -> bool:
+    """Tell whether a status is that of one task."""
+    return isinstance(status, TaskStatus)
 
 
 _painter = Painter()
@@ -335,6 +347,8 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
             "done": bar.done,
             "total": bar.total,
             "closed": bar.closed,
+            "unit": visible(bar.unit, 20),
+            "note": visible(bar.note, 80),
             "nested": bar.parent >= 0,
             "started": bar.started_at,
             "at": bar.updated_at,

@@ -37,6 +37,13 @@ export function clock(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`
 }
 
+// How much of a bar: counted, or bytes where that is its unit.
+function amount(n, unit) {
+  if (unit !== 'B') return count(n)
+  for (const [size, name] of [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB']]) if (n >= size) return `${(n / size).toFixed(n < 10 * size ? 1 : 0)} ${name}`
+  return `${count(n)} B`
+}
+
 const count = n => Number(n).toLocaleString('en-US', { maximumFractionDigits: 2 })
 
 function isDark(node) {
@@ -285,16 +292,19 @@ function render({ model, el }) {
       }
       row.label.textContent = row.label.title = bar.label
       bars.append(row.node)
-      const total = bar.total ? ' / ' + count(bar.total) : '', gone = bar.at - bar.started
-      if (bar.closed) { row.numbers.textContent = `${count(bar.done)}${total} in ${clock(gone)}`; continue }
+      const unit = bar.unit && bar.unit !== 'B' ? ' ' + bar.unit : ''
+      const total = (bar.total ? ' / ' + amount(bar.total, bar.unit) : '') + unit, gone = bar.at - bar.started
+      const note = bar.note ? ` · ${bar.note}` : ''
+      if (bar.closed) { row.numbers.textContent = `${amount(bar.done, bar.unit)}${total} in ${clock(gone)}${note}`; continue }
       const share = bar.total ? Math.min(1, bar.done / bar.total) : 0, each = bar.done > 0 ? gone / bar.done : 0
       row.ink.style.width = (100 * share) + '%'
       row.track.setAttribute('aria-label', bar.label)
       row.track.setAttribute('aria-valuetext', `${count(bar.done)} of ${bar.total ? count(bar.total) : 'unknown'}`)
       row.percent.textContent = bar.total ? Math.floor(100 * share) + ' %' : ''
-      const pace = each && gone > 1 ? each >= 1 ? ` · ${clock(each)} each` : ` · ${count(Math.round(10 / each) / 10)} /s` : ''
+      const pace = each && gone > 1 ? each >= 1 ? ` · ${clock(each)} each` : ` · ${amount(Math.round(10 / each) / 10, bar.unit)} /s` : ''
       const left = each && bar.total && bar.done < bar.total ? ` · ${clock(each * (bar.total - bar.done))} left` : ''
-      row.numbers.textContent = `${count(bar.done)}${total}${pace}${left}`
+      row.numbers.textContent = `${amount(bar.done, bar.unit)}${total}${pace}${left}${note}`
+      row.numbers.title = row.numbers.textContent
     }
     for (const [key, row] of rows) if (!kept.has(key)) { row.node.remove(); rows.delete(key) }
     if (s.more) bars.append(more)

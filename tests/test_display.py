@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from nbqueue.capture import MAX_BUNDLE_BYTES, Recorder
+from nbqueue.display import Displayer, bundle
+from nbqueue.messages import Output
+from nbqueue.notebook.outputs import combined
+from tests.pools import RunningPool
+
+
+class Rich:
+    def __repr__(self) -> str:
+        return "rich"
+
+    def _repr_html_(self) -> str:
+        return "<b>rich</b>"
+
+    def _repr_png_(self) -> bytes:
+        return b"\x89PNG"
+
+    def _repr_latex_(self) -> None:
+        return None
+
+    def _repr_svg_(self) -> str:
+        raise ValueError
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        return {"application/x-own": {"a": 1}, "application/vnd.jupyter.widget-view+json": {}}, {"application/x-own": 1}
+
+
+class Everything:
+    """Has every attribute, as mocks and proxies have."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: Everything()
+
+    def __repr__(self) -> str:
+        return "everything"
+
+
+def said(record: Any) -> list[dict[str, Any]]:
+    """Return the outputs that were sent while `record` ran with a displayer."""
+    sent: list[dict[str, Any]] = []
+    recorder = Recorder(lambda _, data: sent.append(json.loads(data)))
+    record(Displayer(lambda: recorder), recorder)
+    recorder.close()
+    return sent
+
+
+def test_bundle_holds_every_form_an_object_has() -> None:
+    data, metadata = bundle(Rich())
+    assert data["text/plain"] == "rich"
+    assert data["text/html"] == "<b>rich</b>"
+    assert data["image/png"] == base64.b64encode(b"\x89PNG").decode()
+    assert data["application/x-own"] == {"a": 1}
+    assert not {"text/latex", "image/svg+xml"} & data.keys()
+    assert metadata == {"application/x-own": 1}
+
+
+@pytest.mark.parametrize("value", [Everything(), Rich, json, 5, None])
+def test_bundle_of_what_only_looks_rich_is_its_text(value: object) -> None:
+    assert bundle(value) == ({"text/plain": repr(value)}, {})
+
+
+def test_displays_and_prints_keep_their_order() -> None:
+    def work(displayer: Displayer, recorder: Recorder) -> None:
+        recorder.write("stdout", "one\n")
+        displayer.display(1, 2)
+        recorder.write("stdout", "two\n")
+        displayer.result("three")
+
+    assert [(one["type"], one.get("text") or one["data"]["text/plain"]) for one in said(work)] == [
+        ("stream", "one\n"),
+        ("display", "1"),
+        ("display", "2"),
+        ("stream", "two\n"),
+        ("result", "'three'"),
+    ]
+
+
+def test_display_with_an_id_is_updated_and_cleared() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        handle = displayer.display("a", display_id=True)
+        assert handle is not None
+        handle.update("b")
+        displayer.update_display("c", display_id=handle.display_id)
+        displayer.clear_output(wait=True)
+
+    first, *others = said(work)
+    assert [one["type"] for one in others] == ["update", "update", "clear"]
+    assert {one["id"] for one in (first, *others[:2])} == {first["id"]} != {""}
+    assert others[2]["wait"]
+
+
+def test_raw_bundles_and_exclusions() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        displayer.display({"text/plain": "x", "image/png": b"png"}, raw=True, metadata={"a": 1})
+        displayer.display(Rich(), include=["text/html"])
+        displayer.display(Rich(), exclude=["text/html", "image/png"])
+
+    raw, included, excluded = said(work)
+    assert raw["data"] == {"text/plain": "x", "image/png": base64.b64encode(b"png").decode()}
+    assert raw["metadata"] == {"a": 1}
+    assert sorted(included["data"]) == ["text/html", "text/plain"]
+    assert "text/html" not in excluded["data"]
+
+
+def test_object_that_displays_itself_does_so_once() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        class Own:
+            def _ipython_display_(self) -> None:
+                displayer.display("itself")
+
+        displayer.display(Own())
+        displayer.result(Own())
+
+    assert [one["data"]["text/plain"] for one in said(work)] == ["'itself'"] * 2
+
+
+def test_what_is_too_large_is_named_and_not_shown() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        displayer.display({"text/plain": "a plot", "image/png": "x" * (MAX_BUNDLE_BYTES + 1)}, raw=True)
+        for _number in range(40):
+            displayer.display({"text/plain": "p", "image/png": "x" * 1_000_000}, raw=True)
+
+    outputs = said(work)
+    assert "a plot\n[2,000," in outputs[0]["data"]["text/plain"]
+    assert "not shown" in outputs[0]["data"]["text/plain"]
+    assert sum(len(json.dumps(one)) for one in outputs) < 31_000_000
+    assert any("in all" in one["data"]["text/plain"] for one in outputs)
+
+
+def test_bundle_that_is_no_json_loses_only_that_part() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        displayer.display({"text/plain": "kept", "application/json": object()}, raw=True)
+
+    assert said(work)[0]["data"] == {"text/plain": "kept"}
+
+
+def test_several_outputs_are_one_piece_of_html_in_order() -> None:
+    one = Output("display", data={"text/plain": "a <b>", "image/png": "AAAA"}, metadata={"image/png": {"width": 5}})
+    two = Output("display", data={"text/plain": "<script>x</script>\u202e"})
+    three = Output("result", data={"text/html": "<table></table>", "text/plain": "t"})
+    assert combined([one]) == (one.data, one.metadata)
+    assert combined([])[0]["text/html"] == ""
+    data, _ = combined([one, two, three])
+    html = data["text/html"]
+    assert html.index("data:image/png;base64,AAAA") < html.index("&lt;script&gt;") < html.index("<table>")
+    assert 'alt="a &lt;b&gt;" width="5"' in html
+    assert "\\x202e" in html
+    assert data["text/plain"] == "a <b>\n<script>x</script>\u202e\nt"
+
+
+# ---- in a child
+
+
+def texts(pool: RunningPool, seq: int) -> list[str]:
+    return [output.text or output.data.get("text/plain", output.type) for output in pool.outputs(seq)]
+
+
+def test_ipythons_functions_display_in_a_child_without_a_kernel() -> None:
+    def work() -> bool:
+        from IPython.core.interactiveshell import InteractiveShell
+        from IPython.display import HTML, Markdown, clear_output, display, update_display
+
+        display(HTML("<i>x</i>"), display_id="one")  # type: ignore[no-untyped-call]
+        update_display(Markdown("*y*"), display_id="one")  # type: ignore[no-untyped-call]
+        clear_output()  # type: ignore[no-untyped-call]
+        return InteractiveShell.initialized()
+
+    with RunningPool(1) as pool:
+        seq = pool.send(work)
+        assert pool.value(seq) is False
+        first, second, third = pool.outputs(seq)
+    assert (first.type, first.data["text/html"], first.id) == ("display", "<i>x</i>", "one")
+    assert (second.type, second.data["text/markdown"], second.id) == ("update", "*y*", "one")
+    assert third.type == "clear"
+
+
+def test_figures_are_shown_and_closed() -> None:
+    def draw(n: int, show: bool) -> int:
+        import matplotlib.pyplot as plt
+
+        for _ in range(n):
+            plt.figure()
+            plt.plot([1, 2, 3])
+        plt.figure()  # empty: nothing to see
+        if show:
+            plt.show()
+        return len(plt.get_fignums())
+
+    pytest.importorskip("matplotlib")
+    with RunningPool(1) as pool:
+        for show in (True, False):
+            seq = pool.send(draw, 2, show)
+            assert pool.value(seq) == (0 if show else 3)
+            pictures = [base64.b64decode(output.data["image/png"]) for output in pool.outputs(seq)]
+            assert [picture[:4] for picture in pictures] == [b"\x89PNG"] * 2
+
+
+def test_child_loads_no_notebook_for_a_display_of_its_own() -> None:
+    def work() -> list[str]:
+        import sys
+
+        print("x")
+        return [name for name in ("IPython", "matplotlib", "tqdm", "PIL") if name in sys.modules]
+
+    with RunningPool(1) as pool:
+        assert pool.call(work) == []
+
+
+def test_asking_for_input_fails_at_once_and_says_what_to_do() -> None:
+    def work() -> str:
+        return input("Name? ")
+
+    with RunningPool(1) as pool:
+        outcome = pool.outcome(pool.send(work))
+    assert outcome.outcome.state == "FAILURE"
+    assert "can't ask for input (Name? )" in outcome.outcome.error
