@@ -90,6 +90,18 @@ def test_first_that_closes_a_task_counts(desk: Desk) -> None:
     assert (again.id, again.child_deaths, again.attempt) == (returned.steering.id, 1, 2)
 
 
+def test_nothing_but_returns_is_left_when_nothing_runs_or_has_ended(desk: Desk) -> None:
+    assert desk.ledger.only_returns
+    returned, other = desk.hold(), desk.hold()
+    desk.ledger.give_back([returned])
+    assert not desk.ledger.only_returns, "the other may run"
+    desk.ledger.give_back([other])
+    assert desk.ledger.only_returns
+    desk.ledger.flush()
+    desk.end(desk.hold())
+    assert not desk.ledger.only_returns
+
+
 def test_start_does_not_close_a_task(desk: Desk) -> None:
     held = desk.hold()
     desk.ledger.settle(desk.reports.started(held, 1.0), held)
