@@ -617,6 +617,7 @@ def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0
         session=steering.session,
         sent_at=steering.sent_at,
         retries=steering.retries,
+        eta=steering.eta if state == states.PENDING else 0.0,
         group=steering.group,
         index=steering.index,
         label=steering.label,

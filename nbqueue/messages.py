@@ -193,7 +193,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     digest: str = ""
     error: str = ""  # "Type: message", one line, for lists and logs
     summary: str = ""  # what came out, one line
-    eta: float = 0.0  # of a RETRY: when it may run again
+    eta: float = 0.0  # of what waits, or is to run again: when it may
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
 
 

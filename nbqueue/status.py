@@ -22,6 +22,7 @@ ORDER: Final = ("queued", "running", "done", "failed", "retrying", "cancelled", 
 QUEUED, RUNNING, DONE, FAILED, RETRYING, CANCELLED, LOST = range(len(ORDER))
 # What a mark that stands for several members shows: the first of these that is among them.
 WORST_FIRST: Final = (FAILED, LOST, RETRYING, RUNNING, QUEUED, CANCELLED, DONE)
+_RANKS: Final = bytes(WORST_FIRST.index(mark) for mark in range(len(ORDER))).ljust(256, b"\0")
 _BYTES: Final = {
     states.PENDING: QUEUED,
     states.RECEIVED: QUEUED,
@@ -99,6 +100,8 @@ class TaskStatus:
     note: str = ""
     cancelling: bool = False
     lost: bool = False
+    due: float = 0.0  # when it may start, or run again; 0.0: at once
+    max_retries: int = -1  # how often it may run again; -1: as often as it likes
 
     @property
     def ready(self) -> bool:
@@ -136,7 +139,7 @@ class TaskStatus:
     def _told(self) -> tuple[object, ...]:
         """Return what records say."""
         texts = (self.state, self.name, self.queue, self.worker, self.error, self.summary, self.note)
-        return (*texts, self.child, self.attempt, self.sent_at, self.started_at, self.ended_at, self.lost)
+        return (*texts, self.child, self.attempt, self.sent_at, self.started_at, self.ended_at, self.lost, self.due)
 
     def _record(self, fact: Fact) -> None:
         facts = fact.facts
@@ -147,6 +150,10 @@ class TaskStatus:
         self.started_at = facts.started_at or self.started_at
         self.error, self.summary = facts.error, facts.summary
         self.lost = False
+        self.due = facts.eta
+        if facts.state == states.RETRY:
+            self.retries, self.max_retries = facts.retries, facts.max_retries
+            self.failure = fact.failure if fact.body else None
         if self.ready:
             self.ended_at = facts.at
             self.cancelling = False
@@ -232,6 +239,14 @@ class MapStatus:
         if self.ready:
             self.ended_at = facts.at if self.ended_at is None else max(self.ended_at, facts.at)
         return True
+
+    def marks(self, step: int) -> bytes:
+        """Return a mark for each `step` members in order: the one of them that needs most to be seen."""
+        members = bytes(self.members)
+        if step <= 1:
+            return members
+        ranks = members.translate(_RANKS)
+        return bytes(WORST_FIRST[min(ranks[start : start + step])] for start in range(0, self.total, step))
 
     def _count_kind(self, error: str, index: int) -> None:
         if error not in self.kinds and len(self.kinds) >= KINDS_KEPT:

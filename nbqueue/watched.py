@@ -136,6 +136,7 @@ class WatchedTask(Watched):
                 status = TaskStatus(self.id, s.shown_name if s else "")
                 if s is not None:
                     status.queue, status.sent_at, status.retries = s.queue, s.sent_at, s.retries
+                    status.due = s.eta
                 for fact in self._history:
                     status.apply(fact)
                 self._history.clear()

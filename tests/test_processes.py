@@ -37,7 +37,8 @@ def test_pid_file_names_its_holder_when_a_process_was_started(tmp_path: Path, pi
     pid = pid_file.pid()
     assert pid is not None
     process = psutil.Process(pid)
-    assert process.cmdline() == SLEEP
+    # the shell's copy of itself, until it has become the program
+    wait_until(lambda: process.cmdline() == SLEEP, 5, "the program to begin")
     assert os.getsid(pid) != os.getsid(0)
     assert process.ppid() != os.getpid()
     wait_until(lambda: "up" in tail(tmp_path / "log"), 5, "the process to print")

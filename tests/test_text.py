@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from typing import Any
 
 import pytest
 
 from nbqueue import states
 from nbqueue.messages import Fact, Facts, Failure, encode_failure
-from nbqueue.notebook.text import TextView, kind_of, plain_text, static_html, visible, word_of
+from nbqueue.notebook.shown import visible
+from nbqueue.notebook.text import TextView, kind_of, name_of, plain_text, static_html, word_of
 from nbqueue.status import MapStatus, TaskStatus
 
 EVIL = "<img src=x onerror=alert(1)>\x1b[31mred\x1b[0m\u202eabc\r\n\x00"
@@ -144,3 +146,55 @@ def test_text_view_draws_in_place_at_most_four_times_a_second_in_a_terminal() ->
         view.show(status)
     assert 3 <= stream.getvalue().count("running") <= 5
     assert "\x1b[1A" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("proj.jobs.load", "load"),
+        ("__main__.make.<locals>.inner", "inner"),
+        ("load v1.2", "load v1.2"),
+        ("3.14", "3.14"),
+        ("train", "train"),
+        ("a..b", "a..b"),
+        ("été.nuit", "nuit"),
+    ],
+)
+def test_name_is_a_functions_own_and_any_other_as_it_is(name: str, shown: str) -> None:
+    assert name_of(TaskStatus("0123456789", name)) == shown
+
+
+def test_text_view_uses_words_where_glyphs_can_not_be_shown() -> None:
+    class Plain(Terminal):
+        encoding = "ascii"
+
+    stream = Plain()
+    status = task(states.STARTED)
+    status.apply(Fact(Facts(kind="progress", id="0123456789", attempt=1), b'{"bar":0,"done":5,"total":10}'))
+    TextView(stream, now=lambda: 100.0).show(status)
+    assert "[running] train" in stream.getvalue()
+    assert "##########.........." in stream.getvalue()
+    assert stream.getvalue().isascii()
+
+
+def test_text_view_is_plain_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    TextView(stream, now=lambda: 100.0).show(task(states.STARTED))
+    assert "[running]" in stream.getvalue()
+
+
+def test_waiting_task_says_when_it_starts() -> None:
+    status = TaskStatus("0123456789", "train", due=time.time() + 80.5)
+    assert "scheduled" in plain_text(status)
+    assert "starts in 1:20" in plain_text(status)
+    status = TaskStatus("0123456789", "train", state=states.RETRY, retries=1, max_retries=3, due=time.time() + 8.5)
+    assert "attempt 2 of 4 in 8." in plain_text(status)
+
+
+def test_wide_characters_count_twice_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: type("Size", (), {"columns": 20}))
+    stream = Terminal()
+    TextView(stream, now=lambda: 100.0).show(TaskStatus("0123456789", "資料を読み込んで処理する仕事"))
+    line = stream.getvalue().splitlines()[0].removeprefix("\r\x1b[2K")
+    assert sum(2 if character > "\u2fff" else 1 for character in line) <= 19

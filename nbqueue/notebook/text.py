@@ -7,12 +7,17 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import Final, TextIO
 
 from nbqueue import states
-from nbqueue.status import CANCELLED, DONE, FAILED, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
+from nbqueue.config import Environment
+from nbqueue.notebook.lines import KEPT, Lines
+from nbqueue.notebook.shown import visible, visible_block
+from nbqueue.status import CANCELLED, DONE, FAILED, LOST, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
 
 Status = TaskStatus | MapStatus
 
@@ -47,9 +52,13 @@ _KINDS: Final = {
     states.IGNORED: "cancelled",
     states.UNKNOWN: "queued",
 }
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
-# Control and direction characters could hide or reorder what a reader sees.
-_HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_DOTTED: Final = re.compile(r"(?:(?:[^\W\d]\w*|<locals>)\.)+[^\W\d]\w*")
+MAX_LOG_CHARACTERS: Final = 200_000
+# For terminals that can't show glyphs, or are asked for plain text.
+_IN_WORDS: Final = str.maketrans(
+    {mark: f"[{kind}]" for kind, mark in MARKS.items()}
+    | {"█": "#", "·": ".", "→": "->", "│": "|", "└": "`", "…": "...", "\u2013": "-"}
+)
 _STATIC_GRID: Final = 240
 _WORDS: Final = ((DONE, "done"), (FAILED, "failed"), (CANCELLED, "cancelled"), (RUNNING, "running"), (QUEUED, "queued"))
 
@@ -76,25 +85,11 @@ def word_of(status: Status) -> str:
         return f"{status.counts[FAILED]:,} failed" if kind == "failed" else kind.capitalize()
     if kind == "cancelled" and status.error == "expired":
         return "Expired"
+    if kind == "queued" and status.due > time.time():
+        return "Scheduled"
     if status.state not in _KINDS:
         return visible(status.state, 40)
     return {"lost": "Lost worker", "failed": "Failed"}.get(kind, kind.capitalize())
-
-
-def visible(text: str, limit: int = 200) -> str:
-    """Return text from a task in one line: without terminal codes, hidden characters shown, cut to `limit`."""
-    line = " ".join(_ANSI.sub("", text[: 4 * limit]).split())
-    line = _shown(line)
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
-def visible_block(text: str) -> str:
-    """Return text from a task in its lines: without terminal codes, hidden characters shown."""
-    return _shown(_ANSI.sub("", text))
-
-
-def _shown(text: str) -> str:
-    return _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def clock(seconds: float) -> str:
@@ -113,15 +108,35 @@ def clock(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def short_name(name: str) -> str:
+    """Return a function's own name without its module's; any other name as it is.
+
+    >>> short_name("proj.jobs.load"), short_name("load v1.2")
+    ('load', 'load v1.2')
+    """
+    return name.rpartition(".")[2] if _DOTTED.fullmatch(name) else name
+
+
 def name_of(status: Status) -> str:
-    """Return what a person calls a task: its name without its module."""
-    return (status.name or status.id[:8]).rpartition(".")[2]
+    """Return what a person calls a task."""
+    return short_name(status.name or status.id[:8])
 
 
 def elapsed(status: Status, now: float) -> float:
     """Return how long a task has been at it: since it started, or since it was sent."""
     end = status.ended_at or now
     return max(0.0, end - (status.started_at or status.sent_at or end))
+
+
+def waiting_for(status: Status, now: float) -> str:
+    """Return when something happens that a task waits for, in words: its start, or its next attempt."""
+    if isinstance(status, MapStatus) or status.ready or status.due <= now or status.state == states.STARTED:
+        return ""
+    left = status.due - now
+    if status.state != states.RETRY:
+        return f"starts in {clock(left)}"
+    of = f" of {status.max_retries + 1}" if status.max_retries >= 0 else ""
+    return f"attempt {status.retries + 1}{of} in {clock(left)}"
 
 
 def plain_text(status: Status, now: float | None = None) -> str:
@@ -145,8 +160,9 @@ def _task_lines(status: TaskStatus, now: float) -> list[str]:
     if kind == "cancelled":
         return [f"{MARKS[kind]} {name} {word_of(status).lower()} after {time_text}"]
     lines = [f"{MARKS[kind]} {name} {word_of(status).lower()}{where} · {time_text}"]
-    if status.note:
-        lines[0] += f" · {visible(status.note)}"
+    for more in (waiting_for(status, now), status.note):
+        if more:
+            lines[0] += f" · {visible(more)}"
     lines += [_bar_line(bar) for bar in _open_bars(status)[:3]]
     return lines + [f"  │ {visible(line, 160)}" for line in log_lines(status)[-2:]]
 
@@ -188,7 +204,7 @@ def _bar_line(bar: Bar) -> str:
 
 
 def _open_bars(status: TaskStatus) -> list[Bar]:
-    return [bar for bar in status.bars.values() if not bar.closed]
+    return [bar for bar in list(status.bars.values()) if not bar.closed]
 
 
 def _frames(status: TaskStatus) -> list[str]:
@@ -197,11 +213,10 @@ def _frames(status: TaskStatus) -> list[str]:
 
 
 def log_lines(status: TaskStatus) -> list[str]:
-    """Return the lines of a task's output, hidden characters shown; a carriage return overwrites its line."""
-    text = _ANSI.sub("", "".join(text for *_, text in status.log.chunks))
-    # not splitlines(): that ends a line at a carriage return too
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    return [_shown(line) for line in lines if line.strip()]
+    """Return the newest lines of a task's output, hidden characters shown; a carriage return overwrites its line."""
+    lines = Lines()
+    lines.add(list(status.log.chunks))
+    return [visible_block(line) for line in lines.tail(KEPT, MAX_LOG_CHARACTERS)[1] if line.strip()]
 
 
 # ---- static HTML
@@ -272,12 +287,8 @@ def _static_grid(status: MapStatus) -> str:
     if not status.total:
         return ""
     step = -(-status.total // _STATIC_GRID)
-    worst = (FAILED, RUNNING, RETRYING, QUEUED, CANCELLED, DONE)
-    signs = {FAILED: "x", RUNNING: "▒", RETRYING: "▒", QUEUED: "·", CANCELLED: "/", DONE: "■"}
-    marks = []
-    for start in range(0, status.total, step):
-        part = status.members[start : start + step]
-        marks.append(signs[next((n for n in worst if n in part), DONE)])
+    signs = {FAILED: "x", LOST: "!", RETRYING: "▒", RUNNING: "▒", QUEUED: "·", CANCELLED: "/", DONE: "■"}
+    marks = [signs[mark] for mark in status.marks(step)]
     text = "\n".join("".join(marks[start : start + 60]) for start in range(0, len(marks), 60))
     legend = f"one mark = {step:,} tasks, in call order; x has a failure" if step > 1 else "in call order; x failed"
     return (
@@ -317,10 +328,15 @@ class TextView:
         self._closed = False
         encoding = getattr(self._stream, "encoding", None) or "ascii"
         self._unicode = "utf" in encoding.lower()
+        self._glyphs = self._unicode and not Environment.read().variables.get("NO_COLOR")
+        self._lock = threading.Lock()
 
     def show(self, status: Status) -> None:
         """Draw the status, unless it was drawn just now."""
-        now = self._now()
+        with self._lock:
+            self._show(status, self._now())
+
+    def _show(self, status: Status, now: float) -> None:
         if self._closed or (not status.ready and now - self._at < (0.25 if self._tty else 0.0)):
             return
         if self._tty:
@@ -336,7 +352,7 @@ class TextView:
 
     def _redraw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns
-        lines = [line[: width - 1] for line in text.splitlines()[:8]]
+        lines = [fitting(self._written(line), width - 1) for line in text.splitlines()[:8]]
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
         self._stream.write(up + "".join(f"\r\x1b[2K{line}\n" for line in lines) + "\x1b[J")
         self._stream.flush()
@@ -350,6 +366,25 @@ class TextView:
         self._last, self._at = word, now
         text = plain_text(status, now).splitlines()[0][2:]
         stamp = time.strftime("%H:%M:%S", time.localtime(now))
-        line = f"{stamp} {status.id[:4]} {text}"
-        self._stream.write((line if self._unicode else line.encode("ascii", "replace").decode()) + os.linesep)
+        self._stream.write(self._written(f"{stamp} {status.id[:4]} {text}") + os.linesep)
         self._stream.flush()
+
+    def _written(self, line: str) -> str:
+        """Return a line in characters that the stream can show."""
+        text = line if self._glyphs else line.translate(_IN_WORDS)
+        return text if self._unicode else text.encode("ascii", "replace").decode()
+
+
+def fitting(line: str, width: int) -> str:
+    """Return the beginning of a line that fits in so many columns; some characters take two, some none.
+
+    >>> fitting("資料 data", 6)
+    '資料 d'
+    """
+    used = 0
+    for place, character in enumerate(line):
+        if not unicodedata.combining(character):
+            used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > width:
+            return line[:place]
+    return line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,17 +15,16 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display as _untyped_display
 
 from nbqueue import states
+from nbqueue.notebook.lines import Lines
+from nbqueue.notebook.shown import coloured, visible, visible_block
 from nbqueue.notebook.text import (
     Status,
     TextView,
     clock,
     kind_of,
-    log_lines,
     name_of,
     plain_text,
     static_html,
-    visible,
-    visible_block,
     word_of,
 )
 from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
@@ -34,9 +33,12 @@ __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
+LARGE_S: Final = 0.25  # between two drawings of a large map
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
-LOG_LINES: Final = 200
-LOG_CHARACTERS: Final = 2_000
+LOG_LINES: Final = 500
+LOG_CHARACTERS: Final = 60_000
+NEWS_CHARACTERS: Final = 10_000  # of a log, ten times a second at most: pages may be told a megabyte a second in all
+LINE_CHARACTERS: Final = 2_000
 MAX_BARS: Final = 6
 MAX_CELLS: Final = 4_000  # marks in a map's strip; with more members one mark stands for several
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
@@ -58,13 +60,17 @@ class Handle(Protocol):
 
 
 class StatusWidget(anywidget.AnyWidget):
-    """The widget of one task or map. All it draws is in `state`; a map's marks are in `cells`, a byte each."""
+    """The widget of one task or map. A page that opens it asks for these; from then on it is told what changes."""
 
     _esm = STATIC / "view.js"
     _css = STATIC / "nbqueue.css"
-    state = traitlets.Dict().tag(sync=True)
-    log: Any = traitlets.List().tag(sync=True)
-    cells = traitlets.Bytes(b"").tag(sync=True)
+    state = traitlets.Dict().tag(sync=True, to_json=lambda _, widget: widget.now.state())
+    log: Any = traitlets.Dict().tag(sync=True, to_json=lambda _, widget: widget.now.log())
+    cells = traitlets.Bytes(b"").tag(sync=True, to_json=lambda _, widget: widget.now.cells())
+
+    def __init__(self, now: Drawing) -> None:
+        self.now = now
+        super().__init__()
 
 
 class Painter:
@@ -99,11 +105,71 @@ class Painter:
                     dirty |= self._live
                 self._live = {view for view in self._live if not view.ended}
             for view in dirty:
+                if not view.due():
+                    self.soon(view)
+                    continue
                 try:
                     view.draw()
                 except Exception:
                     logger.exception("a view could not be drawn")
             time.sleep(DRAW_S)
+
+
+class Drawing:
+    """What a page shows of a task or map, and what of it has changed since it was told last."""
+
+    def __init__(self, watched: Any) -> None:
+        self.watched = watched
+        self._lines = Lines()
+        self._chunks = 0
+        self._cells = b""
+        self._state: dict[str, Any] = {}
+
+    @property
+    def status(self) -> Status:
+        """Return what is known."""
+        status: Status = self.watched.status
+        return status
+
+    def state(self) -> dict[str, Any]:
+        """Return all but log and marks."""
+        status = self.status
+        shown = _map_state(status) if isinstance(status, MapStatus) else _task_state(status)
+        return {**shown, "beat": time.time()}
+
+    def log(self) -> dict[str, Any]:
+        """Return the end of the log."""
+        self._read()
+        return self._part(*self._lines.tail(LOG_LINES, LOG_CHARACTERS))
+
+    def cells(self) -> bytes:
+        """Return a map's marks, a byte each."""
+        status = self.status
+        return status.marks(_step(status)) if isinstance(status, MapStatus) else b""
+
+    def news(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Return what a page has to be told, and its buffers: one message, whatever has changed."""
+        message: dict[str, Any] = {"state": self.state()}
+        if isinstance(self.status, MapStatus):
+            cells = self.cells()
+            runs = runs_of(self._cells, cells)
+            self._cells = cells
+            if runs is None:
+                return {**message, "cells": True}, [cells]
+            return {**message, "runs": runs}, []
+        self._read()
+        if (changed := self._lines.take(LOG_LINES, NEWS_CHARACTERS)) is not None:
+            message["log"] = self._part(*changed)
+        return message, []
+
+    def _read(self) -> None:
+        status = self.status
+        if isinstance(status, TaskStatus):
+            chunks, self._chunks = status.log.since(self._chunks)
+            self._lines.add(chunks)
+
+    def _part(self, start: int, lines: Sequence[str]) -> dict[str, Any]:
+        return {"start": start, "lines": [_cut(coloured(line)) for line in lines], "total": self._lines.total}
 
 
 class WidgetView:
@@ -112,25 +178,30 @@ class WidgetView:
     def __init__(self, result: Handle, painter: Painter) -> None:
         self.result = result
         self.watched = result.watched
-        self.widget = StatusWidget()
+        self.drawing = Drawing(self.watched)
+        self.widget = StatusWidget(self.drawing)
         answer_while_busy(self.widget)
         self.widget.on_msg(self._said)
         self._painter = painter
-        self._cells = b""
-        self._lines = 0
         self._outputs = 0
         self.ended = False
-        self._drawing = threading.Lock()
-        self._draw_widget(self.watched.status)
+        self._drawn_at = 0.0
+        self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
         is_task = isinstance(self.watched.status, TaskStatus)
         self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if is_task else None
         self._unsubscribe = self.watched.subscribe(lambda: painter.soon(self))
         painter.soon(self)
 
+    def due(self) -> bool:
+        """Tell whether it was not drawn just now: a large map takes time to draw, and its counts change slowly."""
+        large = isinstance(self.watched.status, MapStatus) and self.watched.status.total > MAX_CELLS
+        return time.monotonic() - self._drawn_at >= (LARGE_S if large else 0.0)
+
     def draw(self) -> None:
         """Draw what is known now; from any thread."""
-        with self._drawing:
+        with self._lock:
+            self._drawn_at = time.monotonic()
             self._draw()
 
     def _draw(self) -> None:
@@ -142,24 +213,14 @@ class WidgetView:
             status.note = str(trouble)
         if isinstance(status, TaskStatus):
             self._show_outputs(status)
-        self._draw_widget(status)
+        message, buffers = self.drawing.news()
+        self.widget.send(message, buffers=buffers)
         if status.ready or trouble is not None:
             self.ended = True
             self._unsubscribe()
             text = plain_text(status)
             # The widget stays: a page that is loaded again from an older save asks for it.
             self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
-
-    def _draw_widget(self, status: Status) -> None:
-        with self.widget.hold_sync():
-            if isinstance(status, MapStatus):
-                self.widget.state = {**_map_state(status), "beat": time.time()}
-                self.widget.cells = _cells(status)
-            else:
-                self.widget.state = {**_task_state(status), "beat": time.time()}
-                if status.log.total != self._lines:
-                    self._lines = status.log.total
-                    self.widget.log = [line[:LOG_CHARACTERS] for line in log_lines(status)[-LOG_LINES:]]
 
     def _show_outputs(self, status: TaskStatus) -> None:
         """Let the front end's own renderers draw what the task displayed last."""
@@ -216,8 +277,17 @@ def watch_in_terminal(result: Handle) -> Callable[[], None]:
     view = TextView()
     unsubscribe = result.watched.subscribe(lambda: view.show(result.watched.status))
     view.show(result.watched.status)
+    ended = threading.Event()
+
+    def tick() -> None:
+        # Time passes without news too.
+        while not ended.wait(1.0):
+            view.show(result.watched.status)
+
+    threading.Thread(target=tick, name="nbqueue clock", daemon=True).start()
 
     def end() -> None:
+        ended.set()
         unsubscribe()
         view.show(result.watched.status)
         view.close()
@@ -231,7 +301,7 @@ def in_kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def answer_while_busy(widget: StatusWidget) -> None:
+def answer_while_busy(widget: anywidget.AnyWidget) -> None:
     """Let clicks on this widget be handled while a cell runs.
 
     ipykernel 7.4 sends a comm's messages to the thread that last published on it, which is the busy one.
@@ -260,6 +330,7 @@ def _common(status: Status) -> dict[str, Any]:
 def _task_state(status: TaskStatus) -> dict[str, Any]:
     bars = [
         {
+            "number": bar.number,
             "label": visible(bar.label or "progress", 60),
             "done": bar.done,
             "total": bar.total,
@@ -278,8 +349,9 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "worker": visible(status.worker, 60),
         "child": status.child,
         "attempt": status.attempt,
+        "due": status.due if not status.ready else 0.0,
         "bars": bars,
-        "lines": status.log.lines,
+        "more": max(0, sum(not bar.closed for bar in list(status.bars.values())) - MAX_BARS),
         "summary": visible(status.summary, 200),
         "error": visible(status.error, 200),
         "traceback": visible_block(failure.traceback[:20_000]) if failure else "",
@@ -288,9 +360,10 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
 
 def _worth_showing(status: TaskStatus) -> list[Bar]:
     """Return open bars, outer ones first, and of those that ended the newest of each label that isn't open again."""
-    still_open = [bar for bar in status.bars.values() if not bar.closed]
+    bars = list(status.bars.values())  # at once: it may change meanwhile
+    still_open = [bar for bar in bars if not bar.closed]
     labels = {bar.label for bar in still_open}
-    ended = {bar.label: bar for bar in status.bars.values() if bar.closed and bar.label not in labels}
+    ended = {bar.label: bar for bar in bars if bar.closed and bar.label not in labels}
     return [*still_open[:MAX_BARS], *list(ended.values())[-MAX_BARS:]]
 
 
@@ -312,11 +385,31 @@ def _step(status: MapStatus) -> int:
     return max(1, -(-status.total // MAX_CELLS))
 
 
-def _cells(status: MapStatus) -> bytes:
-    """Return a mark a task; where several share one, a failure is never averaged away."""
-    step = _step(status)
-    if step == 1:
-        return bytes(status.members)
-    members = status.members
-    parts = (members[start : start + step] for start in range(0, status.total, step))
-    return bytes(FAILED if FAILED in part else max(part, key=part.count) for part in parts)
+def runs_of(old: bytes, new: bytes) -> list[int] | None:
+    """Return where marks differ, as start, length and mark of each run; None if all of them are shorter."""
+    if len(old) != len(new):
+        return None
+    runs: list[int] = []
+    place = 0
+    while place < len(new):
+        if old[place] == new[place]:
+            # what is equal is skipped in steps that need no loop
+            if old[place : place + 256] == new[place : place + 256]:
+                place += 256
+            else:
+                place += 1
+            continue
+        end = place
+        while end < len(new) and new[end] == new[place] and old[end] != new[end]:
+            end += 1
+        runs += [place, end - place, new[place]]
+        if len(runs) > len(new) // 4:
+            return None
+        place = end
+    return runs
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LINE_CHARACTERS:
+        return line
+    return f"{line[:LINE_CHARACTERS]}… {len(line) - LINE_CHARACTERS:,} more characters"

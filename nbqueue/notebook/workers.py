@@ -26,7 +26,8 @@ from nbqueue.broker import StreamsBroker
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError
 from nbqueue.launchers import local
-from nbqueue.notebook.text import clock, visible
+from nbqueue.notebook.shown import visible
+from nbqueue.notebook.text import clock, short_name
 from nbqueue.notebook.views import answer_while_busy, in_kernel
 from nbqueue.processes import tail
 from nbqueue.watcher import ALIVE_S, Offer, Shift
@@ -321,7 +322,7 @@ def _shift(shift: Shift) -> dict[str, Any]:
         "cpu": shift.cpu,
         "memory": shift.memory,
         "id": shift.id,
-        "name": visible(shift.name, 80),
+        "name": visible(short_name(shift.name), 80),
         "since": shift.since,
         "ready": shift.ready,
     }
@@ -345,7 +346,7 @@ def as_text(offers: Sequence[tuple[Offer, float]], queued: dict[str, int], now: 
             f"{offer.done:,} done, {offer.failed:,} failed  {size}"
         )
         lines += [
-            f"  child {shift.number}: {visible(shift.name, 60)} {clock(max(0.0, now() - shift.since))}"
+            f"  child {shift.number}: {visible(short_name(shift.name), 60)} {clock(max(0.0, now() - shift.since))}"
             for shift in offer.shifts
             if shift.id
         ]

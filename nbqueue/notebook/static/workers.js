@@ -61,7 +61,7 @@ function render({ model, el }) {
   root.setAttribute('role', 'group')
   root.setAttribute('aria-label', 'Workers')
   root.setAttribute('data-lm-suppress-shortcuts', 'true')
-  const bar = make('div', 'bar'), sum = make('span', 'sum'), note = make('div', 'note'), said = make('div', 'said')
+  const bar = make('div', 'top'), sum = make('span', 'sum'), note = make('div', 'note'), said = make('div', 'said')
   const less = make('button', '', '−'), more = make('button', '', '+'), shown = make('output', '', '0')
   const stepper = make('span', 'stepper'), stop = make('button', 'button', 'Stop')
   for (const [button, label] of [[less, 'One child less here'], [more, 'One child more here']]) {
