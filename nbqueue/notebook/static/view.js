@@ -205,10 +205,14 @@ const plain = line => line.replace(/\x1b\[[0-9;:]*m/g, '')
 function Bars() {
   const node = make('div', 'bars'), rows = new Map(), more = make('div', 'caption')
 
+  // What was closed before its end didn't get there: it keeps its track.
+  const isDone = bar => bar.closed && (!bar.total || bar.done >= bar.total)
+  const keyOf = bar => `${bar.number}:${isDone(bar)}`
+
   function row(bar) {
-    const made = { node: make('div', bar.closed ? 'bar-done' : 'bar'), label: make('span', bar.nested ? 'label-nested' : 'label'),
+    const made = { node: make('div', isDone(bar) ? 'bar-done' : 'bar'), label: make('span', bar.nested ? 'label-nested' : 'label'),
       track: make('span', 'track'), ink: make('span', 'ink'), percent: make('span', 'percent'), numbers: make('span', 'numbers') }
-    if (bar.closed) made.node.append(icon('succeeded'), made.label, made.numbers)
+    if (isDone(bar)) made.node.append(icon('succeeded'), made.label, made.numbers)
     else {
       made.track.append(made.ink)
       made.track.setAttribute('role', 'progressbar')
@@ -218,26 +222,28 @@ function Bars() {
   }
 
   function draw(s) {
-    const bars = s.bars || [], kept = new Set(bars.map(bar => `${bar.number}:${bar.closed}`))
+    const bars = s.bars || [], kept = new Set(bars.map(keyOf))
     for (const [key, { node: gone }] of rows) if (!kept.has(key)) { gone.remove(); rows.delete(key) }
     bars.forEach((bar, place) => {
-      const key = `${bar.number}:${bar.closed}`
+      const key = keyOf(bar)
       if (!rows.has(key)) rows.set(key, row(bar))
       const at = rows.get(key)
       put(node, at.node, place)
       say(at.label, bar.label)
       set(at.label, 'title', bar.label)
       const total = bar.total ? ' / ' + count(bar.total) : '', gone = bar.at - bar.started
-      if (bar.closed) { say(at.numbers, `${count(bar.done)}${total} in ${clock(gone)}`); return }
+      if (isDone(bar)) { say(at.numbers, `${count(bar.done)}${total} in ${clock(gone)}`); return }
       const share = bar.total ? Math.min(1, bar.done / bar.total) : 0, each = bar.done > 0 ? gone / bar.done : 0
       at.ink.style.width = (100 * share) + '%'
       set(at.track, 'aria-label', bar.label)
       if (bar.total) { set(at.track, 'aria-valuemax', bar.total); set(at.track, 'aria-valuenow', bar.done) }
       set(at.track, 'aria-valuetext', `${count(bar.done)} of ${bar.total ? count(bar.total) : 'unknown'}`)
       say(at.percent, bar.total ? Math.floor(100 * share) + ' %' : '')
-      const pace = each && gone > 1 ? each >= 1 ? ` · ${clock(each)} each` : ` · ${count(Math.round(10 / each) / 10)} /s` : ''
-      const left = each && bar.total && bar.done < bar.total ? ` · ${clock(each * (bar.total - bar.done))} left` : ''
-      at.numbers.replaceChildren(`${count(bar.done)}${total}`, make('span', 'pace', pace), left)
+      at.ink.classList.toggle('nbq-stopped', bar.closed)
+      const pace = each && gone > 1 && !bar.closed ? each >= 1 ? ` · ${clock(each)} each` : ` · ${count(Math.round(10 / each) / 10)} /s` : ''
+      const left = each && bar.total && bar.done < bar.total && !bar.closed ? ` · ${clock(each * (bar.total - bar.done))} left` : ''
+      const numbers = `${count(bar.done)}${total}${pace}${left}`
+      if (at.numbers.textContent !== numbers) at.numbers.replaceChildren(`${count(bar.done)}${total}`, make('span', 'pace', pace), left)
     })
     if (s.more) { put(node, more, bars.length); say(more, `+ ${many(s.more, 'more bar')}`) }
     else more.remove()
@@ -276,7 +282,7 @@ function Failure() {
     shown = key
     const wasOpen = node.querySelector('details')?.open
     node.replaceChildren()
-    if (!s.error) return
+    if (!s.error || s.kind === 'cancelled') return
     const [, type, message] = /^([\w.]+): ([^]*)$/.exec(s.error) || [null, '', s.error]
     code.replaceChildren()
     if (type) code.append(make('b', 'error-type', type), ': ')
@@ -703,13 +709,12 @@ function render({ model, el }) {
   }
   // Somebody who reads here when it ends is left to it; the kernel is told, and waits.
   function hold() {
-    const now = root.contains(document.activeElement) || touched && root.matches(':hover')
+    const now = body.contains(document.activeElement) || touched && body.matches(':hover')
     if (now !== held) model.send({ do: 'hold', on: held = now })
   }
-  root.addEventListener('pointerdown', () => { touched = true; hold() })
-  for (const sign of ['wheel', 'keydown']) root.addEventListener(sign, () => { touched = true }, { passive: true })
-  for (const sign of ['focusin', 'pointerenter']) root.addEventListener(sign, hold)
-  for (const sign of ['focusout', 'pointerleave']) root.addEventListener(sign, () => setTimeout(hold, 200))
+  for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; hold() }, { passive: true })
+  for (const sign of ['focusin', 'pointerenter']) body.addEventListener(sign, hold)
+  for (const sign of ['focusout', 'pointerleave']) body.addEventListener(sign, () => setTimeout(hold, 200))
 
   // ---- what is drawn
 
@@ -784,7 +789,7 @@ function render({ model, el }) {
   function drawTime(s, due, silent) {
     const strong = make('b'), rest = make('span', 'rest-time'), pace = isMap && !s.ready && !silent ? rate(s) : 0
     if (due) { strong.textContent = s.kind === 'retrying' ? `next in ${countdown(due - now())}` : `starts in ${countdown(due - now())}` }
-    else if (pace && ended(s) < s.total) { strong.textContent = clock((s.total - ended(s)) / pace); rest.textContent = ' left' }
+    else if (pace && ended(s) < s.total) { strong.textContent = countdown((s.total - ended(s)) / pace); rest.textContent = ' left' }
     else {
       strong.textContent = clock(silent ? store.heard / 1000 - store.skew - (s.started || s.sent) : gone(s))
       if (s.ready && s.ended) rest.textContent = ' ' + instant(s.ended + store.skew)
