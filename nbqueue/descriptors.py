@@ -96,7 +96,7 @@ class _File:
         """Return what was written since the last time; empty if nothing was."""
         size = os.fstat(self._file).st_size
         if size < self._place:
-            self._place = 0  # somebody has emptied it
+            self._place = 0  # somebody has emptied it, by its path; what was not read then is gone
         if size == self._place:
             return ""
         data = os.pread(self._file, _READ_BYTES, self._place)

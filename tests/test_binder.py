@@ -34,7 +34,7 @@ def home() -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_notebooks_run_in_what_the_steps_make(home: Path) -> None:
-    """Takes a copy of what git knows, as a clone would: requirements, postBuild, then a notebook in that environment."""
+    """In a clone, with nothing else: the requirements, postBuild, then the notebooks."""
     copy = home / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
     venv.create(home / "env", with_pip=True)
@@ -49,7 +49,7 @@ def test_notebooks_run_in_what_the_steps_make(home: Path) -> None:
             variables[name] = os.environ[name]
 
     def run(*command: str) -> None:
-        done = subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     run("python", "-m", "pip", "install", "-q", "-r", "binder/requirements.txt")

@@ -76,17 +76,23 @@ def test_each_task_has_its_own_output(pool: RunningPool) -> None:
     assert [text(pool, seq) for seq in seqs] == [f"task {n}\n" for n in range(5)]
 
 
-def test_opening_by_path_and_emptying_harms_nothing(pool: RunningPool) -> None:
-    def work() -> None:
+def test_descriptor_that_somebody_has_emptied_is_read_on(pool: RunningPool) -> None:
+    def empty() -> None:
         import os
         import subprocess
 
-        os.write(1, b"before\n")
-        subprocess.run("sleep 0.2; echo through > /dev/stdout; echo after", shell=True, check=True)
+        os.write(1, b"before, and long enough\n")
+        time.sleep(0.2)
+        subprocess.run(": > /dev/stdout; sleep 0.2; echo after", shell=True, check=True)
 
-    seq = run(pool, work)
-    assert "before" in text(pool, seq)
-    assert text(pool, seq).endswith("after\n")
+    def work() -> None:
+        import os
+
+        os.write(1, b"next\n")
+
+    seq = run(pool, empty)
+    assert text(pool, seq) == "before, and long enough\nafter\n"
+    assert text(pool, run(pool, work)) == "next\n"
 
 
 def test_character_that_is_written_in_two_pieces_is_one(pool: RunningPool) -> None:
