@@ -69,8 +69,9 @@ def test_failed_cell_shows_its_error_and_its_own_line(lab: Lab) -> None:
         output = notebook.output(1)
         expect(output).to_contain_text("broken failed after")
         expect(output.locator("code")).to_have_text("IndexError: list index out of range")
-        expect(output.locator("pre").first).to_contain_text('File "<cell broken>", line 3')
-        expect(output.locator("pre").first).to_contain_text("numbers[7]")
+        expect(output.locator("pre").first).to_contain_text("Cell broken, line 3")
+        expect(output.locator("pre b")).to_contain_text("numbers[7]")
+        expect(output.locator("details pre").first).to_contain_text('File "<cell broken>", line 3')
         expect(output).not_to_contain_text("nbqueue/")
         assert notebook.errors == []
 
