@@ -259,7 +259,7 @@ def _failure_lines(status: TaskStatus) -> list[str]:
     if not lines and status.failure:
         # no traceback of Python's, or none of it is the reader's own
         return [f"  {visible(line, 160)}" for line in status.failure.traceback.rstrip().splitlines()[-7:-1] if line]
-    return [*lines, f"  {visible(folded(frames, len(own)))}"] if lines and len(frames) > len(own) else lines
+    return [*lines, f"  {visible(folded(frames, own))}"] if lines and len(frames) > len(own) else lines
 
 
 def frame_lines(frame: Frame) -> list[str]:
@@ -347,7 +347,7 @@ def _failure_html(status: TaskStatus) -> str:
             lines = [html.escape(line) for frame in own for line in frame_lines(frame)]
             text = "\n".join(f"<b>{line}</b>" if line.startswith("  &gt; ") else line for line in lines)
             parts.append(f'<pre style="margin:6px 0">{text}</pre>')
-        parts.append(_folded(folded(frames, len(own)), status.failure.traceback[-50_000:], is_open=not own))
+        parts.append(_folded(folded(frames, own), status.failure.traceback[-50_000:], is_open=not own))
     return "".join(parts)
 
 

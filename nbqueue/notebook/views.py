@@ -427,7 +427,7 @@ def _failure(traceback: str) -> dict[str, Any]:
     own = own_frames(frames)
     return {
         "frames": [_frame(frame) for frame in own],
-        "folded": visible(folded(frames, len(own)), 300),
+        "folded": visible(folded(frames, own), 300),
         "text": visible_block(traceback[-MAX_TEXT:]),
     }
 

@@ -95,8 +95,13 @@ function open(model) {
   fill(store, now, now.cells)
   STORES.set(now.key, store)
   model.on('msg:custom', (message, buffers) => take(store, model, message, buffers))
-  model.send({ do: 'hello', n: store.n })
+  ask(model, { do: 'hello', n: store.n })
   return store
+}
+
+// A kernel that is gone can't be asked, and the view says so by itself.
+function ask(model, message) {
+  try { model.send(message) } catch { /* it has no comm any more */ }
 }
 
 function bytes(view) {
@@ -125,7 +130,7 @@ function take(store, model, message, buffers) {
   else {
     if (message.n > store.n + 1 && Date.now() - store.asked > 1000) {
       store.asked = Date.now()
-      model.send({ do: 'hello', n: store.n })
+      ask(model, { do: 'hello', n: store.n })
     }
     store.n = message.n
     hear(store, message.at)
@@ -360,8 +365,9 @@ function Log(store, leave) {
     else if (event.key === 'Escape') { hide(); log.focus() }
   }
 
-  function look() { field.hidden = false; input.focus(); input.select() }
-  function hide() { field.hidden = true; input.value = sought = ''; redraw() }
+  function look() { show(true); input.focus(); input.select() }
+  function hide() { show(false); input.value = sought = ''; redraw() }
+  function show(yes) { field.hidden = !yes; bar.classList.toggle('nbq-searching', yes); set(find, 'aria-pressed', yes) }
 
   // From the newest hit backwards: what was just printed is what is looked for.
   function go(by) {
@@ -369,7 +375,7 @@ function Log(store, leave) {
     if (all.length) {
       found = found < 0 || found >= all.length ? all.length - 1 : (found + by + all.length) % all.length
       pause(true)
-      log.scrollTop = all[found].offsetTop - log.offsetTop - log.clientHeight / 2
+      log.scrollTop += all[found].getBoundingClientRect().top - log.getBoundingClientRect().top - log.clientHeight / 2
     }
     all.forEach((hit, n) => hit.classList.toggle('nbq-found', n === found))
     say(hits, sought ? all.length ? `${count(found + 1)} of ${count(all.length)}` : 'none' : '')
@@ -621,7 +627,7 @@ function Marks(store, model, leave) {
     if (at < 0) { tip.removeAttribute('aria-live'); return }
     const index = memberOf(at), ended = [2, 3, 5].includes(kindOf(at))
     // One cell, one member: the kernel knows more of it once it has ended.
-    if (store.state.step === 1 && ended && !store.members.has(index)) asking = setTimeout(() => model.send({ do: 'member', index }), 120)
+    if (store.state.step === 1 && ended && !store.members.has(index)) asking = setTimeout(() => ask(model, { do: 'member', index }), 120)
     drawTip()
   }
 
@@ -687,7 +693,7 @@ function render({ model, el }) {
     }
     say(cancel.lastChild, 'Cancelling…')
     cancel.disabled = true
-    model.send({ do: 'cancel' })
+    ask(model, { do: 'cancel' })
   }
   copy.onclick = () => { navigator.clipboard?.writeText(store.state.id); copy.title = 'Copied'; setTimeout(() => { copy.title = 'Copy the id' }, 2000) }
   function collapse(yes) {
@@ -710,7 +716,7 @@ function render({ model, el }) {
   // Somebody who reads here when it ends is left to it; the kernel is told, and waits.
   function hold() {
     const now = body.contains(document.activeElement) || touched && body.matches(':hover')
-    if (now !== held) model.send({ do: 'hold', on: held = now })
+    if (now !== held) ask(model, { do: 'hold', on: held = now })
   }
   for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; hold() }, { passive: true })
   for (const sign of ['focusin', 'pointerenter']) body.addEventListener(sign, hold)
@@ -828,9 +834,9 @@ function render({ model, el }) {
       // what would be more work than all of it
       if (waiting.lines.size > KEPT_LINES || waiting.cells.length > 5000) waiting.all = true
     }
-    ask()
+    soon()
   }
-  function ask() {
+  function soon() {
     if (waiting && onScreen && !document.hidden && !frame) frame = requestAnimationFrame(show)
   }
   function show() {
@@ -852,9 +858,9 @@ function render({ model, el }) {
   }
 
   store.views.add(news)
-  const seen = new IntersectionObserver(entries => { onScreen = entries[entries.length - 1].isIntersecting; ask() })
+  const seen = new IntersectionObserver(entries => { onScreen = entries[entries.length - 1].isIntersecting; soon() })
   seen.observe(root)
-  document.addEventListener('visibilitychange', ask)
+  document.addEventListener('visibilitychange', soon)
   const timer = setInterval(tick, 1000), resized = new ResizeObserver(() => marks?.resize())
   resized.observe(root)
   drawAll({ all: true })
@@ -863,9 +869,9 @@ function render({ model, el }) {
     cancelAnimationFrame(frame)
     resized.disconnect()
     seen.disconnect()
-    document.removeEventListener('visibilitychange', ask)
+    document.removeEventListener('visibilitychange', soon)
     store.views.delete(news)
-    if (held) model.send({ do: 'hold', on: false })
+    if (held) ask(model, { do: 'hold', on: false })
   }
 }
 
