@@ -188,6 +188,21 @@ def test_text_view_writes_one_line_a_change_when_it_is_no_terminal() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_text_view_says_how_far_a_task_is_twice_a_minute_when_it_is_no_terminal() -> None:
+    now = [100.0]
+    stream = io.StringIO()
+    view = TextView(stream, now=lambda: now[0])
+    status = task(states.STARTED)
+    for _ in range(100):
+        now[0] += 1.0
+        done = f'{{"bar":0,"done":{now[0] - 100},"total":200,"message":"epochs"}}'
+        status.apply(Fact(Facts(kind="progress", id="0123456789", attempt=1), done.encode()))
+        view.show(status)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[1].endswith(", 15 % epochs 31/200")
+
+
 def test_text_view_draws_in_place_at_most_four_times_a_second_in_a_terminal() -> None:
     now = [100.0]
     stream = Terminal()

@@ -452,6 +452,10 @@ class TextView:
             return
         self._last, self._at = word, now
         text = plain_text(status, now).splitlines()[0][2:]
+        bars = _open_bars(status) if isinstance(status, TaskStatus) else []
+        if bars and bars[0].total:
+            label = visible(bars[0].label or "progress", 24)
+            text += f" · {int(100 * bars[0].done / bars[0].total)} % {label} {bars[0].done:,.10g}/{bars[0].total:,.10g}"
         stamp = time.strftime("%H:%M:%S", time.localtime(now))
         self._stream.write(self._written(f"{stamp} {status.id[:4]} {text}") + os.linesep)
         self._stream.flush()
@@ -464,7 +468,7 @@ class TextView:
 
     def _written(self, line: str) -> str:
         """Return a line in characters that the stream can show."""
-        text = line if self._glyphs else line.translate(_IN_WORDS)
+        text = line if self._glyphs else line.replace(" · ", ", ").translate(_IN_WORDS)
         return text if self._unicode else text.encode("ascii", "replace").decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import secrets
@@ -17,6 +18,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display as _untyped_display
 
 from nbqueue import states
+from nbqueue.messages import Output
 from nbqueue.notebook.failures import MAX_TEXT, Frame, folded, frames_of, own_frames
 from nbqueue.notebook.lines import Line, Lines
 from nbqueue.notebook.shown import coloured, visible, visible_block
@@ -30,12 +32,13 @@ from nbqueue.notebook.text import (
     static_html,
     word_of,
 )
-from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus
+from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus, marks_of
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
+OUTPUT_S: Final = 0.5  # between two outputs: a figure may be large
 LARGE_S: Final = 0.25  # between two drawings of a large map
 LINGER_S: Final = 4.0  # after a success, before its view becomes one line
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
@@ -45,6 +48,7 @@ LINE_CHARACTERS: Final = 2_000
 MAX_BARS: Final = 6
 MAX_CELLS: Final = 12_000  # marks of a map; with more members one mark stands for several
 STEPS: Final = (1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 100)  # members to a mark
+BLOCK: Final = 64  # marks that are looked at together
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
@@ -131,7 +135,8 @@ class Drawing:
         self._lines = Lines()
         self._chunks = 0
         self._told = 0
-        self._cells = b""
+        self._members = bytes(self.status.members) if isinstance(self.status, MapStatus) else b""
+        self._cells = bytearray(marks_of(self._members, step_of(len(self._members))))
         self._state: dict[str, Any] = {}
 
     @property
@@ -169,12 +174,10 @@ class Drawing:
             self._read()
             if lines := self._lines.take():
                 message["lines"], message["total"] = _rows(lines, NEWS_BYTES), self._lines.total
-            cells = self._marks()
-            if cells != self._cells:
-                runs = runs_of(self._cells, cells)
-                self._cells = cells
-                if runs is None:
-                    return {**message, "cells": 0}, [cells]
+            runs = self._runs()
+            if len(runs) > len(self._cells) // 4:
+                return {**message, "cells": 0}, [bytes(self._cells)]
+            if runs:
                 message["runs"] = runs
             return message, []
 
@@ -200,6 +203,24 @@ class Drawing:
         status = self.status
         return status.marks(step_of(status.total)) if isinstance(status, MapStatus) else b""
 
+    def _runs(self) -> list[int]:
+        """Return where marks have changed, as start, length and mark of each run; most of a large map has not."""
+        status = self.status
+        if not isinstance(status, MapStatus):
+            return []
+        old, new = self._members, bytes(status.members)
+        step = step_of(status.total)
+        runs: list[int] = []
+        for start in range(0, len(new), BLOCK * step):
+            end = start + BLOCK * step
+            if old[start:end] != new[start:end]:
+                first = start // step
+                marks = marks_of(new[start:end], step)
+                runs += runs_of(self._cells[first : first + len(marks)], marks, first)
+                self._cells[first : first + len(marks)] = marks
+        self._members = new
+        return runs
+
     def _read(self) -> None:
         status = self.status
         if isinstance(status, TaskStatus):
@@ -218,7 +239,8 @@ class WidgetView:
         answer_while_busy(self.widget)
         self.widget.on_msg(self._said)
         self._painter = painter
-        self._outputs = 0
+        self._output: Output | None = None  # shown last
+        self._output_at = 0.0
         self.ended = False
         self._page = False  # whether a page has shown it
         self._held = False  # whether somebody is at it there
@@ -249,8 +271,10 @@ class WidgetView:
         trouble = getattr(self.watched, "trouble", None)
         if trouble is not None:
             status.note = str(trouble)
-        if isinstance(status, TaskStatus):
-            self._show_outputs(status)
+        if isinstance(status, TaskStatus) and self._show_outputs(status) and not status.ready:
+            # one message at a time, whatever it is
+            self._painter.soon(self)
+            return
         self._tell(*self.drawing.news())
         if (status.ready or trouble is not None) and not self._stays(status):
             self.ended = True
@@ -274,12 +298,17 @@ class WidgetView:
     def _tell(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
         self.widget.send(message, buffers=list(buffers))
 
-    def _show_outputs(self, status: TaskStatus) -> None:
-        """Let the front end's own renderers draw what the task displayed last."""
-        if len(status.outputs) != self._outputs and status.outputs:
-            self._outputs = len(status.outputs)
-            last = status.outputs[-1]
-            self._shown.update(last.data, metadata=last.metadata, raw=True)
+    def _show_outputs(self, status: TaskStatus) -> bool:
+        """Let the front end's own renderers draw what the task displayed last; tell whether there was something new."""
+        last = status.outputs[-1] if status.outputs else None
+        if last is None or last is self._output:
+            return False
+        if not status.ready and time.monotonic() - self._output_at < OUTPUT_S:
+            self._painter.soon(self)
+            return False
+        self._output, self._output_at = last, time.monotonic()
+        self._shown.update(last.data, metadata=last.metadata, raw=True)
+        return True
 
     def _bundle(self) -> dict[str, Any]:
         status = self.watched.status
@@ -416,6 +445,7 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "bars": bars,
         "more": max(0, sum(not bar.closed for bar in list(status.bars.values())) - MAX_BARS),
         "summary": visible(status.summary, 200),
+        "told": status.told_at,
         "attempts": status.max_retries + 1 if status.max_retries >= 0 else 0,
         "error": visible(status.error, 200),
         "failure": _failure(status.failure.traceback) if status.failure else None,
@@ -483,27 +513,24 @@ def step_of(total: int) -> int:
     return next((step for step in STEPS if step >= least), least)
 
 
-def runs_of(old: bytes, new: bytes) -> list[int] | None:
-    """Return where marks differ, as start, length and mark of each run; None if all of them are shorter."""
-    if len(old) != len(new):
-        return None
+def runs_of(old: bytes | bytearray, new: bytes, first: int = 0) -> list[int]:
+    """Return where marks differ, as start, length and mark of each run.
+
+    Args:
+        old: as many marks.
+        new: the marks of now.
+        first: the place of the first of them.
+    """
     runs: list[int] = []
-    place = 0
-    while place < len(new):
-        if old[place] == new[place]:
-            # what is equal is skipped in steps that need no loop
-            if old[place : place + 256] == new[place : place + 256]:
-                place += 256
+    place = first
+    for (now, before), same in itertools.groupby(zip(new, old, strict=True)):
+        length = sum(1 for _ in same)
+        if now != before:
+            if runs and runs[-1] == now and runs[-3] + runs[-2] == place:
+                runs[-2] += length
             else:
-                place += 1
-            continue
-        end = place
-        while end < len(new) and new[end] == new[place] and old[end] != new[end]:
-            end += 1
-        runs += [place, end - place, new[place]]
-        if len(runs) > len(new) // 4:
-            return None
-        place = end
+                runs += [place, length, now]
+        place += length
     return runs
 
 

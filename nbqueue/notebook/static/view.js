@@ -93,6 +93,8 @@ function open(model) {
   if (known) return known
   const store = { key: now.key, views: new Set(), asked: 0, members: new Map() }
   fill(store, now, now.cells)
+  // What a notebook was saved with is as old as it says, and not of a clock that is ahead.
+  if (Date.now() - 1000 * now.at > SILENT_MS) { store.heard = 1000 * now.at; store.skew = 0 }
   STORES.set(now.key, store)
   model.on('msg:custom', (message, buffers) => take(store, model, message, buffers))
   ask(model, { do: 'hello', n: store.n })
@@ -292,7 +294,7 @@ function Failure() {
     code.replaceChildren()
     if (type) code.append(make('b', 'error-type', type), ': ')
     code.append(message)
-    text.replaceChildren(...(s.kind === 'retrying' ? [`Attempt ${s.attempt} failed: `] : []), code)
+    text.replaceChildren(...(s.kind === 'retrying' ? [`Attempt ${s.attempt} failed${s.told > s.started ? ` after ${clock(s.told - s.started)}` : ''}: `] : []), code)
     node.append(text)
     if (!s.failure) return
     for (const f of s.failure.frames) node.append(frame(f))
@@ -662,19 +664,23 @@ function Marks(store, model, leave) {
 
 function render({ model, el }) {
   const store = open(model), isMap = store.state.form === 'map'
-  const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where')
+  const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where'), spark = make('span', 'spark'), line = make('div', 'countdown'), passed = make('i')
   const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
   const actions = make('span', 'actions'), body = make('div', 'body'), note = make('div', 'note'), said = make('div', 'said')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
   said.setAttribute('role', 'status')
   actions.append(cancel, copy, fold)
-  head.append(chip, name, where, make('span', 'space'), time, actions)
+  spark.setAttribute('role', 'img')
+  spark.hidden = true
+  head.append(chip, name, where, make('span', 'space'), spark, time, actions)
 
   const leave = from => { from.blur(); root.closest('.jp-Notebook')?.focus() }
   const marks = isMap ? Marks(store, model, leave) : null, bars = isMap ? null : Bars(), failure = isMap ? null : Failure(), log = isMap ? null : Log(store, leave)
   body.append(note, ...(isMap ? [marks.bars, marks.grid, marks.errors] : [bars.node, failure.node, log.node]))
-  root.append(head, body, said)
+  line.append(passed)
+  line.hidden = true
+  root.append(head, line, body, said)
   el.append(root)
 
   let asked = 0, onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
@@ -768,6 +774,8 @@ function render({ model, el }) {
     cancel.hidden = s.ready || silent
     if (s.cancelling) { say(cancel.lastChild, 'Cancelling…'); cancel.disabled = true }
     else if (cancel.disabled) { say(cancel.lastChild, 'Cancel'); cancel.disabled = false }
+    line.hidden = !due || s.kind !== 'retrying' || !s.told
+    if (!line.hidden) passed.style.width = `${Math.min(100, 100 * (now() - s.told) / (due - s.told))}%`
     drawTime(s, due, silent)
   }
 
@@ -787,9 +795,28 @@ function render({ model, el }) {
   }
 
   const ended = s => s.done + s.failed + s.counts[5]
+  // How fast it goes now: over the last ten seconds, once there are as many.
+  const paces = [], counted = []
   function rate(s) {
-    const took = (s.ended || now()) - (s.started || 0)
-    return s.started && ended(s) > 2 && took > 0.5 ? ended(s) / took : 0
+    const took = (s.ended || now()) - (s.started || 0), all = s.started && ended(s) > 2 && took > 0.5 ? ended(s) / took : 0
+    if (s.ready || counted.length < 11) return all
+    const [then, before] = counted[counted.length - 11], [last, total] = counted[counted.length - 1]
+    return total > before ? (total - before) / (last - then) : all
+  }
+  function sample(s) {
+    if (!s.started || s.ready || Date.now() - store.heard > SILENT_MS) return
+    counted.push([now(), ended(s)])
+    if (counted.length > 12) counted.shift()
+    if (counted.length > 1) {
+      const [[then, before], [last, total]] = counted.slice(-2)
+      paces.push((total - before) / Math.max(0.5, last - then))
+      if (paces.length > 60) paces.shift()
+    }
+    if (paces.length < 8) return
+    const most = Math.max(...paces, 1e-9), points = paces.map((pace, n) => `${(64 * n / (paces.length - 1)).toFixed(1)},${(15 - 14 * pace / most).toFixed(1)}`)
+    spark.hidden = false
+    spark.setAttribute('aria-label', `rate of the last minute, now ${count(Math.round(10 * rate(s)) / 10)} a second`)
+    spark.innerHTML = `<svg aria-hidden="true" viewBox="0 0 64 16" width="64" height="16"><path d="M0,16 L${points.join(' ')} L64,16z" fill="currentColor" opacity=".16"/><polyline points="${points.join(' ')}" fill="none" stroke="currentColor" stroke-width="1.2"/></svg>`
   }
 
   function drawTime(s, due, silent) {
@@ -813,7 +840,7 @@ function render({ model, el }) {
 
   function drawAll(changed) {
     const s = store.state
-    if (s.ready && !over) over = Date.now()
+    if (s.ready && !over) { over = Date.now(); spark.hidden = true }
     drawHead(s)
     if (isMap) {
       milestones(s)
@@ -851,6 +878,7 @@ function render({ model, el }) {
     speak()
     const lapsed = over && Date.now() - over > LINGER_MS
     if (lapsed && store.state.kind === 'succeeded' && !touched && !held && !root.classList.contains('nbq-folded')) collapse(true)
+    if (isMap) sample(store.state)
     if (!root.isConnected || document.hidden || !onScreen) return
     drawHead(store.state)
     // The theme may change while nothing else does.
