@@ -181,8 +181,8 @@ def test_text_view_writes_one_line_a_change_when_it_is_no_terminal() -> None:
     view.show(status)
     view.show(status)
     assert [line.split()[2:4] for line in stream.getvalue().splitlines()] == [
-        ["train", "queued"],
-        ["train", "running"],
+        ["train", "queued,"],
+        ["train", "running,"],
         ["train", "0:10"],
     ]
     assert "\x1b" not in stream.getvalue()

@@ -435,7 +435,7 @@ function Log(store, leave) {
 
 function Marks(store, model, leave) {
   const bars = make('div', 'bars'), strip = make('div', 'strip'), legend = make('div', 'legend'), share = make('span', 'numbers')
-  const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip')
+  const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip'), hot = make('div', 'hot')
   const ends = [make('span'), make('span'), make('span')]
   const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), parts = new Map(), kinds = new Map()
   let fit = null, at = -1, only = -1, dark = false, flags = new Set(), asking = null
@@ -454,9 +454,9 @@ function Marks(store, model, leave) {
   canvas.setAttribute('role', 'img')
   canvas.tabIndex = 0
   canvas.setAttribute('data-lm-suppress-shortcuts', 'true')
-  tip.hidden = true
+  tip.hidden = hot.hidden = true
   caption.append(...ends)
-  grid.append(canvas, tip, caption)
+  grid.append(canvas, hot, tip, caption)
   errors.append(head)
 
   canvas.onmousemove = event => {
@@ -625,7 +625,7 @@ function Marks(store, model, leave) {
     if (to === at && to >= 0) return
     at = to
     clearTimeout(asking)
-    tip.hidden = at < 0
+    tip.hidden = hot.hidden = at < 0
     if (at < 0) { tip.removeAttribute('aria-live'); return }
     const index = memberOf(at), ended = [2, 3, 5].includes(kindOf(at))
     // One cell, one member: the kernel knows more of it once it has ended.
@@ -644,6 +644,7 @@ function Marks(store, model, leave) {
     tip.replaceChildren(words)
     if (known?.error) tip.append(make('code', 'tip-error', known.error))
     const x = (at % fit.across) * fit.pitch, y = Math.floor(at / fit.across) * fit.pitch
+    hot.style.cssText = `left: ${x - 2}px; top: ${canvas.offsetTop + y - 2}px; width: ${fit.pitch + 3}px; height: ${fit.pitch + 3}px`
     const box = tip.getBoundingClientRect(), below = canvas.offsetTop + y + fit.pitch + 6
     tip.style.left = Math.max(0, Math.min(x + 6, fit.width - box.width)) + 'px'
     tip.style.top = (below + box.height > grid.clientHeight + 40 ? Math.max(0, canvas.offsetTop + y - box.height - 6) : below) + 'px'
