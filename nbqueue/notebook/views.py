@@ -21,17 +21,10 @@ from nbqueue import states
 from nbqueue.messages import Output
 from nbqueue.notebook.failures import MAX_TEXT, Frame, folded, frames_of, own_frames
 from nbqueue.notebook.lines import Line, Lines
+from nbqueue.notebook.saved import static_html
 from nbqueue.notebook.shown import coloured, visible, visible_block
-from nbqueue.notebook.text import (
-    Status,
-    TextView,
-    clock,
-    kind_of,
-    name_of,
-    plain_text,
-    static_html,
-    word_of,
-)
+from nbqueue.notebook.terminal import TextView
+from nbqueue.notebook.text import Status, clock, kind_of, name_of, plain_text, word_of
 from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus, marks_of
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
