@@ -14,8 +14,10 @@ import pytest
 from nbqueue import states
 from nbqueue.messages import Fact, Facts, Failure, Output, Progress, encode_failure
 from nbqueue.notebook import views
-from nbqueue.notebook.text import plain_text, static_html
-from nbqueue.notebook.views import Drawing, Painter, WidgetView, runs_of
+from nbqueue.notebook.drawing import Drawing, runs_of
+from nbqueue.notebook.saved import static_html
+from nbqueue.notebook.text import plain_text
+from nbqueue.notebook.views import Painter, WidgetView
 from nbqueue.status import DONE, FAILED, MapStatus, TaskStatus
 from tests.helpers import wait_until
 
