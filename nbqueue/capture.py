@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from types import FrameType
 from typing import Any, Final
 
@@ -23,7 +26,11 @@ Send = Callable[[str, bytes], None]
 
 FLUSH_S: Final = 0.05  # text waits so long for more
 FLUSH_CHARACTERS: Final = 8_192
-MAX_CHARACTERS: Final = 5_000_000  # of one task; what comes after is dropped, and that is said
+HEAD_CHARACTERS: Final = 4_000_000  # of one task; what comes after is told in part, and that is said
+PIECE_CHARACTERS: Final = 2_000  # of what comes after, told now and then
+PIECE_S: Final = 1.0  # between two such pieces, at first
+TAIL_CHARACTERS: Final = 200_000  # of what comes after, told at the end
+SLOWER: Final = 0.01  # of the time gone by: what comes for days is told ever more seldom, and so is bounded
 MAX_BUNDLE_BYTES: Final = 2_000_000  # of one displayed object
 MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
@@ -99,7 +106,8 @@ class Recorder:
         self._lock = threading.RLock()
         self._parts: list[tuple[str, str]] = []
         self._waiting = 0
-        self._total = 0
+        self._room = HEAD_CHARACTERS
+        self._excess: Excess | None = None
         self._progress_at: dict[int, float] = {}
         self._held: dict[int, Progress] = {}  # the newest of each bar that came too soon after the last sent
         self._bars = 0
@@ -112,12 +120,13 @@ class Recorder:
         with self._interrupts, self._lock:
             if self.closed or not text:
                 return False
-            room = MAX_CHARACTERS - self._total
-            if room < 0:
-                return False
-            self._total += len(text)
-            if len(text) > room:
-                text = text[:room] + f"\n[more than {MAX_CHARACTERS:,} characters: the rest is not kept]\n"
+            if self._excess is not None:
+                self._excess.add(stream, text)
+                return True
+            if len(text) > self._room:
+                self._exceed(stream, text)
+                return True
+            self._room -= len(text)
             self._parts.append((stream, text))
             self._waiting += len(text)
             if self._waiting < FLUSH_CHARACTERS:
@@ -125,19 +134,41 @@ class Recorder:
             self.flush()
             return False
 
-    def flush(self) -> None:
-        """Send what waits."""
+    def _exceed(self, stream: str, text: str) -> None:
+        """Tell what there is still room for, and keep the rest as one that is told in part."""
+        said = f"\n[more than {HEAD_CHARACTERS:,} characters: from here on the newest lines now and then]\n"
+        self._parts += [(stream, text[: self._room]), (stream, said)]
+        self._excess = Excess(time.monotonic())
+        self._excess.add(stream, text[self._room :])
+        self.flush()
+
+    def leave_out(self, stream: str, size: int) -> None:
+        """Take note of text that is not told."""
+        with self._interrupts, self._lock:
+            if self._excess is None:
+                self._exceed(stream, "")
+            if self._excess is not None:
+                self._excess.left_out += size
+
+    def flush(self) -> bool:
+        """Send what waits; tell whether something goes on waiting."""
         with self._interrupts, self._lock:
             parts, self._parts, self._waiting = self._parts, [], 0
-            while parts:
-                stream = parts[0][0]
-                number = next((n for n, part in enumerate(parts) if part[0] != stream), len(parts))
-                text = "".join(text for _, text in parts[:number])
-                del parts[:number]
-                self._send("output", _encode(Output("stream", stream, text)))
+            self._send_text(parts)
             held, self._held = self._held, {}
             for progress in held.values():
                 self._send("progress", _encode(progress))
+            excess = self._excess
+            if excess is not None and excess.waits:
+                now = time.monotonic()
+                if now < excess.due_at:
+                    return True
+                self._send_text(excess.take(PIECE_CHARACTERS, now))
+            return False
+
+    def _send_text(self, parts: list[tuple[str, str]]) -> None:
+        for stream, of_one in itertools.groupby(parts, key=itemgetter(0)):
+            self._send("output", _encode(Output("stream", stream, "".join(text for _, text in of_one))))
 
     def display(
         self, kind: str, data: dict[str, Any], metadata: dict[str, Any] | None = None, display_id: str = ""
@@ -205,8 +236,69 @@ class Recorder:
     def close(self) -> None:
         """Send what waits, and take nothing more."""
         with self._interrupts, self._lock:
+            if self._excess is not None:
+                self._parts += self._excess.take(TAIL_CHARACTERS, time.monotonic())
             self.flush()
             self.closed = True
+
+
+class Excess:
+    """Text of a task beyond what is told in full: a piece of the newest now and then, and the end of it.
+
+    Args:
+        now: monotonic seconds.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.left_out = 0  # characters, since the last piece
+        self.due_at = now
+        self._began_at = now
+        self._parts: deque[tuple[str, str]] = deque()
+        self._size = 0
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether there is anything to be told."""
+        return bool(self._parts or self.left_out)
+
+    def add(self, stream: str, text: str) -> None:
+        """Take text; what lies too far back is left out."""
+        if len(text) > TAIL_CHARACTERS:
+            self.left_out += len(text) - TAIL_CHARACTERS
+            text = text[-TAIL_CHARACTERS:]
+        self._parts.append((stream, text))
+        self._size += len(text)
+        while self._size - len(self._parts[0][1]) >= TAIL_CHARACTERS:
+            self._drop()
+
+    def take(self, limit: int, now: float) -> list[tuple[str, str]]:
+        """Return the newest `limit` characters at most, after a line that says how many are left out before them."""
+        while self._parts and self._size - len(self._parts[0][1]) >= limit:
+            self._drop()
+        if self._size > limit:
+            stream, text = self._parts.popleft()
+            kept = _from_line(text[self._size - limit :])
+            self.left_out += len(text) - len(kept)
+            self._parts.appendleft((stream, kept))
+        taken = list(self._parts)
+        if self.left_out:
+            said = f"\n[\u2026 {self.left_out:,} characters left out \u2026]\n"
+            taken.insert(0, (taken[0][0] if taken else "stdout", said))
+        self._parts.clear()
+        self._size = self.left_out = 0
+        self.due_at = now + max(PIECE_S, SLOWER * (now - self._began_at))
+        return taken
+
+    def _drop(self) -> None:
+        text = self._parts.popleft()[1]
+        self._size -= len(text)
+        self.left_out += len(text)
+
+
+def _from_line(text: str) -> str:
+    """Return text from the beginning of its first whole line on, if it has one."""
+    _, newline, rest = text.partition("\n")
+    return rest if newline and rest else text
 
 
 def _encoded(output: Output) -> bytes:
@@ -227,12 +319,20 @@ class Stream(io.TextIOBase):
         recorder: returns the recorder of the running task, or None between tasks.
         flusher: flushes later.
         interrupts: wait until a call of this has ended.
+        binary: takes bytes, as `buffer` does; has the descriptor that subprocesses write to.
     """
 
     def __init__(
-        self, name: str, recorder: Callable[[], Recorder | None], flusher: Flusher, interrupts: Interrupts | None = None
+        self,
+        name: str,
+        recorder: Callable[[], Recorder | None],
+        flusher: Flusher,
+        interrupts: Interrupts | None = None,
+        binary: io.RawIOBase | None = None,
     ) -> None:
         super().__init__()
+        if binary is not None:
+            self.buffer = binary
         self._name = name
         self._recorder = recorder
         self._flusher = flusher
@@ -251,6 +351,11 @@ class Stream(io.TextIOBase):
     def writable(self) -> bool:
         """Return True."""
         return True
+
+    def fileno(self) -> int:
+        """Return the descriptor whose text joins this stream's."""
+        binary = getattr(self, "buffer", None)
+        return super().fileno() if binary is None else int(binary.fileno())
 
     def write(self, text: str) -> int:
         """Take text."""
@@ -291,8 +396,11 @@ class Flusher:
             time.sleep(FLUSH_S)
             with self._lock:
                 due, self._due = self._due, set()
-            for recorder in due:
-                recorder.flush()
+            waiting = {recorder for recorder in due if recorder.flush()}
+            if waiting:
+                with self._lock:
+                    self._due |= waiting
+                self._wake.set()
 
 
 def summarize(value: Any) -> str:  # noqa: PLR0911 - one return a kind of value

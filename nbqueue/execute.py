@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import socket
 import sys
 import time
@@ -311,18 +312,25 @@ class Executor:
     importer: Importer = field(default_factory=Importer)
 
     def __post_init__(self) -> None:
-        self.displayer = Displayer(self._recorder)
-        self.descriptors = Descriptors(self._recorder, self.flusher)
+        self.displayer = Displayer(self._looked)
+        self.descriptors = Descriptors(self._recorder, self.flusher, self.interrupts)
 
     def _recorder(self) -> Recorder | None:
+        return self.recorder
+
+    def _looked(self) -> Recorder | None:
+        """Return the recorder once it has what subprocesses and C code wrote before."""
+        self.descriptors.look()
         return self.recorder
 
     def install_streams(self) -> None:
         """Let what is printed, displayed and drawn in this process go to whatever task runs."""
         self.descriptors.install()
-        sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts)
-        sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts)
+        out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+        sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
+        sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
         builtins.input = _no_input
+        builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
         bars = Bars(self._recorder, self.flusher)
         AfterImport(
             {
@@ -330,6 +338,7 @@ class Executor:
                 "tqdm.notebook": bars.hook_notebook,
                 "IPython.core.display_functions": self.displayer.hook_ipython,
                 "matplotlib.pyplot": self.displayer.hook_pyplot,
+                "getpass": lambda module: setattr(module, "getpass", _no_input),
             }
         ).install()
 
@@ -473,8 +482,8 @@ class Executor:
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
 
 
-def _no_input(prompt: object = "") -> str:
-    """Stand for `input`, which would wait for ever."""
+def _no_input(prompt: object = "", *_: object) -> str:
+    """Stand for `input` and `getpass`, which would wait for ever."""
     raise RuntimeError(f"a task can't ask for input ({prompt!s}): nobody sits at the worker; pass it as a variable")
 
 

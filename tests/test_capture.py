@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from nbqueue import capture
-from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
+from nbqueue.capture import Excess, Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.messages import Output, Progress
 from tests.helpers import wait_until
 
@@ -44,20 +45,47 @@ def test_text_is_sent_at_once_when_there_is_much_of_it(listener: Listener) -> No
     assert [len(o.text) for o in listener.outputs()] == [capture.FLUSH_CHARACTERS]
 
 
-def test_rest_is_dropped_and_that_is_said_when_a_task_says_too_much(listener: Listener) -> None:
-    for _ in range(6):
-        listener.recorder.write("stdout", "x" * 1_000_000)
+def test_head_and_tail_are_kept_and_the_rest_is_counted_when_a_task_says_too_much(listener: Listener) -> None:
+    lines = [f"{number:09}\n" for number in range(1_000_000)]
+    for line in lines:
+        listener.recorder.write("stdout", line)
     listener.recorder.close()
     text = "".join(o.text for o in listener.outputs())
-    assert text.count("x") == capture.MAX_CHARACTERS
-    assert text.endswith("the rest is not kept]\n")
+    assert len(text) < capture.HEAD_CHARACTERS + capture.TAIL_CHARACTERS + 100_000
+    assert text.startswith("".join(lines[: capture.HEAD_CHARACTERS // 10]))
+    assert "[more than 4,000,000 characters" in text
+    assert text.endswith("".join(lines[-(capture.TAIL_CHARACTERS // 10 - 1) :]))
+    left_out = sum(int(number.replace(",", "")) for number in re.findall(r"… ([\d,]+) characters left out", text))
+    said = re.sub(r"\n\[(?:… [\d,]+ characters left out …|more than [^\]]+)\]\n", "", text)
+    assert left_out + len(said) == 10_000_000
 
 
-def test_rest_is_said_to_be_dropped_when_the_limit_is_met_exactly(listener: Listener) -> None:
-    listener.recorder.write("stdout", "x" * capture.MAX_CHARACTERS)
-    listener.recorder.write("stdout", "y")
+def test_newest_lines_are_told_meanwhile_when_a_task_says_too_much(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "PIECE_S", 0.0)
+    listener.recorder.write("stdout", "x" * (capture.HEAD_CHARACTERS + 10_000) + "\nnewest\n")
+    assert listener.recorder.flush() is False
+    assert listener.outputs()[-1].text.endswith("newest\n")
+    assert len(listener.outputs()[-1].text) < capture.PIECE_CHARACTERS + 100
+
+
+def test_pieces_come_ever_more_seldom_when_a_task_goes_on_for_long() -> None:
+    excess, now, pieces = Excess(0.0), 0.0, 0
+    while now < 30 * 86_400:
+        excess.add("stdout", "line\n" * 1_000)
+        assert sum(len(text) for _, text in excess.take(capture.PIECE_CHARACTERS, now)) < 2_100
+        now, pieces = excess.due_at, pieces + 1
+    assert pieces < 1_500
+
+
+def test_one_enormous_print_is_cut_in_its_middle(listener: Listener) -> None:
+    listener.recorder.write("stdout", "a" * capture.HEAD_CHARACTERS + "b" * 50_000_000 + "c" * 1_000)
     listener.recorder.close()
-    assert "".join(o.text for o in listener.outputs()).endswith("the rest is not kept]\n")
+    text = "".join(o.text for o in listener.outputs())
+    assert text.count("a") >= capture.HEAD_CHARACTERS
+    assert text.endswith("c" * 1_000)
+    assert len(text) < 5_000_000
 
 
 def test_nothing_is_taken_when_the_task_has_ended(listener: Listener) -> None:

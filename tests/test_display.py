@@ -215,10 +215,47 @@ def test_child_loads_no_notebook_for_a_display_of_its_own() -> None:
 
 
 def test_asking_for_input_fails_at_once_and_says_what_to_do() -> None:
-    def work() -> str:
-        return input("Name? ")
+    def work(secret: bool) -> str:
+        import getpass
+
+        return getpass.getpass("Key? ") if secret else input("Name? ")
 
     with RunningPool(1) as pool:
-        outcome = pool.outcome(pool.send(work))
-    assert outcome.outcome.state == "FAILURE"
-    assert "can't ask for input (Name? )" in outcome.outcome.error
+        outcomes = [pool.outcome(pool.send(work, secret)).outcome for secret in (False, True)]
+    assert [outcome.state for outcome in outcomes] == ["FAILURE"] * 2
+    assert "can't ask for input (Name? )" in outcomes[0].error
+    assert "can't ask for input (Key? )" in outcomes[1].error
+
+
+def test_logs_warnings_and_colours_are_shown_as_in_a_notebook() -> None:
+    def work() -> None:
+        import logging
+        import warnings
+
+        logging.getLogger("own").warning("no handler yet")
+        logging.warning("root")  # noqa: LOG015 - the root logger is what is tested
+        logging.getLogger("own").warning("later")
+        warnings.simplefilter("always")
+        warnings.warn("careful", stacklevel=1)
+        print("\x1b[31mred\x1b[0m")
+
+    with RunningPool(1) as pool:
+        seq = pool.send(work)
+        pool.value(seq)
+        said = {name: "".join(o.text for o in pool.outputs(seq) if o.name == name) for name in ("stdout", "stderr")}
+    assert said["stderr"].startswith("no handler yet\nWARNING:root:root\nWARNING:own:later\n")
+    assert "UserWarning: careful" in said["stderr"]
+    assert said["stdout"] == "\x1b[31mred\x1b[0m\n"
+
+
+def test_function_displays_without_an_import_as_in_a_notebook() -> None:
+    def work() -> list[str]:
+        import sys
+
+        display("shown")  # type: ignore[name-defined] # noqa: F821
+        return [name for name in sys.modules if name.startswith("IPython")]
+
+    with RunningPool(1) as pool:
+        seq = pool.send(work)
+        assert pool.value(seq) == []
+        assert [output.data["text/plain"] for output in pool.outputs(seq)] == ["'shown'"]
