@@ -16,6 +16,8 @@ from nbqueue.messages import Fact, Failure, Output, Progress
 
 LOG_CHUNKS: Final = 4_000
 OUTPUTS_KEPT: Final = 200
+BARS_KEPT: Final = 200
+BINS: Final = 60  # parts of a map that a kind of error may be in
 KINDS_KEPT: Final = 1_000  # errors told apart by their message; later ones count by their type alone
 # One byte a member of a map: its place in this order. Ink grows as work gets done.
 ORDER: Final = ("queued", "running", "done", "failed", "retrying", "cancelled", "lost")
@@ -192,6 +194,8 @@ class TaskStatus:
         if bar is None:
             bar = Bar(progress.bar, progress.message, progress.done, progress.total, at, at, parent=progress.parent)
             self.bars[progress.bar] = bar
+            if len(self.bars) > BARS_KEPT:
+                del self.bars[next((number for number, old in self.bars.items() if old.closed), min(self.bars))]
         bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
         bar.label = progress.message or bar.label
         bar.closed = progress.closed
@@ -205,6 +209,7 @@ class Kind:
     text: str
     count: int
     first: int
+    bins: int = 0  # one bit for each part of the map that has one
 
 
 @dataclass
@@ -272,3 +277,4 @@ class MapStatus:
         kind = self.kinds.setdefault(error, Kind(error, 0, index))
         kind.count += 1
         kind.first = min(kind.first, index)
+        kind.bins |= 1 << (index * BINS // self.total)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.notebook.lines import KEPT, MAX_LINE, Lines
+from nbqueue.notebook.lines import KEPT, MAX_LINE, Line, Lines
 
 
 def lines_of(*chunks: str | tuple[str, str]) -> list[str]:
     lines = Lines()
     lines.add([(0.0, *(chunk if isinstance(chunk, tuple) else ("stdout", chunk))) for chunk in chunks])
-    return lines.tail(100, 10_000)[1]
+    return texts(lines.tail())
+
+
+def texts(lines: list[tuple[int, Line]]) -> list[str]:
+    return [line.shown for _, line in lines]
 
 
 @pytest.mark.parametrize(
@@ -18,6 +22,7 @@ def lines_of(*chunks: str | tuple[str, str]) -> list[str]:
         (["on", "e\ntw", "o"], ["one", "two"]),
         (["one\r\ntwo\r\n"], ["one", "two"]),
         (["one\r", "\ntwo"], ["one", "two"]),
+        (["one\n\ntwo\n"], ["one", "", "two"]),
         (["10 %\r20 %\r30 %"], ["30 %"]),
         (["10 %\r", "20 %\r", "30 %\n", "done\n"], ["30 %", "done"]),
         (["10 %\r"], ["10 %"]),
@@ -39,27 +44,20 @@ def test_bar_on_one_stream_does_not_stick_to_lines_of_the_other() -> None:
 
 def test_take_returns_what_changed_and_nothing_twice() -> None:
     lines = Lines()
-    assert lines.take(10, 1000) is None
-    lines.add([(0.0, "stdout", "one\ntw")])
-    assert lines.take(10, 1000) == (0, ["one", "tw"])
-    assert lines.take(10, 1000) is None
-    lines.add([(0.0, "stdout", "o\nthree\n")])
-    assert lines.take(10, 1000) == (1, ["two", "three"])
+    assert lines.take() == []
+    lines.add([(5.0, "stdout", "one\ntw")])
+    assert lines.take() == [(0, Line("one", "stdout", 5.0)), (1, Line("tw", "stdout", 5.0))]
+    assert lines.take() == []
+    lines.add([(6.0, "stdout", "o\nthree\n")])
+    assert lines.take() == [(1, Line("two", "stdout", 5.0)), (2, Line("three", "stdout", 6.0))]
 
 
-def test_take_leaves_out_what_is_too_much_and_says_where_it_goes_on() -> None:
+def test_bar_that_moves_far_above_brings_nothing_else_along() -> None:
     lines = Lines()
-    lines.add([(0.0, "stdout", "".join(f"line {n}\n" for n in range(1_000)))])
-    start, found = lines.take(10_000, 100) or (0, [])
-    assert sum(len(line) for line in found) <= 100
-    assert found[-1] == "line 999"
-    assert start == 1_000 - len(found)
-
-
-def test_one_line_that_is_too_long_is_shown_all_the_same() -> None:
-    lines = Lines()
-    lines.add([(0.0, "stdout", "x" * 5_000)])
-    assert lines.take(10, 100) == (0, ["x" * 5_000])
+    lines.add([(0.0, "stderr", "\r10 %"), *((0.0, "stdout", f"line {n}\n") for n in range(100))])
+    lines.take()
+    lines.add([(1.0, "stderr", "\r20 %")])
+    assert [(number, line.shown) for number, line in lines.take()] == [(0, "20 %")]
 
 
 def test_old_lines_go_and_the_numbers_stay() -> None:
@@ -67,13 +65,14 @@ def test_old_lines_go_and_the_numbers_stay() -> None:
     lines.add([(0.0, "stderr", "stays open")])
     lines.add([(0.0, "stdout", f"line {n}\n") for n in range(3 * KEPT)])
     assert lines.total == 3 * KEPT + 1
-    assert lines.tail(10**6, 10**9)[0] == 2 * KEPT + 1
+    assert lines.tail()[0][0] == 2 * KEPT + 1
+    assert lines.take() == lines.tail()
     lines.add([(0.0, "stderr", " no more\n")])
-    assert lines.tail(1, 100)[1] == [" no more"]
+    assert texts(lines.take()) == [" no more"]
 
 
 def test_line_without_end_is_bounded() -> None:
     lines = Lines()
     for _ in range(100):
         lines.add([(0.0, "stdout", "." * 1_000)])
-    assert len(lines.tail(1, 10**6)[1][0]) == MAX_LINE
+    assert [len(text) for text in texts(lines.tail())] == [MAX_LINE]

@@ -25,6 +25,7 @@ class Watched:
 
     def __init__(self, status: TaskStatus | MapStatus) -> None:
         self.status = status
+        self.facts: list[Fact | None] = [None] * (status.total if isinstance(status, MapStatus) else 0)
         self.trouble: Exception | None = None
         self.callbacks: list[Any] = []
 
@@ -56,7 +57,13 @@ class Shown:
         self.bundles: list[dict[str, Any]] = []
         self.messages: list[tuple[float, dict[str, Any], list[bytes]]] = []
         monkeypatch.setattr(views, "_display", self.display)
-        monkeypatch.setattr(views.StatusWidget, "send", self.send)
+
+        def send(widget: views.StatusWidget, content: dict[str, Any], buffers: list[bytes] | None = None) -> None:
+            # a closed one is an earlier test's, whose painter still lives
+            if widget.comm is not None:
+                self.messages.append((time.monotonic(), content, buffers or []))
+
+        monkeypatch.setattr(views.StatusWidget, "send", send)
 
     def display(self, bundle: dict[str, Any], **_: Any) -> Shown:
         self.bundles.append(bundle)
@@ -64,9 +71,6 @@ class Shown:
 
     def update(self, bundle: dict[str, Any], **_: Any) -> None:
         self.bundles.append(bundle)
-
-    def send(self, content: dict[str, Any], buffers: list[bytes] | None = None) -> None:
-        self.messages.append((time.monotonic(), content, buffers or []))
 
 
 @pytest.fixture
@@ -95,29 +99,74 @@ def member(index: int, state: str) -> Fact:
 
 
 def size_of(content: dict[str, Any]) -> int:
-    return len(json.dumps(content))
+    return len(json.dumps(content, ensure_ascii=False).encode())
 
 
 def test_log_is_sent_once_and_then_what_is_new() -> None:
     watched = Watched(TaskStatus("0123456789", "train"))
     drawing = Drawing(watched)
     watched.say(output("one\ntwo\n"))
-    assert drawing.news()[0]["log"] == {"start": 0, "lines": ["one", "two"], "total": 2}
-    assert "log" not in drawing.news()[0]
-    watched.say(output("three\n"))
-    assert drawing.news()[0]["log"] == {"start": 2, "lines": ["three"], "total": 3}
-    assert drawing.log() == {"start": 0, "lines": ["one", "two", "three"], "total": 3}  # for a page that opens now
+    first = drawing.news()[0]
+    assert (first["lines"], first["total"]) == ([[0, 1.0, 0, "one"], [1, 1.0, 0, "two"]], 2)
+    assert "lines" not in drawing.news()[0]
+    watched.say(output("three\n", "stderr"))
+    assert drawing.news()[0]["lines"] == [[2, 1.0, 1, "three"]]
+    # for a page that opens now
+    assert [row[3] for row in drawing.all()["lines"]] == ["one", "two", "three"]
 
 
-def test_flood_of_prints_is_bounded_in_bytes_a_second(shown: Shown) -> None:
+def test_page_that_opens_while_a_view_lives_misses_nothing_of_what_follows() -> None:
+    watched = Watched(TaskStatus("0123456789", "train"))
+    drawing = Drawing(watched)
+    watched.say(output("one\n"))
+    drawing.news()
+    watched.say(output("two\n"))
+    page = drawing.all()
+    assert [row[0] for row in page["lines"]] == [0, 1]
+    later = drawing.news()[0]
+    assert later["n"] == page["n"] + 1
+    assert [row[0] for row in later["lines"]] == [1]  # again: it was told to nobody else yet
+
+
+def test_state_is_sent_whole_once_and_then_what_changed() -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    drawing = Drawing(watched)
+    assert drawing.news()[0]["state"]["name"] == "train"
+    assert "state" not in drawing.news()[0]
+    watched.say(progress(0, 3))
+    assert set(drawing.news()[0]["state"]) == {"bars"}
+
+
+def test_message_of_a_view_with_nothing_new_is_small() -> None:
+    watched = Watched(MapStatus("g", "part", 10_000))
+    drawing = Drawing(watched)
+    drawing.news()
+    assert size_of(drawing.news()[0]) < 100
+
+
+@pytest.mark.parametrize("text", ["a line of a flood of lines", "\x1b[31m\x07\u202e" * 40, "資料" * 3_000])
+def test_flood_of_prints_is_bounded_in_bytes_a_second(shown: Shown, text: str) -> None:
     watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
     WidgetView(Handle(watched), Painter())
-    end = time.monotonic() + 1.5
+    wait_until(lambda: bool(shown.messages), 5, "the first message")
+    end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        watched.say(output("".join(f"a line of a flood of lines {n}\n" for n in range(1_000))))
+        watched.say(output("".join(f"{text} {n}\n" for n in range(200))))
+    lasted = time.monotonic() - shown.messages[0][0]
     sent = [size_of(content) for _, content, _ in shown.messages]
-    assert len(sent) <= 1.5 * 10 + 2
-    assert max(sent) < 25_000
+    assert len(sent) <= 10 * lasted + 2
+    assert max(sent) < 10_000
+    assert sum(sent) <= 100_000 * (lasted + 0.2)
+
+
+def test_flood_ends_with_its_last_line_and_says_how_many_there_were(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    drawing = Drawing(watched)
+    watched.say(output("".join(f"line {n}\n" for n in range(50_000))))
+    message = drawing.news()[0]
+    assert (message["lines"][-1][0], message["lines"][-1][3], message["total"]) == (49_999, "line 49999", 50_000)
+    numbers = [row[0] for row in message["lines"]]
+    assert numbers == list(range(numbers[0], 50_000))
 
 
 def test_view_is_told_at_most_ten_times_a_second_and_always_the_last(shown: Shown) -> None:
@@ -127,8 +176,8 @@ def test_view_is_told_at_most_ten_times_a_second_and_always_the_last(shown: Show
         watched.say(progress(0, n / 200))
 
     def last() -> float:
-        bars = shown.messages[-1][1]["state"]["bars"] if shown.messages else []
-        return float(bars[0]["done"]) if bars else 0.0
+        told = [content["state"]["bars"] for _, content, _ in shown.messages if "bars" in content.get("state", {})]
+        return float(told[-1][0]["done"]) if told and told[-1] else 0.0
 
     wait_until(lambda: last() > 9.99, 5, "the last step")
     times = [at for at, *_ in shown.messages]
@@ -139,14 +188,14 @@ def test_marks_are_sent_once_and_then_the_runs_that_changed() -> None:
     watched = Watched(MapStatus("g", "part", 1_000))
     drawing = Drawing(watched)
     content, buffers = drawing.news()
-    assert (content["cells"], buffers) == (True, [bytes(1_000)])
+    assert (content["cells"], buffers) == (0, [bytes(1_000)])
     for index in (3, 4, 5, 700):
         watched.say(member(index, states.SUCCESS))
     watched.say(member(6, states.FAILURE))
     content, buffers = drawing.news()
     assert (content["runs"], buffers) == ([3, 3, DONE, 6, 1, FAILED, 700, 1, DONE], [])
-    assert drawing.news()[0]["runs"] == []
-    assert drawing.cells()[6] == FAILED
+    assert "runs" not in drawing.news()[0]
+    assert drawing.all()["cells"][6] == FAILED
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 4_000])
@@ -170,7 +219,8 @@ def test_mark_of_many_members_shows_the_worst_of_them() -> None:
     status = MapStatus("g", "part", 100_000)
     drawing = Drawing(Watched(status))
     step = drawing.state()["step"]
-    assert len(drawing.cells()) <= 4_000
+    assert step == 10
+    assert len(drawing.all()["cells"]) == 10_000
     for index in range(step, 2 * step):
         status.apply(member(index, states.SUCCESS))
     status.apply(member(step + 1, states.FAILURE))  # ended already, and stays so
@@ -178,7 +228,7 @@ def test_mark_of_many_members_shows_the_worst_of_them() -> None:
     for index in range(2 * step + 1, 3 * step):
         status.apply(member(index, states.SUCCESS))
     status.apply(member(3 * step, states.STARTED))
-    assert list(drawing.cells()[:5]) == [0, DONE, FAILED, 1, 0]
+    assert list(drawing.all()["cells"][:5]) == [0, DONE, FAILED, 1, 0]
 
 
 def test_view_ends_as_html_and_is_told_nothing_more(shown: Shown) -> None:
@@ -192,6 +242,63 @@ def test_view_ends_as_html_and_is_told_nothing_more(shown: Shown) -> None:
     view.draw()
     assert len(shown.messages) == told
     assert watched.callbacks == []
+
+
+def test_success_stays_for_a_moment_where_a_page_shows_it(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "LINGER_S", 0.5)
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    view = WidgetView(Handle(watched), Painter())
+    view._said(None, {"do": "hello", "n": view.drawing.told}, None)
+    watched.say(record(states.SUCCESS))
+    view.draw()
+    assert not view.ended
+    wait_until(lambda: view.ended, 5, "the end")
+    assert "succeeded" in shown.bundles[-1]["text/html"]
+
+
+def test_view_that_is_read_in_ends_when_its_reader_leaves(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    view = WidgetView(Handle(watched), Painter())
+    view._said(None, {"do": "hello", "n": view.drawing.told}, None)
+    view._said(None, {"do": "hold", "on": True}, None)
+    watched.say(record(states.FAILURE, error="ValueError: no"))
+    view.draw()
+    assert not view.ended
+    view._said(None, {"do": "hold", "on": False}, None)
+    wait_until(lambda: view.ended, 5, "the end")
+
+
+def test_page_that_missed_a_message_is_told_all_again(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    view = WidgetView(Handle(watched), Painter())
+    watched.say(output("one\n"))
+    wait_until(lambda: view.drawing.told > 0, 5, "a message")
+    view._said(None, {"do": "hello", "n": 0}, None)
+    whole = [content for _, content, _ in shown.messages if "all" in content]
+    assert [row[3] for row in whole[0]["lines"]] == ["one"]
+    assert whole[0]["state"]["name"] == "train"
+
+
+def test_member_that_has_ended_is_told_on_demand(shown: Shown) -> None:
+    watched = Watched(MapStatus("g", "part", 3))
+    facts = Facts(kind="record", id="g-1", at=5.0, started_at=4.5, state=states.FAILURE, worker="w", error="E: \x07")
+    watched.facts[1] = Fact(facts, b"")
+    view = WidgetView(Handle(watched), Painter())
+    for index in (1, 2, 99):
+        view._said(None, {"do": "member", "index": index}, None)
+    told = [content["member"] for _, content, _ in shown.messages if "member" in content]
+    assert told == [
+        {"index": 1, "worker": "w", "took": 0.5, "error": "E: \\x07"},
+        {"index": 2},
+        {"index": 99},
+    ]
+
+
+def test_kind_of_error_tells_where_in_the_map_it_was() -> None:
+    status = MapStatus("g", "part", 600)
+    for index in (0, 9, 300, 599):
+        status.apply(member(index, states.FAILURE))
+    assert Drawing(Watched(status)).state()["kinds"][0]["where"] == [0, 30, 59]
 
 
 def test_statuses_can_be_drawn_while_they_change(shown: Shown) -> None:
@@ -216,7 +323,7 @@ def test_statuses_can_be_drawn_while_they_change(shown: Shown) -> None:
     stop.set()
     drawing.join()
     assert failed == []
-    assert view.drawing.log()["total"] == 3_000
+    assert view.drawing.all()["total"] == 3_000
 
 
 def test_click_on_cancel_revokes_off_the_kernels_thread(shown: Shown) -> None:
@@ -262,4 +369,4 @@ def test_hostile_strings_reach_the_page_as_text_with_marks() -> None:
     drawing = Drawing(Watched(status))
     status.apply(output("\x1b[31mred\x1b[0m \u2028 \u061c \xad \x07\n"))
     assert drawing.state()["name"] == "\\x202eevil\\x61c</script>"
-    assert drawing.news()[0]["log"]["lines"] == ["\x1b[31mred\x1b[0m \\x2028 \\x61c \\xad \\x07"]
+    assert [row[3] for row in drawing.news()[0]["lines"]] == ["\x1b[31mred\x1b[0m \\x2028 \\x61c \\xad \\x07"]

@@ -15,7 +15,7 @@ from typing import Final, TextIO
 
 from nbqueue import states
 from nbqueue.config import Environment
-from nbqueue.notebook.lines import KEPT, Lines
+from nbqueue.notebook.lines import Lines
 from nbqueue.notebook.shown import visible, visible_block
 from nbqueue.status import CANCELLED, DONE, FAILED, LOST, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
 
@@ -53,7 +53,6 @@ _KINDS: Final = {
     states.UNKNOWN: "queued",
 }
 _DOTTED: Final = re.compile(r"(?:(?:[^\W\d]\w*|<locals>)\.)+[^\W\d]\w*")
-MAX_LOG_CHARACTERS: Final = 200_000
 # For terminals that can't show glyphs, or are asked for plain text.
 _IN_WORDS: Final = str.maketrans(
     {mark: f"[{kind}]" for kind, mark in MARKS.items()}
@@ -216,7 +215,7 @@ def log_lines(status: TaskStatus) -> list[str]:
     """Return the newest lines of a task's output, hidden characters shown; a carriage return overwrites its line."""
     lines = Lines()
     lines.add(list(status.log.chunks))
-    return [visible_block(line) for line in lines.tail(KEPT, MAX_LOG_CHARACTERS)[1] if line.strip()]
+    return [visible_block(line.shown) for _, line in lines.tail() if line.shown.strip()]
 
 
 # ---- static HTML

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,8 @@ from IPython.display import display as _untyped_display
 
 from nbqueue import states
 from nbqueue.messages import Output
-from nbqueue.notebook.lines import Lines
+from nbqueue.notebook.failures import MAX_TEXT, Frame, folded, frames_of, own_frames
+from nbqueue.notebook.lines import Line, Lines
 from nbqueue.notebook.outputs import combined
 from nbqueue.notebook.shown import coloured, visible, visible_block
 from nbqueue.notebook.text import (
@@ -29,7 +32,7 @@ from nbqueue.notebook.text import (
     static_html,
     word_of,
 )
-from nbqueue.status import DONE, FAILED, Bar, MapStatus, TaskStatus
+from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
@@ -37,16 +40,18 @@ STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
 OUTPUTS_S: Final = 0.5  # between two drawings of what a task displays
 LARGE_S: Final = 0.25  # between two drawings of a large map
+LINGER_S: Final = 4.0  # after a success, before its view becomes one line
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
-LOG_LINES: Final = 500
-LOG_CHARACTERS: Final = 60_000
-NEWS_CHARACTERS: Final = 10_000  # of a log, ten times a second at most: pages may be told a megabyte a second in all
+LOG_BYTES: Final = 100_000  # of a log's end, for a page that opens
+NEWS_BYTES: Final = 8_000  # of a log, ten times a second at most: all views together may tell a megabyte a second
 LINE_CHARACTERS: Final = 2_000
 MAX_BARS: Final = 6
-MAX_CELLS: Final = 4_000  # marks in a map's strip; with more members one mark stands for several
+MAX_CELLS: Final = 12_000  # marks of a map; with more members one mark stands for several
+STEPS: Final = (1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 100)  # members to a mark
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
+_NOTHING: Final = object()
 
 
 class Handle(Protocol):
@@ -63,16 +68,14 @@ class Handle(Protocol):
 
 
 class StatusWidget(anywidget.AnyWidget):
-    """The widget of one task or map. A page that opens it asks for these; from then on it is told what changes."""
+    """The widget of one task or map. A page that opens it asks for `now`; from then on it is told what changes."""
 
     _esm = STATIC / "view.js"
     _css = STATIC / "nbqueue.css"
-    state = traitlets.Dict().tag(sync=True, to_json=lambda _, widget: widget.now.state())
-    log: Any = traitlets.Dict().tag(sync=True, to_json=lambda _, widget: widget.now.log())
-    cells = traitlets.Bytes(b"").tag(sync=True, to_json=lambda _, widget: widget.now.cells())
+    now = traitlets.Dict().tag(sync=True, to_json=lambda _, widget: widget.drawing.all())
 
-    def __init__(self, now: Drawing) -> None:
-        self.now = now
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
         super().__init__()
 
 
@@ -119,12 +122,18 @@ class Painter:
 
 
 class Drawing:
-    """What a page shows of a task or map, and what of it has changed since it was told last."""
+    """What a page shows of a task or map, and what of it has changed since pages were told last; from any thread.
+
+    Messages are numbered, so that a page knows when it has missed one, and asks for all of it.
+    """
 
     def __init__(self, watched: Any) -> None:
         self.watched = watched
+        self.key = secrets.token_hex(8)
+        self._lock = threading.Lock()
         self._lines = Lines()
         self._chunks = 0
+        self._told = 0
         self._cells = b""
         self._state: dict[str, Any] = {}
 
@@ -137,42 +146,68 @@ class Drawing:
     def state(self) -> dict[str, Any]:
         """Return all but log and marks."""
         status = self.status
-        shown = _map_state(status) if isinstance(status, MapStatus) else _task_state(status)
-        return {**shown, "beat": time.time()}
+        return _map_state(status) if isinstance(status, MapStatus) else _task_state(status)
 
-    def log(self) -> dict[str, Any]:
-        """Return the end of the log."""
-        self._read()
-        return self._part(*self._lines.tail(LOG_LINES, LOG_CHARACTERS))
-
-    def cells(self) -> bytes:
-        """Return a map's marks, a byte each."""
-        status = self.status
-        return status.marks(_step(status)) if isinstance(status, MapStatus) else b""
+    def all(self) -> dict[str, Any]:
+        """Return all that a page needs which opens now."""
+        with self._lock:
+            self._read()
+            return {
+                **self._stamp(),
+                "state": self.state(),
+                "lines": _rows(self._lines.tail(), LOG_BYTES),
+                "total": self._lines.total,
+                "cells": self._marks(),
+            }
 
     def news(self) -> tuple[dict[str, Any], list[bytes]]:
-        """Return what a page has to be told, and its buffers: one message, whatever has changed."""
-        message: dict[str, Any] = {"state": self.state()}
-        if isinstance(self.status, MapStatus):
-            cells = self.cells()
-            runs = runs_of(self._cells, cells)
-            self._cells = cells
-            if runs is None:
-                return {**message, "cells": True}, [cells]
-            return {**message, "runs": runs}, []
-        self._read()
-        if (changed := self._lines.take(LOG_LINES, NEWS_CHARACTERS)) is not None:
-            message["log"] = self._part(*changed)
-        return message, []
+        """Return what pages have to be told, and its buffers: one message, whatever has changed."""
+        with self._lock:
+            self._told += 1
+            message: dict[str, Any] = self._stamp()
+            state = self.state()
+            if changed := {name: value for name, value in state.items() if self._state.get(name, _NOTHING) != value}:
+                message["state"] = changed
+            self._state = state
+            self._read()
+            if lines := self._lines.take():
+                message["lines"], message["total"] = _rows(lines, NEWS_BYTES), self._lines.total
+            cells = self._marks()
+            if cells != self._cells:
+                runs = runs_of(self._cells, cells)
+                self._cells = cells
+                if runs is None:
+                    return {**message, "cells": 0}, [cells]
+                message["runs"] = runs
+            return message, []
+
+    @property
+    def told(self) -> int:
+        """Return the number of the last message."""
+        return self._told
+
+    def member(self, index: int) -> dict[str, Any]:
+        """Return what is known of one member of a map: more than its mark once it has ended."""
+        facts = self.watched.facts
+        fact = facts[index].facts if 0 <= index < len(facts) and facts[index] is not None else None
+        if fact is None:
+            return {"index": index}
+        took = fact.at - fact.started_at if fact.started_at else None
+        return {"index": index, "worker": visible(fact.worker, 60), "took": took, "error": visible(fact.error)}
+
+    def _stamp(self) -> dict[str, Any]:
+        return {"key": self.key, "n": self._told, "at": time.time()}
+
+    def _marks(self) -> bytes:
+        """Return a map's marks, a byte each."""
+        status = self.status
+        return status.marks(step_of(status.total)) if isinstance(status, MapStatus) else b""
 
     def _read(self) -> None:
         status = self.status
         if isinstance(status, TaskStatus):
             chunks, self._chunks = status.log.since(self._chunks)
             self._lines.add(chunks)
-
-    def _part(self, start: int, lines: Sequence[str]) -> dict[str, Any]:
-        return {"start": start, "lines": [_cut(coloured(line)) for line in lines], "total": self._lines.total}
 
 
 class WidgetView:
@@ -189,6 +224,9 @@ class WidgetView:
         self._outputs: Sequence[Output] = self.watched.status.outputs[:0] if is_task(self.watched.status) else ()
         self._outputs_at = 0.0
         self.ended = False
+        self._page = False  # whether a page has shown it
+        self._held = False  # whether somebody is at it there
+        self._over_at: float | None = None
         self._drawn_at = 0.0
         self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
@@ -217,14 +255,28 @@ class WidgetView:
             status.note = str(trouble)
         if isinstance(status, TaskStatus):
             self._show_outputs(status)
-        message, buffers = self.drawing.news()
-        self.widget.send(message, buffers=buffers)
-        if status.ready or trouble is not None:
+        self._tell(*self.drawing.news())
+        if (status.ready or trouble is not None) and not self._stays(status):
             self.ended = True
             self._unsubscribe()
             text = plain_text(status)
             # The widget stays: a page that is loaded again from an older save asks for it.
             self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
+
+    def _stays(self, status: Status) -> bool:
+        """Tell whether a view that has ended is left as it is: who reads in it is not disturbed, nor who just looks."""
+        if not self._page:
+            return False
+        if self._over_at is None:
+            self._over_at = time.monotonic()
+            wake = threading.Timer(LINGER_S, self._painter.soon, [self])
+            wake.daemon = True
+            wake.start()
+        just_now = time.monotonic() - self._over_at < LINGER_S - DRAW_S
+        return self._held or (just_now and kind_of(status) == "succeeded")
+
+    def _tell(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
+        self.widget.send(message, buffers=list(buffers))
 
     def _show_outputs(self, status: TaskStatus) -> None:
         """Show what the task displays below the view, twice a second at most: it may be large."""
@@ -242,11 +294,23 @@ class WidgetView:
         return {WIDGET: view, "text/html": static_html(status), "text/plain": plain_text(status)}
 
     def _said(self, _: object, content: dict[str, Any], __: object) -> None:
-        if content.get("do") == "cancel":
-            self.watched.status.cancelling = True
-            self._painter.soon(self)
-            # Off this thread: it may be the kernel's, and the server may be slow to answer.
-            threading.Thread(target=self._cancel, name="nbqueue cancel", daemon=True).start()
+        match content:
+            case {"do": "hello", "n": number}:
+                self._page = True
+                if number != self.drawing.told:
+                    message = self.drawing.all()
+                    self._tell({**message, "all": True, "cells": 0}, [message["cells"]])
+            case {"do": "hold", "on": bool(held)}:
+                self._held = held
+                if self._over_at is not None:
+                    self._painter.soon(self)
+            case {"do": "member", "index": int(index)}:
+                self._tell({"key": self.drawing.key, "member": self.drawing.member(index)})
+            case {"do": "cancel"}:
+                self.watched.status.cancelling = True
+                self._painter.soon(self)
+                # Off this thread: it may be the kernel's, and the server may be slow to answer.
+                threading.Thread(target=self._cancel, name="nbqueue cancel", daemon=True).start()
 
     def _cancel(self) -> None:
         try:
@@ -355,7 +419,6 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         }
         for bar in _worth_showing(status)
     ]
-    failure = status.failure
     return {
         **_common(status),
         "form": "task",
@@ -367,8 +430,32 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "bars": bars,
         "more": max(0, sum(not bar.closed for bar in list(status.bars.values())) - MAX_BARS),
         "summary": visible(status.summary, 200),
+        "attempts": status.max_retries + 1 if status.max_retries >= 0 else 0,
         "error": visible(status.error, 200),
-        "traceback": visible_block(failure.traceback[:20_000]) if failure else "",
+        "failure": _failure(status.failure.traceback) if status.failure else None,
+    }
+
+
+def _failure(traceback: str) -> dict[str, Any]:
+    frames = frames_of(traceback)
+    own = own_frames(frames)
+    return {
+        "frames": [_frame(frame) for frame in own],
+        "folded": visible(folded(frames, len(own)), 300),
+        "text": visible_block(traceback[-MAX_TEXT:]),
+    }
+
+
+def _frame(frame: Frame) -> dict[str, Any]:
+    code = [(number, visible_block(line)) for number, line in frame.code]
+    # where marks were put in, columns are no longer those of the traceback
+    same = code == list(frame.code)
+    return {
+        "title": visible(frame.title, 80),
+        "name": visible(frame.name, 60) if frame.name != "<module>" else "",
+        "line": frame.line,
+        "code": code,
+        "marks": frame.marks if same else None,
     }
 
 
@@ -388,15 +475,26 @@ def _map_state(status: MapStatus) -> dict[str, Any]:
         "form": "map",
         "total": status.total,
         "counts": list(status.counts),
-        "step": _step(status),
-        "kinds": [{"text": visible(k.text, 160), "count": k.count, "first": k.first} for k in kinds],
+        "step": step_of(status.total),
+        "kinds": [
+            {"text": visible(kind.text, 160), "count": kind.count, "first": kind.first, "where": _bins(kind.bins)}
+            for kind in kinds
+        ],
+        "kindCount": len(status.kinds),
+        "bins": BINS,
         "done": status.counts[DONE],
         "failed": status.counts[FAILED],
     }
 
 
-def _step(status: MapStatus) -> int:
-    return max(1, -(-status.total // MAX_CELLS))
+def _bins(bits: int) -> list[int]:
+    return [number for number in range(BINS) if bits >> number & 1]
+
+
+def step_of(total: int) -> int:
+    """Return how many members share a mark, so that there are not too many of them."""
+    least = -(-total // MAX_CELLS)
+    return next((step for step in STEPS if step >= least), least)
 
 
 def runs_of(old: bytes, new: bytes) -> list[int] | None:
@@ -423,7 +521,28 @@ def runs_of(old: bytes, new: bytes) -> list[int] | None:
     return runs
 
 
-def _cut(line: str) -> str:
-    if len(line) <= LINE_CHARACTERS:
-        return line
-    return f"{line[:LINE_CHARACTERS]}… {len(line) - LINE_CHARACTERS:,} more characters"
+def _rows(lines: Sequence[tuple[int, Line]], size: int) -> list[list[Any]]:
+    """Return the newest of these lines as pages read them: number, when, whether it is an error's, and the text.
+
+    Args:
+        lines: in order, with their numbers.
+        size: bytes they may take together; one line may always be shown.
+    """
+    rows: list[list[Any]] = []
+    for number, line in reversed(lines):
+        row = [number, round(line.at, 1), int(line.stream == "stderr"), coloured(_cut(line.shown, LINE_CHARACTERS))]
+        if (taken := _size(row)) > size:
+            if rows:
+                break
+            row[3] = visible_block(_cut(line.shown, size // 12))
+        size -= taken
+        rows.append(row)
+    return rows[::-1]
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… {len(text) - limit:,} more characters"
