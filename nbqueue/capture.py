@@ -5,7 +5,6 @@ Lives in a child and knows no app: `send` takes finished bytes.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import signal
@@ -34,6 +33,7 @@ SLOWER: Final = 0.01  # of the time gone by: what comes for days is told ever mo
 MAX_BUNDLE_BYTES: Final = 2_000_000  # of one displayed object
 MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
+BRIEF_BARS: Final = 5  # told at once of those that came and went meanwhile
 # A supervisor tells a child with it that its task is past its soft limit. Windows has none, and no children either.
 SOFT_SIGNAL: Final[int] = getattr(signal, "SIGUSR1", 0)
 
@@ -110,9 +110,10 @@ class Recorder:
         self._excess: Excess | None = None
         self._progress_at: dict[int, float] = {}
         self._held: dict[int, Progress] = {}  # the newest of each bar that came too soon after the last sent
+        self._begun_at = 0.0  # when the newest bar was told of that was begun at least a while after another
         self._bars = 0
+        self._open: dict[int, int] = {}  # bars, outermost first, and the threads that opened them
         self._displayed = 0
-        self.bars: list[int] = []  # that are open, outermost first
         self.closed = False
 
     def write(self, stream: str, text: str) -> bool:
@@ -155,9 +156,7 @@ class Recorder:
         with self._interrupts, self._lock:
             parts, self._parts, self._waiting = self._parts, [], 0
             self._send_text(parts)
-            held, self._held = self._held, {}
-            for progress in held.values():
-                self._send("progress", _encode(progress))
+            self._tell_held()
             excess = self._excess
             if excess is not None and excess.waits:
                 now = time.monotonic()
@@ -199,24 +198,19 @@ class Recorder:
     def open_bar(self) -> tuple[int, int]:
         """Return the number of a new progress bar, and that of the one it is nested in; -1 if in none."""
         with self._interrupts, self._lock:
-            parent = self.bars[-1] if self.bars else -1
-            number = self.new_bar()
-            self.bars.append(number)
-            return number, parent
+            thread = threading.get_ident()
+            parent = next((bar for bar in reversed(self._open) if self._open[bar] == thread), -1)
+            self._bars += 1
+            self._open[self._bars] = thread
+            return self._bars, parent
 
     def close_bar(self, number: int) -> None:
         """Forget that a bar is open."""
-        with self._interrupts, self._lock, contextlib.suppress(ValueError):
-            self.bars.remove(number)
-
-    def new_bar(self) -> int:
-        """Return the number of a new progress bar."""
         with self._interrupts, self._lock:
-            self._bars += 1
-            return self._bars
+            self._open.pop(number, None)
 
     def progress(self, progress: Progress, *, last: bool = False) -> bool:
-        """Send how far a bar has come, at most ten times a second but for the last.
+        """Send how far a bar has come: at most ten times a second but for the last, and not of too many new bars.
 
         What comes sooner is held; the answer tells whether somebody has to flush it later.
         """
@@ -224,14 +218,40 @@ class Recorder:
             if self.closed:
                 return False
             now = time.monotonic()
-            if not last and now - self._progress_at.get(progress.bar, 0.0) < PROGRESS_S:
-                waits = progress.bar in self._held
+            told_at = self._progress_at.get(progress.bar)
+            if told_at is None:
+                soon = now - self._begun_at < PROGRESS_S
+                self._begun_at = self._begun_at if soon else now
+            else:
+                soon = not last and now - told_at < PROGRESS_S
+            if soon:
+                waits = bool(self._held)
+                self._held.pop(progress.bar, None)
                 self._held[progress.bar] = progress
                 return not waits
             self._held.pop(progress.bar, None)
-            self._progress_at[progress.bar] = now
-            self._send("progress", _encode(progress))
+            if progress.closed:
+                self._tell_held()  # of those nested in it, before it ends
+            self._tell(progress, now)
             return False
+
+    def _tell(self, progress: Progress, now: float) -> None:
+        self._progress_at[progress.bar] = now
+        if progress.closed:
+            del self._progress_at[progress.bar]
+        self._send("progress", _encode(progress))
+
+    def _tell_held(self) -> None:
+        """Tell of the bars that were held; of those that nobody has seen, and that have ended, only the newest."""
+        if not self._held:
+            return
+        held, self._held = self._held, {}
+        brief = [bar for bar, progress in held.items() if progress.closed and bar not in self._progress_at]
+        left_out = set(brief[:-BRIEF_BARS])
+        now = time.monotonic()
+        for bar, progress in held.items():
+            if bar not in left_out:
+                self._tell(progress, now)
 
     def close(self) -> None:
         """Send what waits, and take nothing more."""

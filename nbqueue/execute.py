@@ -335,11 +335,11 @@ class Executor:
         AfterImport(
             {
                 "tqdm.std": bars.hook_std,
-                "tqdm.notebook": bars.hook_notebook,
                 "IPython.core.display_functions": self.displayer.hook_ipython,
                 "matplotlib.pyplot": self.displayer.hook_pyplot,
                 "getpass": lambda module: setattr(module, "getpass", _no_input),
-            }
+            },
+            instead={"tqdm.notebook": bars.hook_notebook},
         ).install()
 
     def keep_code(self, digest: str, code: bytes) -> None:

@@ -414,6 +414,8 @@ class Progress(msgspec.Struct, omit_defaults=True):
     parent: int = -1
     unit: str = ""
     note: str = ""  # what else is told of it
+    rate: float | None = None  # units a second, if whoever counts them knows better than whoever looks on
+    leave: bool = True  # it stays when it is closed
 
 
 def encode_failure(failure: Failure) -> bytes:

@@ -52,6 +52,7 @@ class Bar:
     parent: int = -1
     unit: str = ""
     note: str = ""
+    rate: float | None = None  # units a second, where the task says so
 
 
 @dataclass
@@ -199,7 +200,9 @@ class TaskStatus:
         bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
         bar.label = progress.message or bar.label
         bar.closed = progress.closed
-        bar.unit, bar.note = progress.unit, progress.note
+        bar.unit, bar.note, bar.rate = progress.unit, progress.note, progress.rate
+        if bar.closed and not progress.leave:
+            del self.bars[bar.number]
 
 
 @dataclass
