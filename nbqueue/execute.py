@@ -59,6 +59,7 @@ T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
+MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
 _OWN: Final = tuple(
     f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
@@ -312,7 +313,7 @@ class Executor:
     importer: Importer = field(default_factory=Importer)
 
     def __post_init__(self) -> None:
-        self.displayer = Displayer(self._looked)
+        self.displayer = Displayer(self._looked, self.flusher)
         self.descriptors = Descriptors(self._recorder, self.flusher, self.interrupts)
 
     def _recorder(self) -> Recorder | None:
@@ -359,7 +360,9 @@ class Executor:
         """Run one task; raises KeyboardInterrupt only when one comes after the task has ended."""
         seq = task.seq
         started = time.time()
-        recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
+        send = _sender(self.send, seq) if task.wants_output else _nobody
+        share = 1.0 if task.index < 0 else MEMBERS_SHARE
+        recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
         token = _request.set(request)
         self.descriptors.begin()
@@ -369,8 +372,10 @@ class Executor:
                 return self._retried(task, request, request.again, started)
             body = self._pack(value, task)
         except KeyboardInterrupt:
+            close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
+            self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
@@ -395,11 +400,15 @@ class Executor:
         value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
+        self._show_what_is_left(task, value)
+        return value, summarize(value)
+
+    def _show_what_is_left(self, task: ChildTask, value: Any = None) -> None:
+        """Show the figures that a task has left open, and close them; also of one that failed, as a notebook does."""
         if task.wants_output:
             self.displayer.figures(shown=value)
         else:
             close_figures()
-        return value, summarize(value)
 
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
         """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""

@@ -177,14 +177,14 @@ class TaskStatus:
 
     def _displayed(self, output: Output) -> None:
         """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
-        if output.type == "clear":
+        if output.type == "clear_output":
             self._clears = output.wait
             if not output.wait:
                 self.outputs = []
             return
         shown = [] if self._clears else list(self.outputs)
         self._clears = False
-        if output.type == "update":
+        if output.type == "update_display_data":
             shown = [output if one.id == output.id else one for one in shown]
         else:
             shown.append(output)
