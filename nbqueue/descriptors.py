@@ -60,8 +60,9 @@ class Descriptors:
         threading.Thread(target=self._run, name="nbqueue descriptors", daemon=True).start()
 
     def begin(self) -> None:
-        """Look from now on: a task has begun."""
+        """Look from now on: a task is to begin, which what was written before doesn't belong to."""
         if not self._wanted.is_set():
+            self.look()
             self._wanted.set()
 
     def look(self) -> bool:
@@ -136,7 +137,7 @@ class _File:
     def read(self, end: int) -> tuple[str, int]:
         """Return what comes next, and its size in bytes: at most a megabyte."""
         if end < self.place:
-            self.place = 0  # somebody has emptied it
+            self.place = 0  # somebody has emptied it, by its path; what was not read then is gone
         data = os.pread(self.descriptor, min(_READ_BYTES, end - self.place), self.place)
         return self._decoder.decode(data), len(data)
 

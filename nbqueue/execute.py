@@ -360,12 +360,12 @@ class Executor:
         """Run one task; raises KeyboardInterrupt only when one comes after the task has ended."""
         seq = task.seq
         started = time.time()
+        self.descriptors.begin()
         send = _sender(self.send, seq) if task.wants_output else _nobody
         share = 1.0 if task.index < 0 else MEMBERS_SHARE
         recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
         token = _request.set(request)
-        self.descriptors.begin()
         try:
             value, summary = self._call(task, request)
             if request.again is not None:

@@ -105,6 +105,7 @@ class TaskStatus:
     note: str = ""
     cancelling: bool = False
     lost: bool = False
+    told_at: float = 0.0  # when its newest record was written
     due: float = 0.0  # when it may start, or run again; 0.0: at once
     max_retries: int = -1  # how often it may run again; -1: as often as it likes
     _clears: bool = False  # the next thing displayed takes the place of all others
@@ -156,7 +157,7 @@ class TaskStatus:
         self.started_at = facts.started_at or self.started_at
         self.error, self.summary = facts.error, facts.summary
         self.lost = False
-        self.due = facts.eta
+        self.told_at, self.due = facts.at, facts.eta
         if facts.state == states.RETRY:
             self.retries, self.max_retries = facts.retries, facts.max_retries
             self.failure = fact.failure if fact.body else None
@@ -268,11 +269,7 @@ class MapStatus:
 
     def marks(self, step: int) -> bytes:
         """Return a mark for each `step` members in order: the one of them that needs most to be seen."""
-        members = bytes(self.members)
-        if step <= 1:
-            return members
-        ranks = members.translate(_RANKS)
-        return bytes(WORST_FIRST[min(ranks[start : start + step])] for start in range(0, self.total, step))
+        return marks_of(bytes(self.members), step)
 
     def _count_kind(self, error: str, index: int) -> None:
         if error not in self.kinds and len(self.kinds) >= KINDS_KEPT:
@@ -281,3 +278,11 @@ class MapStatus:
         kind.count += 1
         kind.first = min(kind.first, index)
         kind.bins |= 1 << (index * BINS // self.total)
+
+
+def marks_of(members: bytes, step: int) -> bytes:
+    """Return a mark for each `step` of these members: the one of them that needs most to be seen."""
+    if step <= 1:
+        return members
+    ranks = members.translate(_RANKS)
+    return bytes(WORST_FIRST[min(ranks[start : start + step])] for start in range(0, len(members), step))

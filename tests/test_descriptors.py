@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import wait_until
 from tests.pools import RunningPool
 
 
@@ -80,17 +81,23 @@ def test_each_task_has_its_own_output(pool: RunningPool) -> None:
     assert [text(pool, seq) for seq in seqs] == [f"task {n}\n" for n in range(5)]
 
 
-def test_opening_by_path_and_emptying_harms_nothing(pool: RunningPool) -> None:
-    def work() -> None:
+def test_descriptor_that_somebody_has_emptied_is_read_on(pool: RunningPool) -> None:
+    def empty() -> None:
         import os
         import subprocess
 
-        os.write(1, b"before\n")
-        subprocess.run("sleep 0.2; echo through > /dev/stdout; echo after", shell=True, check=True)
+        os.write(1, b"before, and long enough\n")
+        time.sleep(0.2)
+        subprocess.run(": > /dev/stdout; sleep 0.2; echo after", shell=True, check=True)
 
-    seq = run(pool, work)
-    assert "before" in text(pool, seq)
-    assert text(pool, seq).endswith("after\n")
+    def work() -> None:
+        import os
+
+        os.write(1, b"next\n")
+
+    seq = run(pool, empty)
+    assert text(pool, seq) == "before, and long enough\nafter\n"
+    assert text(pool, run(pool, work)) == "next\n"
 
 
 def test_character_that_is_written_in_two_pieces_is_one(pool: RunningPool) -> None:
@@ -152,6 +159,7 @@ def test_task_ends_when_a_process_that_it_left_behind_writes_for_ever(pool: Runn
     seq = pool.send(work)
     os.kill(pool.value(seq), signal.SIGKILL)
     assert len(text(pool, seq)) < 6_000_000
+    wait_until(lambda: not text(pool, run(pool, int)), 10, "the rest to be read")  # not by the next test's task
 
 
 def test_memory_stays_bounded_when_a_subprocess_writes_without_end(pool: RunningPool) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import textwrap
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -36,7 +39,7 @@ def test_frames_are_read_with_their_source_and_the_columns_that_are_marked() -> 
 def test_libraries_are_counted_and_the_rest_is_the_readers_own() -> None:
     frames = frames_of(TRACE)
     assert [frame.title for frame in own_frames(frames)] == ["Cell clean"]
-    assert folded(frames, 1) == "2 frames in pandas, 1 in Python itself"
+    assert folded(frames, own_frames(frames)) == "2 frames in pandas, 1 in Python itself"
 
 
 def test_frames_are_those_of_the_error_that_was_raised_last() -> None:
@@ -50,7 +53,7 @@ def test_frames_are_those_of_the_error_that_was_raised_last() -> None:
 )
 def test_text_without_frames_has_none_and_is_shown_whole(text: str) -> None:
     assert frames_of(text) == []
-    assert folded([], 0) == "Whole traceback"
+    assert folded([], []) == "Whole traceback"
 
 
 def test_only_the_innermost_own_frames_are_shown_and_the_others_counted() -> None:
@@ -58,7 +61,7 @@ def test_only_the_innermost_own_frames_are_shown_and_the_others_counted() -> Non
     text += "".join(f'  File "<cell x>", line {n}, in f\n    f({n})\n' for n in range(1, 31))
     frames = frames_of(text)
     assert [frame.line for frame in own_frames(frames)] == [29, 30]
-    assert folded(frames, 2) == "28 frames more of your own"
+    assert folded(frames, own_frames(frames)) == "28 frames more of your own"
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,24 @@ def test_lines_around_are_left_out_where_the_source_is_another_now(monkeypatch: 
     source_of(monkeypatch, "def f(word):\n    # a comment\n    value = float(word)\n")
     (frame,) = own_frames(frames_of(NEAR))
     assert frame.code == ((3, "value = int(word)"),)
+
+
+def test_lines_around_are_those_of_the_cell_that_was_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    class History:
+        input_hist_raw: ClassVar = ["", "%%task near\n# mine\nvalue = int(word)\nprint(value)", "%%task near\n\nother"]
+
+    shell = SimpleNamespace(history_manager=History())
+    monkeypatch.setitem(sys.modules, "IPython.core.getipython", SimpleNamespace(get_ipython=lambda: shell))
+    (frame,) = own_frames(frames_of(NEAR))
+    assert [line for _, line in frame.code] == ["%%task near", "# mine", "value = int(word)", "print(value)"]
+
+
+def test_comprehension_is_no_frame_of_its_own() -> None:
+    text = (
+        '  File "<cell x>", line 4, in f\n    return [int(x) for x in y]\n           ^^^^^^^^^^^^^^^^^^^\n'
+        '  File "<cell x>", line 4, in <listcomp>\n    return [int(x) for x in y]\n            ^^^^^^\n'
+    )
+    frames = frames_of(text)
+    (frame,) = own_frames(frames)
+    assert (frame.name, frame.marks) == ("f", (8, 14))
+    assert folded(frames, [frame]) == "Whole traceback"

@@ -16,6 +16,16 @@ from nbqueue.status import MapStatus, TaskStatus
 EVIL = "<img src=x onerror=alert(1)>\x1b[31mred\x1b[0m\u202eabc\r\n\x00"
 
 
+TRACE = """Traceback (most recent call last):
+  File "<cell clean>", line 6, in <module>
+    df[col] = df[col].astype(float)
+              ^^^^^^^^^^^^^^^^^^^^^
+  File "/venv/lib/python3.11/site-packages/pandas/core/generic.py", line 6643, in astype
+    new_data = self._mgr.astype(dtype=dtype)
+ValueError: bad
+"""
+
+
 def record(state: str, **more: Any) -> Fact:
     body = b""
     if state == states.FAILURE:
@@ -57,6 +67,31 @@ def test_plain_text_of_a_failure_shows_error_and_frames() -> None:
     assert "boom" in text
 
 
+def test_plain_text_of_a_failure_shows_the_readers_own_line_and_counts_the_rest() -> None:
+    status = task(states.FAILURE, error="ValueError: bad", worker="w@host", retries=2, max_retries=2, attempt=3)
+    assert status.failure is not None
+    status.max_retries = 2
+    status.failure.traceback = TRACE
+    assert plain_text(status, 110.0).splitlines() == [
+        "✗ train failed after 0:10 on w@host (attempt 3 of 3)",
+        "  ValueError: bad",
+        "  Cell clean, line 6",
+        "    >   6  df[col] = df[col].astype(float)",
+        "                     ^^^^^^^^^^^^^^^^^^^^^",
+        "  1 frame in pandas",
+    ]
+
+
+def test_static_html_of_a_failure_marks_the_readers_own_line_and_folds_the_rest() -> None:
+    status = task(states.FAILURE, error="ValueError: <bad>")
+    assert status.failure is not None
+    status.failure.traceback = TRACE
+    page = static_html(status, 110.0)
+    assert "<b>  &gt;   6  df[col] = df[col].astype(float)</b>" in page
+    assert "<details><summary>1 frame in pandas</summary>" in page
+    assert "&lt;bad&gt;" in page
+
+
 def test_word_says_that_a_cancel_was_asked_for() -> None:
     status = task(states.STARTED)
     status.cancelling = True
@@ -95,9 +130,25 @@ def test_static_html_of_a_map_never_averages_a_failure_away() -> None:
         state = states.FAILURE if failed else states.SUCCESS
         status.apply(record(state, group="0123456789", index=index, error="ValueError: bad" if failed else ""))
     page = static_html(status, 110.0)
-    assert page.count("x\n") + page.count("x■") + page.count("■x") >= 1
+    assert len(re.findall(r"■<b[^>]*>x</b>\s■", page)) == 1
     assert "9,999 done, 1 failed" in page
     assert "#5,000" in page
+
+
+def test_map_is_never_said_to_be_all_done_while_one_is_missing() -> None:
+    status = MapStatus("0123456789", "sim", 10_000, sent_at=90.0)
+    for index in range(9_999):
+        status.apply(record(states.SUCCESS, group="0123456789", index=index))
+    assert plain_text(status, 110.0).splitlines()[1].endswith("  99.9 %")
+
+
+def test_map_shows_one_failure_among_many_in_its_bar() -> None:
+    status = MapStatus("0123456789", "sim", 10_000, sent_at=90.0)
+    for index in range(10_000):
+        state = states.FAILURE if index == 7 else states.STARTED if index == 8 else states.SUCCESS
+        status.apply(record(state, group="0123456789", index=index))
+    bar = plain_text(status, 110.0).splitlines()[1].split()[0]
+    assert (bar.count("x"), bar.count("▒"), len(bar)) == (1, 1, 60)
 
 
 def test_map_text_counts_and_groups_errors() -> None:
@@ -105,7 +156,8 @@ def test_map_text_counts_and_groups_errors() -> None:
     for index, state in enumerate((states.SUCCESS, states.FAILURE, states.FAILURE)):
         status.apply(record(state, group="0123456789", index=index, error="" if not index else "ValueError: bad"))
     lines = plain_text(status, 110.0).splitlines()
-    assert lines[0].startswith("◐ sim map of 4")
+    assert lines[0].startswith("◐ sim map of 4 · 18.0 /m · 3.3 s left")
+    assert lines[1] == "  " + "█" * 15 + "x" * 30 + "·" * 15 + "  75.0 %"
     assert lines[2] == "  ✓ 1 done  ✗ 2 failed  ○ 1 queued"
     assert lines[3] == "  ✗ 2  ValueError: bad  first #1"
 
@@ -129,11 +181,26 @@ def test_text_view_writes_one_line_a_change_when_it_is_no_terminal() -> None:
     view.show(status)
     view.show(status)
     assert [line.split()[2:4] for line in stream.getvalue().splitlines()] == [
-        ["train", "queued"],
-        ["train", "running"],
+        ["train", "queued,"],
+        ["train", "running,"],
         ["train", "0:10"],
     ]
     assert "\x1b" not in stream.getvalue()
+
+
+def test_text_view_says_how_far_a_task_is_twice_a_minute_when_it_is_no_terminal() -> None:
+    now = [100.0]
+    stream = io.StringIO()
+    view = TextView(stream, now=lambda: now[0])
+    status = task(states.STARTED)
+    for _ in range(100):
+        now[0] += 1.0
+        done = f'{{"bar":0,"done":{now[0] - 100},"total":200,"message":"epochs"}}'
+        status.apply(Fact(Facts(kind="progress", id="0123456789", attempt=1), done.encode()))
+        view.show(status)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[1].endswith(", 15 % epochs 31/200")
 
 
 def test_text_view_draws_in_place_at_most_four_times_a_second_in_a_terminal() -> None:

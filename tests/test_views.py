@@ -187,8 +187,8 @@ def test_view_is_told_at_most_ten_times_a_second_and_always_the_last(shown: Show
 def test_marks_are_sent_once_and_then_the_runs_that_changed() -> None:
     watched = Watched(MapStatus("g", "part", 1_000))
     drawing = Drawing(watched)
-    content, buffers = drawing.news()
-    assert (content["cells"], buffers) == (0, [bytes(1_000)])
+    assert drawing.all()["cells"] == bytes(1_000)
+    assert "runs" not in drawing.news()[0]
     for index in (3, 4, 5, 700):
         watched.say(member(index, states.SUCCESS))
     watched.say(member(6, states.FAILURE))
@@ -198,7 +198,7 @@ def test_marks_are_sent_once_and_then_the_runs_that_changed() -> None:
     assert drawing.all()["cells"][6] == FAILED
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 4_000])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 4_000])
 def test_runs_turn_old_marks_into_new(size: int) -> None:
     chance = random.Random(size)
     old = bytes(chance.choice([0, 0, 0, 1]) for _ in range(size))
@@ -207,12 +207,34 @@ def test_runs_turn_old_marks_into_new(size: int) -> None:
         start = chance.randrange(size)
         new[start : start + 5] = bytes([chance.randrange(7)] * len(new[start : start + 5]))
     runs = runs_of(old, bytes(new))
-    if runs is not None:
-        patched = bytearray(old)
-        for start, length, mark in zip(*[iter(runs)] * 3, strict=True):
-            patched[start : start + length] = bytes([mark] * length)
-        assert patched == new
-    assert runs_of(old, old + b"x") is None
+    assert patched(old, runs) == new
+    assert all(old[start] != mark for start, _, mark in triples(runs))
+
+
+@pytest.mark.parametrize("total", [5, 1_000, 30_007])
+def test_pages_marks_are_the_kernels_whatever_happens_between_two_messages(total: int) -> None:
+    chance = random.Random(total)
+    status = MapStatus("g", "part", total)
+    drawing = Drawing(Watched(status))
+    page = drawing.all()["cells"]
+    for _ in range(30):
+        for _ in range(chance.choice([0, 3, total // 10, total])):
+            state = chance.choice([states.STARTED, states.SUCCESS, states.SUCCESS, states.FAILURE, states.RETRY])
+            status.apply(member(chance.randrange(total), state))
+        content, buffers = drawing.news()
+        page = buffers[0] if "cells" in content else bytes(patched(page, content.get("runs", [])))
+        assert page == drawing.all()["cells"] == status.marks(drawing.state()["step"])
+
+
+def triples(runs: list[int]) -> Iterator[tuple[int, int, int]]:
+    return zip(*[iter(runs)] * 3, strict=True)
+
+
+def patched(marks: bytes, runs: list[int]) -> bytearray:
+    found = bytearray(marks)
+    for start, length, mark in triples(runs):
+        found[start : start + length] = bytes([mark] * length)
+    return found
 
 
 def test_mark_of_many_members_shows_the_worst_of_them() -> None:
@@ -292,6 +314,24 @@ def test_member_that_has_ended_is_told_on_demand(shown: Shown) -> None:
         {"index": 2},
         {"index": 99},
     ]
+
+
+def test_outputs_count_as_messages_and_the_last_one_is_shown(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    view = WidgetView(Handle(watched), Painter())
+    before = len(shown.bundles)
+    start = time.monotonic()
+    while time.monotonic() < start + 1.2:
+        body = msgspec.json.encode(Output("display", data={"text/plain": str(time.monotonic())}))
+        watched.say(Fact(Facts(kind="output", id="0123456789", at=1.0, attempt=1), body))
+    body = msgspec.json.encode(Output("display", data={"text/plain": "last"}))
+    watched.say(Fact(Facts(kind="output", id="0123456789", at=1.0, attempt=1), body))
+    watched.say(record(states.SUCCESS))
+    wait_until(lambda: view.ended, 5, "the end")
+    outputs = [bundle["text/plain"] for bundle in shown.bundles[before:-1]]
+    assert outputs[-1].splitlines()[-1] == "last"
+    assert len(outputs) <= 2 * (time.monotonic() - start) + 2
+    assert len(shown.messages) + len(outputs) <= 10 * (time.monotonic() - start) + 3
 
 
 def test_kind_of_error_tells_where_in_the_map_it_was() -> None:

@@ -95,6 +95,33 @@ def test_callback_for_the_end_is_called_once_also_when_it_comes_late() -> None:
     assert heard == ["early", "late"]
 
 
+def test_wait_ends_after_those_who_wanted_to_hear_of_the_end_have_heard() -> None:
+    task = WatchedTask("t")
+    heard: list[bool] = []
+
+    def slow() -> None:
+        heard.append(task.wait(5))  # the end is there for who is told of it
+        time.sleep(0.2)
+        heard.append(True)
+
+    task.when_ended(slow)
+    telling = threading.Thread(target=lambda: task.add(record(states.SUCCESS)))
+    telling.start()
+    wait_until(lambda: heard, 5, "the callback")
+    assert task.wait(5)
+    assert heard == [True, True]
+    telling.join()
+
+
+def test_callback_that_comes_while_others_are_told_is_called_too() -> None:
+    task = WatchedTask("t")
+    heard: list[str] = []
+    task.when_ended(lambda: task.when_ended(lambda: heard.append("inner")))
+    task.add(record(states.SUCCESS))
+    assert heard == ["inner"]
+    assert task.wait(0)
+
+
 def test_callback_that_fails_keeps_nobody_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
     task = WatchedTask("t")
     heard: list[int] = []

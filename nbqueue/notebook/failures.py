@@ -9,12 +9,15 @@ from __future__ import annotations
 import itertools
 import linecache
 import re
+import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 BEFORE, AFTER = 2, 1  # lines shown around the one that raised
 OWN_SHOWN: Final = 2
+CELLS_LOOKED_AT: Final = 200
 MAX_TEXT: Final = 20_000  # characters of a traceback that are looked at: its end
 MAX_SOURCE: Final = 300
 _FRAME: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+)(?:, in (?P<name>.*))?')
@@ -66,19 +69,27 @@ def frames_of(traceback: str) -> list[Frame]:
 
 def own_frames(frames: list[Frame]) -> list[Frame]:
     """Return the innermost frames of the reader's own code, each with the lines around it if they are known."""
-    own = [frame for frame in frames if not frame.package and frame.code]
+    own: list[Frame] = []
+    for frame in frames:
+        if frame.package or not frame.code:
+            continue
+        if own and (own[-1].file, own[-1].line) == (frame.file, frame.line):
+            # a comprehension is a frame of its own, on the same line
+            frame = replace(own.pop(), marks=frame.marks)  # noqa: PLW2901 - both are one
+        own.append(frame)
     return [_with_context(frame) for frame in own[-OWN_SHOWN:]]
 
 
-def folded(frames: list[Frame], shown: int) -> str:
+def folded(frames: list[Frame], shown: list[Frame]) -> str:
     """Return the rest in words, as `6 frames in pandas, 2 in numpy`.
 
     Args:
         frames: all of them.
-        shown: how many of the reader's own are shown.
+        shown: those of the reader's own that are shown.
     """
-    counts = Counter(frame.package for frame in frames)
-    own = counts.pop("", 0) - shown
+    places = {(frame.file, frame.line) for frame in shown}
+    counts = Counter(frame.package for frame in frames if (frame.file, frame.line) not in places)
+    own = counts.pop("", 0)
     parts = [f"{count} in {package}" for package, count in counts.most_common(4)]
     if (others := sum(counts.values()) - sum(count for _, count in counts.most_common(4))) > 0:
         parts.append(f"{others} in other packages")
@@ -105,13 +116,29 @@ def _frame(file: str, number: int, name: str, body: list[str]) -> Frame:
 
 def _with_context(frame: Frame) -> Frame:
     number, source = frame.code[0]
-    lines = linecache.getlines(frame.file)
-    known = lines[number - 1].rstrip("\n") if 0 < number <= len(lines) else ""
-    if known.strip() != source.strip() or not known.strip():
+    lines = next((lines for lines in _sources(frame.file) if _is_line(lines, number, source)), None)
+    if lines is None:
         return frame
+    known = lines[number - 1]
     first, last = max(1, number - BEFORE), min(len(lines), number + AFTER)
-    code = tuple((n, lines[n - 1].rstrip("\n").expandtabs(4)[:MAX_SOURCE]) for n in range(first, last + 1))
+    code = tuple((n, lines[n - 1].rstrip().expandtabs(4)[:MAX_SOURCE]) for n in range(first, last + 1))
     # what stands in the traceback was stripped
     indent = len(known.expandtabs(4)) - len(known.expandtabs(4).lstrip()) - (len(source) - len(source.lstrip()))
     marks = (frame.marks[0] + indent, frame.marks[1] + indent) if frame.marks else None
     return Frame(frame.file, number, frame.name, code, marks)
+
+
+def _is_line(lines: list[str], number: int, source: str) -> bool:
+    return 0 < number <= len(lines) and bool(source.strip()) and lines[number - 1].strip() == source.strip()
+
+
+def _sources(file: str) -> Iterator[list[str]]:
+    """Yield what may be the lines of a file: Python's own record of it, or cells that were run here, newest first."""
+    yield linecache.getlines(file)
+    # where there are cells, IPython is loaded
+    loaded = sys.modules.get("IPython.core.getipython")
+    shell = loaded.get_ipython() if loaded is not None and file.startswith("<cell ") else None
+    history = shell.history_manager if shell is not None else None
+    if history is not None:
+        for cell in reversed(history.input_hist_raw[-CELLS_LOOKED_AT:]):
+            yield cell.splitlines()

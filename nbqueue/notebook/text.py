@@ -15,6 +15,7 @@ from typing import Final, TextIO
 
 from nbqueue import states
 from nbqueue.config import Environment
+from nbqueue.notebook.failures import Frame, folded, frames_of, own_frames
 from nbqueue.notebook.lines import Lines
 from nbqueue.notebook.shown import visible, visible_block
 from nbqueue.status import CANCELLED, DONE, FAILED, LOST, QUEUED, RETRYING, RUNNING, Bar, MapStatus, TaskStatus
@@ -56,10 +57,28 @@ _DOTTED: Final = re.compile(r"(?:(?:[^\W\d]\w*|<locals>)\.)+[^\W\d]\w*")
 # For terminals that can't show glyphs, or are asked for plain text.
 _IN_WORDS: Final = str.maketrans(
     {mark: f"[{kind}]" for kind, mark in MARKS.items()}
-    | {"█": "#", "·": ".", "→": "->", "│": "|", "└": "`", "…": "...", "\u2013": "-"}
+    | {"█": "#", "▒": "~", "·": ".", "→": "->", "│": "|", "└": "-", "…": "...", "\u2013": "-"}
 )
+_TINTS: Final = {
+    "queued": 90,
+    "running": 34,
+    "succeeded": 32,
+    "failed": 31,
+    "retrying": 33,
+    "cancelled": 90,
+    "lost": 35,
+}
+_TINTED: Final = {mark: f"\x1b[{_TINTS[kind]}m{mark}\x1b[0m" for kind, mark in MARKS.items()}
 _STATIC_GRID: Final = 240
-_WORDS: Final = ((DONE, "done"), (FAILED, "failed"), (CANCELLED, "cancelled"), (RUNNING, "running"), (QUEUED, "queued"))
+_COUNTS: Final = (
+    ("succeeded", DONE, "done"),
+    ("failed", FAILED, "failed"),
+    ("lost", LOST, "lost"),
+    ("retrying", RETRYING, "retrying"),
+    ("running", RUNNING, "running"),
+    ("cancelled", CANCELLED, "cancelled"),
+    ("queued", QUEUED, "queued"),
+)
 
 
 def kind_of(status: Status) -> str:
@@ -116,6 +135,21 @@ def short_name(name: str) -> str:
     return name.rpartition(".")[2] if _DOTTED.fullmatch(name) else name
 
 
+def pace_of(each_second: float) -> str:
+    """Return how many a second, or a minute, as people write it.
+
+    >>> pace_of(1240.4), pace_of(4.26), pace_of(0.035)
+    ('1,240 /s', '4.3 /s', '2.1 /m')
+    """
+    if each_second >= 10:
+        return f"{each_second:,.0f} /s"
+    return f"{each_second:.1f} /s" if each_second >= 1 else f"{60 * each_second:.1f} /m"
+
+
+def _date(at: float) -> str:
+    return time.strftime("%d %b %Y %H:%M", time.localtime(at)).lstrip("0")
+
+
 def name_of(status: Status) -> str:
     """Return what a person calls a task."""
     return short_name(status.name or status.id[:8])
@@ -153,9 +187,9 @@ def _task_lines(status: TaskStatus, now: float) -> list[str]:
         arrow = f" → {visible(status.summary, 120)}" if status.summary else ""
         return [f"{MARKS[kind]} {name} {time_text}{where}{arrow}"]
     if kind == "failed":
-        attempt = f" (attempt {status.attempt})" if status.attempt > 1 else ""
+        attempt = f" ({attempt_of(status)})" if status.attempt > 1 else ""
         lines = [f"{MARKS[kind]} {name} failed after {time_text}{where}{attempt}", f"  {visible(status.error)}"]
-        return lines + [f"  {visible(line, 160)}" for line in _frames(status)[-6:]]
+        return lines + _failure_lines(status)
     if kind == "cancelled":
         return [f"{MARKS[kind]} {name} {word_of(status).lower()} after {time_text}"]
     lines = [f"{MARKS[kind]} {name} {word_of(status).lower()}{where} · {time_text}"]
@@ -168,24 +202,34 @@ def _task_lines(status: TaskStatus, now: float) -> list[str]:
 
 def _map_lines(status: MapStatus, now: float) -> list[str]:
     kind = kind_of(status)
-    head = f"{MARKS[kind]} {visible(name_of(status), 60)} map of {status.total:,} · {clock(elapsed(status, now))}"
+    head = f"{MARKS[kind]} {visible(name_of(status), 60)} map of {status.total:,} · {_map_time(status, now)}"
     if status.note and not status.ready:
         head += f" · {visible(status.note)}"
-    parts = [
-        (MARKS["succeeded"], DONE, "done"),
-        (MARKS["failed"], FAILED, "failed"),
-        (MARKS["retrying"], RETRYING, "retrying"),
-        (MARKS["running"], RUNNING, "running"),
-        (MARKS["cancelled"], CANCELLED, "cancelled"),
-        (MARKS["queued"], QUEUED, "queued"),
-    ]
-    counts = "  ".join(f"{mark} {status.counts[n]:,} {word}" for mark, n, word in parts if status.counts[n])
+    counts = "  ".join(f"{MARKS[word]} {status.counts[n]:,} {said}" for word, n, said in _COUNTS if status.counts[n])
+    kinds = sorted(status.kinds.values(), key=lambda one: -one.count)[:4]
+    wide = len(f"{kinds[0].count:,}") if kinds else 0
     errors = [
-        f"  {MARKS['failed']} {kind.count:,}  {visible(kind.text, 100)}  first #{kind.first:,}"
-        for kind in sorted(status.kinds.values(), key=lambda k: -k.count)[:4]
+        f"  {MARKS['failed']} {one.count:>{wide},}  {visible(one.text, 100)}  first #{one.first:,}" for one in kinds
     ]
     share = status.ended / status.total if status.total else 1.0
-    return [head, f"  {_blocks(share, 40)} {share:.1%}", f"  {counts}", *errors]
+    # never 100 % while one is missing
+    return [head, f"  {_map_blocks(status, 60)}  {int(1000 * share) / 10:.1f} %", f"  {counts}", *errors]
+
+
+def _map_time(status: MapStatus, now: float) -> str:
+    took = elapsed(status, now)
+    if status.ready or status.started_at is None or status.ended < 3 or took <= 0:
+        return clock(took)
+    return f"{pace_of(status.ended / took)} · {clock((status.total - status.ended) * took / status.ended)} left"
+
+
+def _map_blocks(status: MapStatus, width: int) -> str:
+    """Return what has become of how many: done, failed, under way, waiting. What there is has one block at least."""
+    counts = status.counts
+    under_way = counts[RUNNING] + counts[RETRYING] + counts[LOST]
+    failed, running = (max(1, n * width // status.total) if n else 0 for n in (counts[FAILED], under_way))
+    done = min((counts[DONE] + counts[CANCELLED]) * width // max(1, status.total), width - failed - running)
+    return "█" * done + "x" * failed + "▒" * running + "·" * (width - done - failed - running)
 
 
 def _blocks(share: float, width: int) -> str:
@@ -194,21 +238,46 @@ def _blocks(share: float, width: int) -> str:
 
 
 def _bar_line(bar: Bar) -> str:
-    label = visible(bar.label or "progress", 24)
-    indent = "  └ " if bar.parent >= 0 else "  "
+    label = ("└ " if bar.parent >= 0 else "") + visible(bar.label or "progress", 24)
     if not bar.total:
-        return f"{indent}{label:<12} {bar.done:,.10g}"
+        return f"  {label:<12} {bar.done:,.10g}"
     share = min(1.0, bar.done / bar.total)
-    return f"{indent}{label:<12} {_blocks(share, 20)} {share:4.0%}  {bar.done:,.10g}/{bar.total:,.10g}"
+    took = bar.updated_at - bar.started_at
+    left = f"  {clock(took * (1 - share) / share)} left" if 0 < share < 1 and took > 0 else ""
+    return f"  {label:<12} {_blocks(share, 24)} {int(100 * share):>3} %  {bar.done:,.10g}/{bar.total:,.10g}{left}"
 
 
 def _open_bars(status: TaskStatus) -> list[Bar]:
     return [bar for bar in list(status.bars.values()) if not bar.closed]
 
 
-def _frames(status: TaskStatus) -> list[str]:
-    text = status.failure.traceback if status.failure else ""
-    return [line for line in text.rstrip().splitlines()[:-1] if line.strip()]
+def _failure_lines(status: TaskStatus) -> list[str]:
+    """Return the frame of the reader's own code that a failure came from, and how much else there is."""
+    frames = frames_of(status.failure.traceback if status.failure else "")
+    own = own_frames(frames)[-1:]
+    lines = [f"  {line}" for frame in own for line in frame_lines(frame)]
+    if not lines and status.failure:
+        # no traceback of Python's, or none of it is the reader's own
+        return [f"  {visible(line, 160)}" for line in status.failure.traceback.rstrip().splitlines()[-7:-1] if line]
+    return [*lines, f"  {visible(folded(frames, own))}"] if lines and len(frames) > len(own) else lines
+
+
+def frame_lines(frame: Frame) -> list[str]:
+    """Return a frame as text: where it is, and its source with the line marked."""
+    name = f", in {visible(frame.name, 60)}" if frame.name not in ("", "<module>") else ""
+    lines = [f"{visible(frame.title, 80)}, line {frame.line}{name}"]
+    for number, source in frame.code:
+        sign = ">" if number == frame.line else " "
+        lines.append(f"  {sign} {number:>3}  {visible_block(source)}")
+        if sign == ">" and frame.marks and visible_block(source) == source:
+            start, end = frame.marks
+            lines.append(" " * (9 + start) + "^" * (end - start))
+    return lines
+
+
+def attempt_of(status: TaskStatus) -> str:
+    """Return which attempt it is, in words."""
+    return f"attempt {status.attempt}" + (f" of {status.max_retries + 1}" if status.max_retries >= 0 else "")
 
 
 def log_lines(status: TaskStatus) -> list[str]:
@@ -235,7 +304,7 @@ def static_html(status: Status, now: float | None = None) -> str:
 def _task_html(status: TaskStatus, now: float) -> str:
     kind = kind_of(status)
     took = f"<b>{clock(elapsed(status, now))}</b>"
-    when = time.strftime("%d %b %Y %H:%M", time.localtime(status.ended_at or now)).lstrip("0")
+    when = _date(status.ended_at or now)
     where = f" on {_escaped(status.worker, 60)}" if status.worker else ""
     tail = f'<span style="opacity:.65">{where} · {when} · id {_escaped(status.id[:8], 8)}</span>'
     name = f"<b>{_escaped(name_of(status), 80)}</b>"
@@ -246,17 +315,17 @@ def _task_html(status: TaskStatus, now: float) -> str:
         if status.summary:
             parts.append(f"<br>→ {_escaped(status.summary)}")
     elif kind == "failed":
-        parts.append(f"{mark} {name} failed after {took}{tail}")
-        style = f"color:{FILLS['failed']};background:none;padding:0"
-        parts.append(f'<br><code style="{style}">{_escaped(status.error)}</code>')
-        if status.failure:
-            parts.append(_folded("Traceback", status.failure.traceback, is_open=True))
+        attempt = f" · {attempt_of(status)}" if status.attempt > 1 else ""
+        parts.append(f"{mark} {name} failed after {took}{tail.replace(' · ', f'{attempt} · ', 1)}")
+        parts.append(_failure_html(status))
     elif kind == "cancelled":
         parts.append(f"{mark} {name} {word_of(status).lower()} after {took}{tail}")
     else:
-        parts.append(f"{mark} {name} was {word_of(status).lower()} when this was saved {tail}")
+        after = f", after {took}" if status.started_at else ""
+        parts.append(f"{mark} {name} was {word_of(status).lower()} when this was saved{after}{tail}")
         parts += [f"<br>{_escaped(_bar_line(bar).strip())}" for bar in _open_bars(status)[:3]]
-        parts.append('<br><span style="opacity:.65">Run the cell again to see it live; it is not sent twice.</span>')
+        again = "Run the cell again to see it live; it won't be sent twice."
+        parts.append(f'<br><span style="opacity:.65">{again}</span>')
     lines = log_lines(status)
     if lines:
         shown = lines[-20:]
@@ -266,13 +335,31 @@ def _task_html(status: TaskStatus, now: float) -> str:
     return "".join(parts)
 
 
+def _failure_html(status: TaskStatus) -> str:
+    kind, colon, message = visible(status.error).partition(": ")
+    kind = f'<b style="color:{FILLS["failed"]}">{html.escape(kind)}</b>'
+    style = "background:none;padding:0;color:inherit"
+    parts = [f'<br><code style="{style}">{kind}{colon}{html.escape(message)}</code>']
+    if status.failure:
+        frames = frames_of(status.failure.traceback)
+        own = own_frames(frames)
+        if own:
+            lines = [html.escape(line) for frame in own for line in frame_lines(frame)]
+            text = "\n".join(f"<b>{line}</b>" if line.startswith("  &gt; ") else line for line in lines)
+            parts.append(f'<pre style="margin:6px 0">{text}</pre>')
+        parts.append(_folded(folded(frames, own), status.failure.traceback[-50_000:], is_open=not own))
+    return "".join(parts)
+
+
 def _map_html(status: MapStatus, now: float) -> str:
     kind = kind_of(status)
     mark = f'<span style="color:{FILLS[kind]}">{MARKS[kind]}</span>'
-    counts = ", ".join(f"{status.counts[n]:,} {word}" for n, word in _WORDS if status.counts[n])
+    counts = ", ".join(f"{status.counts[n]:,} {word}" for _, n, word in _COUNTS if status.counts[n])
     head = f"{mark} <b>{_escaped(name_of(status), 80)}</b> map of {status.total:,}: <b>{counts}</b>"
     head += f" in <b>{clock(elapsed(status, now))}</b>"
-    head += f' <span style="opacity:.65">· id {_escaped(status.id[:8], 8)}</span>'
+    took, when = elapsed(status, now), _date(status.ended_at or now)
+    pace = f"{pace_of(status.ended / took)} · " if status.ended > 1 and took > 0 else ""
+    head += f' <span style="opacity:.65">{pace}{when} · id {_escaped(status.id[:8], 8)}</span>'
     rows = "".join(
         f"<tr><td>{kind.count:,}</td><td>{_escaped(kind.text)}</td><td>#{kind.first:,}</td></tr>"
         for kind in sorted(status.kinds.values(), key=lambda k: -k.count)[:10]
@@ -289,6 +376,7 @@ def _static_grid(status: MapStatus) -> str:
     signs = {FAILED: "x", LOST: "!", RETRYING: "▒", RUNNING: "▒", QUEUED: "·", CANCELLED: "/", DONE: "■"}
     marks = [signs[mark] for mark in status.marks(step)]
     text = "\n".join("".join(marks[start : start + 60]) for start in range(0, len(marks), 60))
+    text = re.sub("x+", lambda found: f'<b style="color:{FILLS["failed"]}">{found[0]}</b>', text)
     legend = f"one mark = {step:,} tasks, in call order; x has a failure" if step > 1 else "in call order; x failed"
     return (
         f'<pre style="line-height:1.2;margin:4px 0;color:{FILLS["succeeded"]}">{text}</pre>'
@@ -351,7 +439,7 @@ class TextView:
 
     def _redraw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns
-        lines = [fitting(self._written(line), width - 1) for line in text.splitlines()[:8]]
+        lines = [self._tinted(fitting(self._written(line), width - 1)) for line in text.splitlines()[:8]]
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
         self._stream.write(up + "".join(f"\r\x1b[2K{line}\n" for line in lines) + "\x1b[J")
         self._stream.flush()
@@ -364,13 +452,23 @@ class TextView:
             return
         self._last, self._at = word, now
         text = plain_text(status, now).splitlines()[0][2:]
+        bars = _open_bars(status) if isinstance(status, TaskStatus) else []
+        if bars and bars[0].total:
+            label = visible(bars[0].label or "progress", 24)
+            text += f" · {int(100 * bars[0].done / bars[0].total)} % {label} {bars[0].done:,.10g}/{bars[0].total:,.10g}"
         stamp = time.strftime("%H:%M:%S", time.localtime(now))
         self._stream.write(self._written(f"{stamp} {status.id[:4]} {text}") + os.linesep)
         self._stream.flush()
 
+    def _tinted(self, line: str) -> str:
+        """Return a line with the sign it begins with in its colour."""
+        start = line[: len(line) - len(line.lstrip())]
+        sign = line[len(start) : len(start) + 1]
+        return f"{start}{_TINTED[sign]}{line[len(start) + 1 :]}" if self._glyphs and sign in _TINTED else line
+
     def _written(self, line: str) -> str:
         """Return a line in characters that the stream can show."""
-        text = line if self._glyphs else line.translate(_IN_WORDS)
+        text = line if self._glyphs else line.replace(" · ", ", ").translate(_IN_WORDS)
         return text if self._unicode else text.encode("ascii", "replace").decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import secrets
@@ -32,7 +33,7 @@ from nbqueue.notebook.text import (
     static_html,
     word_of,
 )
-from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus
+from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus, marks_of
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
@@ -48,6 +49,7 @@ LINE_CHARACTERS: Final = 2_000
 MAX_BARS: Final = 6
 MAX_CELLS: Final = 12_000  # marks of a map; with more members one mark stands for several
 STEPS: Final = (1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 100)  # members to a mark
+BLOCK: Final = 64  # marks that are looked at together
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,8 @@ class Drawing:
         self._lines = Lines()
         self._chunks = 0
         self._told = 0
-        self._cells = b""
+        self._members = bytes(self.status.members) if isinstance(self.status, MapStatus) else b""
+        self._cells = bytearray(marks_of(self._members, step_of(len(self._members))))
         self._state: dict[str, Any] = {}
 
     @property
@@ -172,12 +175,10 @@ class Drawing:
             self._read()
             if lines := self._lines.take():
                 message["lines"], message["total"] = _rows(lines, NEWS_BYTES), self._lines.total
-            cells = self._marks()
-            if cells != self._cells:
-                runs = runs_of(self._cells, cells)
-                self._cells = cells
-                if runs is None:
-                    return {**message, "cells": 0}, [cells]
+            runs = self._runs()
+            if len(runs) > len(self._cells) // 4:
+                return {**message, "cells": 0}, [bytes(self._cells)]
+            if runs:
                 message["runs"] = runs
             return message, []
 
@@ -202,6 +203,24 @@ class Drawing:
         """Return a map's marks, a byte each."""
         status = self.status
         return status.marks(step_of(status.total)) if isinstance(status, MapStatus) else b""
+
+    def _runs(self) -> list[int]:
+        """Return where marks have changed, as start, length and mark of each run; most of a large map has not."""
+        status = self.status
+        if not isinstance(status, MapStatus):
+            return []
+        old, new = self._members, bytes(status.members)
+        step = step_of(status.total)
+        runs: list[int] = []
+        for start in range(0, len(new), BLOCK * step):
+            end = start + BLOCK * step
+            if old[start:end] != new[start:end]:
+                first = start // step
+                marks = marks_of(new[start:end], step)
+                runs += runs_of(self._cells[first : first + len(marks)], marks, first)
+                self._cells[first : first + len(marks)] = marks
+        self._members = new
+        return runs
 
     def _read(self) -> None:
         status = self.status
@@ -253,8 +272,10 @@ class WidgetView:
         trouble = getattr(self.watched, "trouble", None)
         if trouble is not None:
             status.note = str(trouble)
-        if isinstance(status, TaskStatus):
-            self._show_outputs(status)
+        if isinstance(status, TaskStatus) and self._show_outputs(status) and not status.ready:
+            # one message at a time, whatever it is
+            self._painter.soon(self)
+            return
         self._tell(*self.drawing.news())
         if (status.ready or trouble is not None) and not self._stays(status):
             self.ended = True
@@ -278,15 +299,18 @@ class WidgetView:
     def _tell(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
         self.widget.send(message, buffers=list(buffers))
 
-    def _show_outputs(self, status: TaskStatus) -> None:
-        """Show what the task displays below the view, twice a second at most: it may be large."""
+    def _show_outputs(self, status: TaskStatus) -> bool:
+        """Show what the task displays below the view, twice a second at most; tell whether there was something new."""
         outputs = status.outputs
-        soon = time.monotonic() - self._outputs_at < OUTPUTS_S and not status.ready
-        if outputs is self._outputs or (soon and self._outputs):
-            return
+        if outputs is self._outputs:
+            return False
+        if not status.ready and time.monotonic() - self._outputs_at < OUTPUTS_S:
+            self._painter.soon(self)
+            return False
         self._outputs, self._outputs_at = outputs, time.monotonic()
         data, metadata = combined(outputs)
         self._shown.update(data, metadata=metadata, raw=True)
+        return True
 
     def _bundle(self) -> dict[str, Any]:
         status = self.watched.status
@@ -430,6 +454,7 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
         "bars": bars,
         "more": max(0, sum(not bar.closed for bar in list(status.bars.values())) - MAX_BARS),
         "summary": visible(status.summary, 200),
+        "told": status.told_at,
         "attempts": status.max_retries + 1 if status.max_retries >= 0 else 0,
         "error": visible(status.error, 200),
         "failure": _failure(status.failure.traceback) if status.failure else None,
@@ -441,7 +466,7 @@ def _failure(traceback: str) -> dict[str, Any]:
     own = own_frames(frames)
     return {
         "frames": [_frame(frame) for frame in own],
-        "folded": visible(folded(frames, len(own)), 300),
+        "folded": visible(folded(frames, own), 300),
         "text": visible_block(traceback[-MAX_TEXT:]),
     }
 
@@ -497,27 +522,24 @@ def step_of(total: int) -> int:
     return next((step for step in STEPS if step >= least), least)
 
 
-def runs_of(old: bytes, new: bytes) -> list[int] | None:
-    """Return where marks differ, as start, length and mark of each run; None if all of them are shorter."""
-    if len(old) != len(new):
-        return None
+def runs_of(old: bytes | bytearray, new: bytes, first: int = 0) -> list[int]:
+    """Return where marks differ, as start, length and mark of each run.
+
+    Args:
+        old: as many marks.
+        new: the marks of now.
+        first: the place of the first of them.
+    """
     runs: list[int] = []
-    place = 0
-    while place < len(new):
-        if old[place] == new[place]:
-            # what is equal is skipped in steps that need no loop
-            if old[place : place + 256] == new[place : place + 256]:
-                place += 256
+    place = first
+    for (now, before), same in itertools.groupby(zip(new, old, strict=True)):
+        length = sum(1 for _ in same)
+        if now != before:
+            if runs and runs[-1] == now and runs[-3] + runs[-2] == place:
+                runs[-2] += length
             else:
-                place += 1
-            continue
-        end = place
-        while end < len(new) and new[end] == new[place] and old[end] != new[end]:
-            end += 1
-        runs += [place, end - place, new[place]]
-        if len(runs) > len(new) // 4:
-            return None
-        place = end
+                runs += [place, length, now]
+        place += length
     return runs
 
 

@@ -69,8 +69,9 @@ def test_failed_cell_shows_its_error_and_its_own_line(lab: Lab) -> None:
         output = notebook.output(1)
         expect(output).to_contain_text("broken failed after")
         expect(output.locator("code")).to_have_text("IndexError: list index out of range")
-        expect(output.locator("pre").first).to_contain_text('File "<cell broken>", line 3')
-        expect(output.locator("pre").first).to_contain_text("numbers[7]")
+        expect(output.locator("pre").first).to_contain_text("Cell broken, line 3")
+        expect(output.locator("pre b")).to_contain_text("numbers[7]")
+        expect(output.locator("details pre").first).to_contain_text('File "<cell broken>", line 3')
         expect(output).not_to_contain_text("nbqueue/")
         assert notebook.errors == []
 
@@ -100,3 +101,150 @@ runs = work.map(range(102))"""
         expect(notebook.output(1)).to_contain_text("ValueError: not this one")
         expect(notebook.view(1)).to_have_count(0)
         assert notebook.errors == []
+
+
+LINES = """%%task lines
+print("\\n".join(f"line {n}" for n in range(40)))
+hold("more")
+print("\\n".join(f"line {n}" for n in range(40, 43)))
+hold("end")
+"""
+
+
+def test_log_follows_until_it_is_paused_and_then_counts_what_is_new(lab: Lab) -> None:
+    with lab.open("log", LINES) as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        following = notebook.view(1).locator(".nbq-plain")
+        expect(log.get_by_text("line 39", exact=True)).to_be_in_viewport()
+        expect(following).to_have_text("Following")
+        log.press("Space")
+        expect(following).to_have_text("Paused")
+        notebook.open_gate("more")
+        expect(following).to_have_text("3 new lines")
+        expect(log.get_by_text("line 42", exact=True)).not_to_be_in_viewport()
+        log.press("End")
+        expect(following).to_have_text("Following")
+        expect(log.get_by_text("line 42", exact=True)).to_be_in_viewport()
+        notebook.open_gate("end")
+        assert notebook.errors == []
+
+
+def test_log_is_searched_from_the_keyboard(lab: Lab) -> None:
+    with lab.open("search", LINES) as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("line 39")
+        # command mode has an action for nearly every one of these keys
+        log.press("/")
+        field = notebook.view(1).get_by_role("searchbox")
+        field.type("line 1")
+        expect(notebook.view(1).locator(".nbq-field .nbq-numbers")).to_have_text("11 of 11")
+        expect(log.locator(".nbq-found")).to_be_in_viewport()
+        field.press("Enter")
+        expect(notebook.view(1).locator(".nbq-field .nbq-numbers")).to_have_text("10 of 11")
+        field.press("Escape")
+        expect(log.locator("mark")).to_have_count(0)
+        expect(log).to_be_focused()
+        assert notebook.page.locator(".jp-Notebook .jp-Cell").count() == 2
+        notebook.open_gate("all")
+
+
+def test_second_view_of_a_task_shows_what_the_first_one_does(lab: Lab) -> None:
+    with lab.open("twice", LINES) as notebook:
+        notebook.run(0, 1)
+        expect(notebook.view(1).get_by_role("log")).to_contain_text("line 39")
+        notebook.open_gate("more")
+        expect(notebook.view(1).get_by_role("log")).to_contain_text("line 42")
+        notebook.page.evaluate("() => jupyterapp.commands.execute('notebook:create-output-view')")
+        second = notebook.page.locator(".jp-LinkedOutputView .nbq")
+        expect(second.get_by_role("log")).to_contain_text("line 42")
+        expect(second.get_by_role("log")).to_contain_text("line 0")
+        notebook.page.evaluate("() => jupyterapp.shell.currentWidget.dispose()")
+        notebook.open_gate("end")
+        assert notebook.errors == []
+
+
+def test_flood_of_prints_shows_its_end_and_says_what_it_left_out(lab: Lab) -> None:
+    code = """%%task flood
+print("line 0 of a flood of prints")
+hold("flood")
+print("\\n".join(f"line {n} of a flood of prints" for n in range(1, 20_000)))
+hold("end")"""
+    with lab.open("flood", code) as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("line 0 of a flood")
+        notebook.open_gate("flood")
+        expect(log).to_contain_text("line 19999 of a flood")
+        expect(notebook.view(1).locator(".nbq-logbar")).to_contain_text("20,000 lines")
+        expect(log.locator(".nbq-skipped").first).to_contain_text("lines skipped here")
+        assert log.locator(".nbq-line").count() <= 2_000
+        notebook.open_gate("end")
+        assert notebook.errors == []
+
+
+def test_view_that_is_read_in_stays_until_its_reader_leaves(lab: Lab) -> None:
+    with lab.open("read", LINES) as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("line 39")
+        log.focus()
+        notebook.open_gate("all")
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Succeeded")
+        expect(log).to_contain_text("line 42")
+        # longer than one that nobody reads in would stay
+        notebook.page.wait_for_timeout(5_000)
+        expect(log).to_contain_text("line 42")
+        log.press("Escape")
+        expect(notebook.output(1)).to_contain_text("lines succeeded in")
+        expect(notebook.view(1)).to_have_count(0)
+
+
+def test_map_is_read_from_the_keyboard_cell_by_cell(lab: Lab) -> None:
+    code = """from nbqueue import task
+@task
+def work(n):
+    if n == 5:
+        raise ValueError("not this one")
+    if n > 9:
+        hold("rest")
+runs = work.map(range(12))"""
+    with lab.open("keys", code) as notebook:
+        notebook.run(0, 1)
+        view = notebook.view(1)
+        expect(view.locator("canvas")).to_have_accessible_name("9 done, 1 failed of 12")
+        grid, tip = view.locator("canvas"), view.locator(".nbq-tip")
+        grid.press("f")
+        expect(tip).to_contain_text("#5 failed on local@")
+        expect(tip).to_contain_text("ValueError: not this one")
+        grid.press("ArrowRight")
+        expect(tip).to_contain_text("#6 done")
+        grid.press("End")
+        expect(tip).to_contain_text(re.compile("#11 (running|queued)"))
+        grid.press("Escape")
+        expect(tip).to_be_hidden()
+        view.get_by_role("button", name="1 failed").click()
+        expect(view.get_by_role("button", name="1 failed")).to_have_attribute("aria-pressed", "true")
+        expect(view.get_by_role("img", name=re.compile("where in the map"))).to_be_visible()
+        notebook.open_gate("rest")
+        expect(view.locator(".nbq-chip")).to_have_text("1 failed")
+        view.get_by_role("button", name="1 failed").blur()
+        view.locator(".nbq-name").hover()
+        expect(notebook.output(1)).to_contain_text("11 done, 1 failed in")
+        assert notebook.errors == []
+
+
+def test_task_that_starts_later_says_when(lab: Lab) -> None:
+    code = """from nbqueue import task
+@task
+def later():
+    pass
+one = later.apply_async(countdown=3_000)
+one"""
+    with lab.open("later", code) as notebook:
+        notebook.run(0, 1)
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text(re.compile(r"Scheduled \S*\d+:\d\d"))
+        expect(notebook.view(1).locator(".nbq-time")).to_have_text(re.compile(r"starts in (49|50):\d\d"))
+        notebook.view(1).get_by_role("button", name="Cancel").click()
+        expect(notebook.output(1)).to_contain_text("later cancelled")

@@ -55,8 +55,8 @@ one"""
         notebook.open_gate("end")
         expect(notebook.output(1)).to_contain_text("failed after")
         shows_as_text(notebook, notebook.output(1).locator("code"))
-        shows_as_text(notebook, notebook.output(1).locator("pre").first)
-        shows_as_text(notebook, notebook.output(1).locator("pre").last)
+        shows_as_text(notebook, notebook.output(1).locator("details pre").first)
+        shows_as_text(notebook, notebook.output(1).locator("details pre").last)
         expect(notebook.output(2)).to_contain_text("2 failed")
         shows_as_text(notebook, notebook.output(2))
 

@@ -100,10 +100,17 @@ function open(model) {
   if (known) return known
   const store = { key: now.key, views: new Set(), asked: 0, members: new Map() }
   fill(store, now, now.cells)
+  // What a notebook was saved with is as old as it says, and not of a clock that is ahead.
+  if (Date.now() - 1000 * now.at > SILENT_MS) { store.heard = 1000 * now.at; store.skew = 0 }
   STORES.set(now.key, store)
   model.on('msg:custom', (message, buffers) => take(store, model, message, buffers))
-  model.send({ do: 'hello', n: store.n })
+  ask(model, { do: 'hello', n: store.n })
   return store
+}
+
+// A kernel that is gone can't be asked, and the view says so by itself.
+function ask(model, message) {
+  try { model.send(message) } catch { /* it has no comm any more */ }
 }
 
 function bytes(view) {
@@ -132,7 +139,7 @@ function take(store, model, message, buffers) {
   else {
     if (message.n > store.n + 1 && Date.now() - store.asked > 1000) {
       store.asked = Date.now()
-      model.send({ do: 'hello', n: store.n })
+      ask(model, { do: 'hello', n: store.n })
     }
     store.n = message.n
     hear(store, message.at)
@@ -295,7 +302,7 @@ function Failure() {
     code.replaceChildren()
     if (type) code.append(make('b', 'error-type', type), ': ')
     code.append(message)
-    text.replaceChildren(...(s.kind === 'retrying' ? [`Attempt ${s.attempt} failed: `] : []), code)
+    text.replaceChildren(...(s.kind === 'retrying' ? [`Attempt ${s.attempt} failed${s.told > s.started ? ` after ${clock(s.told - s.started)}` : ''}: `] : []), code)
     node.append(text)
     if (!s.failure) return
     for (const f of s.failure.frames) node.append(frame(f))
@@ -368,8 +375,9 @@ function Log(store, leave) {
     else if (event.key === 'Escape') { hide(); log.focus() }
   }
 
-  function look() { field.hidden = false; input.focus(); input.select() }
-  function hide() { field.hidden = true; input.value = sought = ''; redraw() }
+  function look() { show(true); input.focus(); input.select() }
+  function hide() { show(false); input.value = sought = ''; redraw() }
+  function show(yes) { field.hidden = !yes; bar.classList.toggle('nbq-searching', yes); set(find, 'aria-pressed', yes) }
 
   // From the newest hit backwards: what was just printed is what is looked for.
   function go(by) {
@@ -377,7 +385,7 @@ function Log(store, leave) {
     if (all.length) {
       found = found < 0 || found >= all.length ? all.length - 1 : (found + by + all.length) % all.length
       pause(true)
-      log.scrollTop = all[found].offsetTop - log.offsetTop - log.clientHeight / 2
+      log.scrollTop += all[found].getBoundingClientRect().top - log.getBoundingClientRect().top - log.clientHeight / 2
     }
     all.forEach((hit, n) => hit.classList.toggle('nbq-found', n === found))
     say(hits, sought ? all.length ? `${count(found + 1)} of ${count(all.length)}` : 'none' : '')
@@ -435,7 +443,7 @@ function Log(store, leave) {
 
 function Marks(store, model, leave) {
   const bars = make('div', 'bars'), strip = make('div', 'strip'), legend = make('div', 'legend'), share = make('span', 'numbers')
-  const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip')
+  const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip'), hot = make('div', 'hot')
   const ends = [make('span'), make('span'), make('span')]
   const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), parts = new Map(), kinds = new Map()
   let fit = null, at = -1, only = -1, dark = false, flags = new Set(), asking = null
@@ -454,9 +462,9 @@ function Marks(store, model, leave) {
   canvas.setAttribute('role', 'img')
   canvas.tabIndex = 0
   canvas.setAttribute('data-lm-suppress-shortcuts', 'true')
-  tip.hidden = true
+  tip.hidden = hot.hidden = true
   caption.append(...ends)
-  grid.append(canvas, tip, caption)
+  grid.append(canvas, hot, tip, caption)
   errors.append(head)
 
   canvas.onmousemove = event => {
@@ -625,11 +633,11 @@ function Marks(store, model, leave) {
     if (to === at && to >= 0) return
     at = to
     clearTimeout(asking)
-    tip.hidden = at < 0
+    tip.hidden = hot.hidden = at < 0
     if (at < 0) { tip.removeAttribute('aria-live'); return }
     const index = memberOf(at), ended = [2, 3, 5].includes(kindOf(at))
     // One cell, one member: the kernel knows more of it once it has ended.
-    if (store.state.step === 1 && ended && !store.members.has(index)) asking = setTimeout(() => model.send({ do: 'member', index }), 120)
+    if (store.state.step === 1 && ended && !store.members.has(index)) asking = setTimeout(() => ask(model, { do: 'member', index }), 120)
     drawTip()
   }
 
@@ -644,6 +652,7 @@ function Marks(store, model, leave) {
     tip.replaceChildren(words)
     if (known?.error) tip.append(make('code', 'tip-error', known.error))
     const x = (at % fit.across) * fit.pitch, y = Math.floor(at / fit.across) * fit.pitch
+    hot.style.cssText = `left: ${x - 2}px; top: ${canvas.offsetTop + y - 2}px; width: ${fit.pitch + 3}px; height: ${fit.pitch + 3}px`
     const box = tip.getBoundingClientRect(), below = canvas.offsetTop + y + fit.pitch + 6
     tip.style.left = Math.max(0, Math.min(x + 6, fit.width - box.width)) + 'px'
     tip.style.top = (below + box.height > grid.clientHeight + 40 ? Math.max(0, canvas.offsetTop + y - box.height - 6) : below) + 'px'
@@ -664,19 +673,23 @@ function Marks(store, model, leave) {
 
 function render({ model, el }) {
   const store = open(model), isMap = store.state.form === 'map'
-  const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where')
+  const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where'), spark = make('span', 'spark'), line = make('div', 'countdown'), passed = make('i')
   const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
   const actions = make('span', 'actions'), body = make('div', 'body'), note = make('div', 'note'), said = make('div', 'said')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
   said.setAttribute('role', 'status')
   actions.append(cancel, copy, fold)
-  head.append(chip, name, where, make('span', 'space'), time, actions)
+  spark.setAttribute('role', 'img')
+  spark.hidden = true
+  head.append(chip, name, where, make('span', 'space'), spark, time, actions)
 
   const leave = from => { from.blur(); root.closest('.jp-Notebook')?.focus() }
   const marks = isMap ? Marks(store, model, leave) : null, bars = isMap ? null : Bars(), failure = isMap ? null : Failure(), log = isMap ? null : Log(store, leave)
   body.append(note, ...(isMap ? [marks.bars, marks.grid, marks.errors] : [bars.node, failure.node, log.node]))
-  root.append(head, body, said)
+  line.append(passed)
+  line.hidden = true
+  root.append(head, line, body, said)
   el.append(root)
 
   let asked = 0, onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
@@ -695,7 +708,7 @@ function render({ model, el }) {
     }
     say(cancel.lastChild, 'Cancelling…')
     cancel.disabled = true
-    model.send({ do: 'cancel' })
+    ask(model, { do: 'cancel' })
   }
   copy.onclick = () => { navigator.clipboard?.writeText(store.state.id); copy.title = 'Copied'; setTimeout(() => { copy.title = 'Copy the id' }, 2000) }
   function collapse(yes) {
@@ -718,7 +731,7 @@ function render({ model, el }) {
   // Somebody who reads here when it ends is left to it; the kernel is told, and waits.
   function hold() {
     const now = body.contains(document.activeElement) || touched && body.matches(':hover')
-    if (now !== held) model.send({ do: 'hold', on: held = now })
+    if (now !== held) ask(model, { do: 'hold', on: held = now })
   }
   for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; hold() }, { passive: true })
   for (const sign of ['focusin', 'pointerenter']) body.addEventListener(sign, hold)
@@ -770,6 +783,8 @@ function render({ model, el }) {
     cancel.hidden = s.ready || silent
     if (s.cancelling) { say(cancel.lastChild, 'Cancelling…'); cancel.disabled = true }
     else if (cancel.disabled) { say(cancel.lastChild, 'Cancel'); cancel.disabled = false }
+    line.hidden = !due || s.kind !== 'retrying' || !s.told
+    if (!line.hidden) passed.style.width = `${Math.min(100, 100 * (now() - s.told) / (due - s.told))}%`
     drawTime(s, due, silent)
   }
 
@@ -789,9 +804,28 @@ function render({ model, el }) {
   }
 
   const ended = s => s.done + s.failed + s.counts[5]
+  // How fast it goes now: over the last ten seconds, once there are as many.
+  const paces = [], counted = []
   function rate(s) {
-    const took = (s.ended || now()) - (s.started || 0)
-    return s.started && ended(s) > 2 && took > 0.5 ? ended(s) / took : 0
+    const took = (s.ended || now()) - (s.started || 0), all = s.started && ended(s) > 2 && took > 0.5 ? ended(s) / took : 0
+    if (s.ready || counted.length < 11) return all
+    const [then, before] = counted[counted.length - 11], [last, total] = counted[counted.length - 1]
+    return total > before ? (total - before) / (last - then) : all
+  }
+  function sample(s) {
+    if (!s.started || s.ready || Date.now() - store.heard > SILENT_MS) return
+    counted.push([now(), ended(s)])
+    if (counted.length > 12) counted.shift()
+    if (counted.length > 1) {
+      const [[then, before], [last, total]] = counted.slice(-2)
+      paces.push((total - before) / Math.max(0.5, last - then))
+      if (paces.length > 60) paces.shift()
+    }
+    if (paces.length < 8) return
+    const most = Math.max(...paces, 1e-9), points = paces.map((pace, n) => `${(64 * n / (paces.length - 1)).toFixed(1)},${(15 - 14 * pace / most).toFixed(1)}`)
+    spark.hidden = false
+    spark.setAttribute('aria-label', `rate of the last minute, now ${count(Math.round(10 * rate(s)) / 10)} a second`)
+    spark.innerHTML = `<svg aria-hidden="true" viewBox="0 0 64 16" width="64" height="16"><path d="M0,16 L${points.join(' ')} L64,16z" fill="currentColor" opacity=".16"/><polyline points="${points.join(' ')}" fill="none" stroke="currentColor" stroke-width="1.2"/></svg>`
   }
 
   function drawTime(s, due, silent) {
@@ -815,7 +849,7 @@ function render({ model, el }) {
 
   function drawAll(changed) {
     const s = store.state
-    if (s.ready && !over) over = Date.now()
+    if (s.ready && !over) { over = Date.now(); spark.hidden = true }
     drawHead(s)
     if (isMap) {
       milestones(s)
@@ -836,9 +870,9 @@ function render({ model, el }) {
       // what would be more work than all of it
       if (waiting.lines.size > KEPT_LINES || waiting.cells.length > 5000) waiting.all = true
     }
-    ask()
+    soon()
   }
-  function ask() {
+  function soon() {
     if (waiting && onScreen && !document.hidden && !frame) frame = requestAnimationFrame(show)
   }
   function show() {
@@ -853,6 +887,7 @@ function render({ model, el }) {
     speak()
     const lapsed = over && Date.now() - over > LINGER_MS
     if (lapsed && store.state.kind === 'succeeded' && !touched && !held && !root.classList.contains('nbq-folded')) collapse(true)
+    if (isMap) sample(store.state)
     if (!root.isConnected || document.hidden || !onScreen) return
     drawHead(store.state)
     // The theme may change while nothing else does.
@@ -860,9 +895,9 @@ function render({ model, el }) {
   }
 
   store.views.add(news)
-  const seen = new IntersectionObserver(entries => { onScreen = entries[entries.length - 1].isIntersecting; ask() })
+  const seen = new IntersectionObserver(entries => { onScreen = entries[entries.length - 1].isIntersecting; soon() })
   seen.observe(root)
-  document.addEventListener('visibilitychange', ask)
+  document.addEventListener('visibilitychange', soon)
   const timer = setInterval(tick, 1000), resized = new ResizeObserver(() => marks?.resize())
   resized.observe(root)
   drawAll({ all: true })
@@ -871,9 +906,9 @@ function render({ model, el }) {
     cancelAnimationFrame(frame)
     resized.disconnect()
     seen.disconnect()
-    document.removeEventListener('visibilitychange', ask)
+    document.removeEventListener('visibilitychange', soon)
     store.views.delete(news)
-    if (held) model.send({ do: 'hold', on: false })
+    if (held) ask(model, { do: 'hold', on: false })
   }
 }
 
