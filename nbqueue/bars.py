@@ -33,7 +33,8 @@ class Bars:
             return bars.tell(bar) or display(bar, msg, pos)
 
         def tell_close(bar: Any) -> None:
-            if not bar.disable and bars.tell(bar, closed=True):
+            # One that was never displayed, as it was delayed, leaves nothing either.
+            if not getattr(bar, "disable", True) and hasattr(bar, "_nbqueue") and bars.tell(bar, closed=True):
                 bar.fp, bar.sp = io.StringIO(), _nothing  # what it writes to end its line
             close(bar)
 
@@ -44,7 +45,7 @@ class Bars:
         kind.display, kind.close, kind.clear = tell_display, tell_close, keep_clear
 
     def hook_notebook(self, module: ModuleType) -> None:
-        """Let `tqdm.notebook` have the same bars: there is no page here for its widgets."""
+        """Let `tqdm.notebook` have the same bars: there is no page here for its widgets, slow to load."""
         from tqdm import std  # noqa: PLC0415 - the task has just loaded it
 
         module.tqdm = module.tqdm_notebook = std.tqdm  # type: ignore[attr-defined]
@@ -66,16 +67,17 @@ class Bars:
             number, parent = recorder.open_bar()
             known = bar._nbqueue = (recorder, number, parent)  # noqa: SLF001 - ours, on an object of tqdm's
         _, number, parent = known
-        total = None if bar.total is None else float(bar.total)
         progress = Progress(
             number,
             float(bar.n),
-            total,
+            None if bar.total is None else float(bar.total),
             str(bar.desc or "").removesuffix(": "),
             closed=closed,
             parent=parent,
             unit="" if bar.unit == "it" else str(bar.unit).strip(),
             note=str(bar.postfix or ""),
+            rate=None if closed else _rate(bar),
+            leave=abs(bar.pos) == 0 if bar.leave is None else bool(bar.leave),
         )
         if closed:
             recorder.close_bar(number)
@@ -86,3 +88,12 @@ class Bars:
 
 def _nothing(text: str) -> None:
     """Stand for what prints a bar."""
+
+
+def _rate(bar: Any) -> float | None:
+    """Return units a second: lately, or all in all as long as that isn't known."""
+    told = bar.format_dict
+    rate, elapsed = told["rate"], told["elapsed"]
+    if rate is None and elapsed > 0 and bar.n > bar.initial:
+        rate = (bar.n - bar.initial) / elapsed
+    return None if rate is None else float(rate)

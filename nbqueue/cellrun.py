@@ -6,16 +6,25 @@ import ast
 import asyncio
 import builtins
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
 
 from nbqueue.capture import Recorder, summarize
 from nbqueue.display import Displayer
 from nbqueue.serialization import remember_sources
+
+# Figures are shown as `%matplotlib inline` has them shown, without loading IPython; other ways need a screen.
+_FIGURES: Final = re.compile(
+    r"""get_ipython\(\)\.run_line_magic\(
+        (?: 'matplotlib',\ '[^']*' | 'config',\ (?P<quote>['"])InlineBackend\..*(?P=quote) )
+    \)""",
+    re.VERBOSE,
+)
 
 
 @dataclass
@@ -64,10 +73,11 @@ def run_cell(run: CellRun, recorder: Recorder, displayer: Displayer) -> tuple[Ce
     namespace["__name__"] = "__main__"
     if "display" not in run.variables:
         namespace["display"] = displayer.display
-    if "get_ipython" in run.source:
+    source = _FIGURES.sub("None", run.source)
+    if "get_ipython" in source:
         _provide_ipython(namespace)
     remember_sources({**run.sources, run.filename: run.shown or run.source})
-    value = _execute(run, namespace)
+    value = _execute(source, run.filename, namespace)
     if value is not None:
         displayer.result(value)
     displayer.figures(shown=value)
@@ -84,16 +94,16 @@ def run_cell(run: CellRun, recorder: Recorder, displayer: Displayer) -> tuple[Ce
     return CellResult(value, outputs), _summary(value, outputs)
 
 
-def _execute(run: CellRun, namespace: dict[str, Any]) -> Any:
+def _execute(source: str, filename: str, namespace: dict[str, Any]) -> Any:
     """Run all statements; return the value of the last if it is an expression."""
-    tree = ast.parse(run.source, run.filename)
+    tree = ast.parse(source, filename)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    _run(_compile(tree, run.filename, "exec"), namespace)
+    _run(_compile(tree, filename, "exec"), namespace)
     if not isinstance(last, ast.Expr):
         return None
-    value = _run(_compile(ast.Expression(last.value), run.filename, "eval"), namespace)
+    value = _run(_compile(ast.Expression(last.value), filename, "eval"), namespace)
     # A semicolon at the end keeps a value from being shown, in a notebook too.
-    return None if run.source.rstrip().endswith(";") else value
+    return None if source.rstrip().endswith(";") else value
 
 
 def _compile(tree: ast.AST, filename: str, mode: str) -> CodeType:

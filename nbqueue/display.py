@@ -7,7 +7,6 @@ display_data, update_display_data and clear_output.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import sys
 import uuid
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-from nbqueue.capture import Recorder
+from nbqueue.capture import Flusher, Recorder
 
 MAX_REPR: Final = 200_000
 _METHODS: Final = {
@@ -39,10 +38,12 @@ class Displayer:
 
     Args:
         recorder: returns the recorder of the running task, or None between tasks.
+        flusher: flushes later; without one what is held is sent when something else is, or at the task's end.
     """
 
-    def __init__(self, recorder: Callable[[], Recorder | None]) -> None:
+    def __init__(self, recorder: Callable[[], Recorder | None], flusher: Flusher | None = None) -> None:
         self._recorder = recorder
+        self._flusher = flusher
 
     # ---- IPython's functions of the same names
 
@@ -75,7 +76,7 @@ class Displayer:
             if include:
                 data = {mime: part for mime, part in data.items() if mime in include or mime == "text/plain"}
             data = {mime: part for mime, part in data.items() if mime not in (exclude or ())}
-            self._send("update" if update else "display", data, {**more, **(metadata or {})}, name)
+            self._send(_kind(update), data, {**more, **(metadata or {})}, name)
         return Handle(self, name) if display_id else None
 
     def update_display(self, value: Any, *, display_id: str, **options: Any) -> None:
@@ -100,14 +101,14 @@ class Displayer:
         """Display a finished MIME bundle."""
         name = str((transient or {}).get("display_id") or "")
         clean = {mime: _text(part) for mime, part in data.items()}
-        self._send("update" if update else "display", clean, dict(metadata or {}), name)
+        self._send(_kind(update), clean, dict(metadata or {}), name)
 
     # ---- what a notebook does by itself
 
     def result(self, value: Any) -> None:
         """Display the value of a cell's last expression."""
         if not _displays_itself(value):
-            self._send("result", *bundle(value), "")
+            self._send("execute_result", *bundle(value), "")
 
     def figures(self, *, shown: Any = None) -> None:
         """Display matplotlib's open figures and close them, as a notebook does at the end of a cell.
@@ -136,8 +137,8 @@ class Displayer:
     def _send(self, kind: str, data: dict[str, Any], metadata: dict[str, Any], name: str) -> None:
         recorder = self._recorder()
         data.pop(_LEFT_OUT, None)
-        if recorder is not None and data:
-            recorder.display(kind, data, metadata, name)
+        if recorder is not None and data and recorder.display(kind, data, metadata, name) and self._flusher is not None:
+            self._flusher.soon(recorder)
 
 
 class Handle:
@@ -150,6 +151,10 @@ class Handle:
     def __repr__(self) -> str:
         return f"<Handle display_id={self.display_id}>"
 
+    def __reduce__(self) -> tuple[type[Handle], tuple[Displayer, str]]:
+        """Pickle, as the last value of a cell may be one; what it displayed can't be updated from elsewhere."""
+        return Handle, (Displayer(_nobody), self.display_id)
+
     def display(self, value: Any, **options: Any) -> None:
         """Display an object, with the same id."""
         self._displayer.display(value, display_id=self.display_id, **options)
@@ -157,6 +162,14 @@ class Handle:
     def update(self, value: Any, **options: Any) -> None:
         """Display an object in the place of what is displayed under this id."""
         self._displayer.update_display(value, display_id=self.display_id, **options)
+
+
+def _kind(update: bool) -> str:
+    return "update_display_data" if update else "display_data"
+
+
+def _nobody() -> None:
+    """Stand for the recorder of a handle that has left its task."""
 
 
 def close_figures() -> None:
@@ -177,8 +190,10 @@ def bundle(value: Any) -> Bundle:
     if isinstance(value, type | ModuleType):
         return data, metadata
     if _is_figure(value):
-        with contextlib.suppress(Exception):  # whatever matplotlib may raise, the text is there
+        try:
             data["image/png"] = _png(value)
+        except Exception as exc:  # noqa: BLE001 - matplotlib may raise anything, of a formula for instance
+            data["text/plain"] += f"\n[it can't be drawn: {type(exc).__name__}: {exc}]"
         return data, metadata
     for name, mime in _METHODS.items():
         part, more = _called(value, name)

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import socket
 import sys
 import time
@@ -58,6 +59,7 @@ T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
+MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
 _OWN: Final = tuple(
     f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
@@ -311,26 +313,34 @@ class Executor:
     importer: Importer = field(default_factory=Importer)
 
     def __post_init__(self) -> None:
-        self.displayer = Displayer(self._recorder)
-        self.descriptors = Descriptors(self._recorder, self.flusher)
+        self.displayer = Displayer(self._looked, self.flusher)
+        self.descriptors = Descriptors(self._recorder, self.flusher, self.interrupts)
 
     def _recorder(self) -> Recorder | None:
+        return self.recorder
+
+    def _looked(self) -> Recorder | None:
+        """Return the recorder once it has what subprocesses and C code wrote before."""
+        self.descriptors.look()
         return self.recorder
 
     def install_streams(self) -> None:
         """Let what is printed, displayed and drawn in this process go to whatever task runs."""
         self.descriptors.install()
-        sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts)
-        sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts)
+        out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+        sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
+        sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
         builtins.input = _no_input
+        builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
         bars = Bars(self._recorder, self.flusher)
         AfterImport(
             {
                 "tqdm.std": bars.hook_std,
-                "tqdm.notebook": bars.hook_notebook,
                 "IPython.core.display_functions": self.displayer.hook_ipython,
                 "matplotlib.pyplot": self.displayer.hook_pyplot,
-            }
+                "getpass": lambda module: setattr(module, "getpass", _no_input),
+            },
+            instead={"tqdm.notebook": bars.hook_notebook},
         ).install()
 
     def keep_code(self, digest: str, code: bytes) -> None:
@@ -350,18 +360,22 @@ class Executor:
         """Run one task; raises KeyboardInterrupt only when one comes after the task has ended."""
         seq = task.seq
         started = time.time()
-        recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
+        self.descriptors.begin()
+        send = _sender(self.send, seq) if task.wants_output else _nobody
+        share = 1.0 if task.index < 0 else MEMBERS_SHARE
+        recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
         token = _request.set(request)
-        self.descriptors.begin()
         try:
             value, summary = self._call(task, request)
             if request.again is not None:
                 return self._retried(task, request, request.again, started)
             body = self._pack(value, task)
         except KeyboardInterrupt:
+            close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
+            self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
@@ -386,11 +400,15 @@ class Executor:
         value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
+        self._show_what_is_left(task, value)
+        return value, summarize(value)
+
+    def _show_what_is_left(self, task: ChildTask, value: Any = None) -> None:
+        """Show the figures that a task has left open, and close them; also of one that failed, as a notebook does."""
         if task.wants_output:
             self.displayer.figures(shown=value)
         else:
             close_figures()
-        return value, summarize(value)
 
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
         """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""
@@ -473,8 +491,8 @@ class Executor:
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
 
 
-def _no_input(prompt: object = "") -> str:
-    """Stand for `input`, which would wait for ever."""
+def _no_input(prompt: object = "", *_: object) -> str:
+    """Stand for `input` and `getpass`, which would wait for ever."""
     raise RuntimeError(f"a task can't ask for input ({prompt!s}): nobody sits at the worker; pass it as a variable")
 
 

@@ -17,15 +17,17 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
     Args:
         hooks: by the names of modules; those that are imported already are given to theirs at once.
+        instead: as well, for modules that are not to be run: each gets an empty one to fill.
     """
 
-    def __init__(self, hooks: dict[str, Hook]) -> None:
+    def __init__(self, hooks: dict[str, Hook], instead: dict[str, Hook] | None = None) -> None:
         self._hooks = hooks
+        self._instead = instead or {}
 
     def install(self) -> None:
         """Begin."""
         sys.meta_path.insert(0, self)
-        for name, hook in self._hooks.items():
+        for name, hook in (self._hooks | self._instead).items():
             if (module := sys.modules.get(name)) is not None:
                 hook(module)
 
@@ -35,7 +37,8 @@ class AfterImport(importlib.abc.MetaPathFinder):
         """Find a module where it would be found without this, and see to it that its hook is called."""
         hook = self._hooks.get(name)
         if hook is None:
-            return None
+            instead = self._instead.get(name)
+            return None if instead is None else importlib.machinery.ModuleSpec(name, _Filler(instead))
         for finder in sys.meta_path:
             if finder is self:
                 continue
@@ -44,6 +47,17 @@ class AfterImport(importlib.abc.MetaPathFinder):
                 _call_after(spec, hook)
                 return spec
         return None
+
+
+class _Filler(importlib.abc.Loader):
+    """Makes a module that a hook fills."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill the module."""
+        self._hook(module)
 
 
 def _call_after(spec: importlib.machinery.ModuleSpec, hook: Hook) -> None:

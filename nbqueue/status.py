@@ -52,6 +52,7 @@ class Bar:
     parent: int = -1
     unit: str = ""
     note: str = ""
+    rate: float | None = None  # units a second, where the task says so
 
 
 @dataclass
@@ -177,14 +178,14 @@ class TaskStatus:
 
     def _displayed(self, output: Output) -> None:
         """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
-        if output.type == "clear":
+        if output.type == "clear_output":
             self._clears = output.wait
             if not output.wait:
                 self.outputs = []
             return
         shown = [] if self._clears else list(self.outputs)
         self._clears = False
-        if output.type == "update":
+        if output.type == "update_display_data":
             shown = [output if one.id == output.id else one for one in shown]
         else:
             shown.append(output)
@@ -200,7 +201,9 @@ class TaskStatus:
         bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
         bar.label = progress.message or bar.label
         bar.closed = progress.closed
-        bar.unit, bar.note = progress.unit, progress.note
+        bar.unit, bar.note, bar.rate = progress.unit, progress.note, progress.rate
+        if bar.closed and not progress.leave:
+            del self.bars[bar.number]
 
 
 @dataclass

@@ -32,7 +32,7 @@ def test_bar_of_any_of_tqdms_modules_is_told(pool: RunningPool, module: str) -> 
         import importlib
         import warnings
 
-        warnings.simplefilter("ignore")  # tqdm misses ipywidgets, or is experimental
+        warnings.simplefilter("ignore")  # one is experimental
         tqdm = importlib.import_module(name).tqdm
         return sum(tqdm(range(20), desc="numbers", unit="file"))
 
@@ -114,3 +114,103 @@ def test_write_goes_to_the_output_beside_the_bar(pool: RunningPool) -> None:
     told, printed, _ = bars(pool, work)
     assert "".join(printed).split("\n")[:2] == ["line 0", "line 1"]
     assert told[-1].closed
+
+
+def test_bars_for_notebooks_load_no_widgets(pool: RunningPool) -> None:
+    def work() -> list[str]:
+        import sys
+
+        from tqdm.notebook import tnrange, tqdm_notebook, trange
+
+        for _ in tqdm_notebook(trange(2)):
+            list(tnrange(2))
+        return [name for name in sys.modules if name.partition(".")[0] in ("IPython", "ipywidgets")]
+
+    told, _, loaded = bars(pool, work)
+    assert loaded == []
+    assert told[-1].closed
+
+
+def test_bar_tells_its_rate_and_whether_it_stays(pool: RunningPool) -> None:
+    def work() -> None:
+        import time
+
+        from tqdm import tqdm
+
+        for leave in (True, False):
+            for _ in tqdm(range(5), desc=str(leave), leave=leave, mininterval=0):
+                time.sleep(0.05)
+
+    told, _, _ = bars(pool, work)
+    for leave in (True, False):
+        mine = [progress for progress in told if progress.message == str(leave)]
+        assert any(progress.rate and 1 < progress.rate < 25 for progress in mine)
+        assert (mine[-1].closed, mine[-1].leave) == (True, leave)
+
+
+def test_bars_of_threads_are_not_nested_in_one_another(pool: RunningPool) -> None:
+    def work() -> None:
+        import threading
+
+        from tqdm import tqdm
+
+        together = threading.Barrier(3)
+
+        def count(name: str) -> None:
+            for _ in tqdm(range(2), desc=name):
+                together.wait(10)
+                list(tqdm(range(2), desc=f"in {name}"))
+
+        threads = [threading.Thread(target=count, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    told, _, _ = bars(pool, work)
+    outer = {progress.message: progress.bar for progress in told if progress.message in ("a", "b", "c")}
+    parents = {(progress.message, progress.parent) for progress in told}
+    assert {(name, -1) for name in "abc"} <= parents
+    assert {(name, parent) for name, parent in parents if parent != -1} <= {
+        (f"in {name}", bar) for name, bar in outer.items()
+    }
+
+
+def test_bar_of_pandas_is_told(pool: RunningPool) -> None:
+    pytest.importorskip("pandas")
+
+    def work() -> int:
+        import pandas as pd
+        from tqdm.auto import tqdm
+
+        tqdm.pandas(desc="rows")
+        return int(pd.Series(range(50)).progress_apply(lambda n: n * 2).sum())
+
+    told, printed, value = bars(pool, work)
+    assert value == 2_450
+    assert printed == []
+    assert (told[-1].message, told[-1].done, told[-1].closed) == ("rows", 50, True)
+
+
+def test_delayed_bar_leaves_nothing_when_it_ends_before(pool: RunningPool) -> None:
+    def work() -> None:
+        from tqdm import tqdm
+
+        list(tqdm(range(3), delay=60))
+
+    assert bars(pool, work)[:2] == ([], [])
+
+
+def test_brief_bars_do_not_flood_the_worker_when_there_are_thousands(pool: RunningPool) -> None:
+    def work() -> None:
+        from tqdm import tqdm
+
+        for _ in tqdm(range(2_000), desc="outer"):
+            list(tqdm(range(2), desc="inner", leave=False))
+            list(tqdm(range(2), desc="kept"))
+
+    told, _, _ = bars(pool, work)
+    assert len(told) < 1_000  # of 12,000
+    assert (told[-1].message, told[-1].done) == ("outer", 2_000)
+    open_bars = {progress.bar for progress in told} - {progress.bar for progress in told if progress.closed}
+    assert open_bars == set()
