@@ -193,10 +193,11 @@ class WidgetView:
     def _said(self, _: object, content: dict[str, Any], __: object) -> None:
         match content:
             case {"do": "hello", "n": number}:
-                self._page = True
-                if number != self.drawing.told:
-                    message = self.drawing.all()
-                    self._tell({**message, "all": True, "cells": 0}, [message["cells"]])
+                # a page that was loaded anew has nobody reading in it yet, and its old self says no goodbye
+                self._page, self._held = True, False
+                self._tell_all(number)
+            case {"do": "missed", "n": number}:
+                self._tell_all(number)
             case {"do": "hold", "on": bool(held)}:
                 self._held = held
                 if self._over_at is not None:
@@ -208,6 +209,13 @@ class WidgetView:
                 self._painter.soon(self)
                 # Off this thread: it may be the kernel's, and the server may be slow to answer.
                 threading.Thread(target=self._cancel, name="nbqueue cancel", daemon=True).start()
+
+    def _tell_all(self, number: int) -> None:
+        """Tell all there is, unless the page's last message was the last."""
+        with self._lock:  # else what is drawn meanwhile would reach it first
+            if number != self.drawing.told:
+                message = self.drawing.all()
+                self._tell({**message, "all": True, "cells": 0}, [message["cells"]])
 
     def _cancel(self) -> None:
         try:

@@ -143,7 +143,7 @@ function take(store, model, message, buffers) {
   else {
     if (message.n > store.n + 1 && Date.now() - store.asked > 1000) {
       store.asked = Date.now()
-      ask(model, { do: 'hello', n: store.n })
+      ask(model, { do: 'missed', n: store.n })
     }
     store.n = message.n
     hear(store, message.at)
