@@ -636,10 +636,10 @@ function Marks(store, model, leave) {
     drawTip()
   }
 
-  // One cell, one member: the kernel knows more of it once it has ended. It is asked when the pointer rests.
+  // The kernel knows more of a member once it has ended. It is asked when the pointer rests.
   function wonder() {
     const index = memberOf(at), known = store.members.get(index)
-    if (asking || store.state.step > 1 || ![2, 3, 5].includes(kindOf(at))) return
+    if (asking || ![2, 3, 5].includes(kindOf(at))) return
     if (known && (known.worker || Date.now() - known.at < 2000)) return
     asking = setTimeout(() => { asking = null; ask(model, { do: 'member', index }) }, 120)
   }
@@ -649,9 +649,11 @@ function Marks(store, model, leave) {
     const s = store.state, kind = kindOf(at), step = s.step * fit.merge, start = at * step, last = Math.min(s.total, start + step) - 1
     const index = memberOf(at), known = store.members.get(index), words = make('div', 'tip-line')
     words.dataset.kind = MEMBERS[kind]
-    words.append(icon(MEMBERS[kind]), make('b', '', `#${count(step > 1 && kind !== 3 ? start : index)}`))
-    if (step > 1) words.append(` ${kind === 3 ? 'failed, in' : 'and on to'} ${kind === 3 ? `#${count(start)} to #${count(last)}` : `#${count(last)}: ${WORD[kind]}`}`)
-    else words.append(` ${WORD[kind]}`, known?.worker ? ` on ${known.worker}` : '', typeof known?.took === 'number' ? ` · ${clock(known.took)}` : '')
+    const range = step > 1 ? `#${count(start)} to #${count(last)}` : `#${count(start)}`, one = known?.member ?? (s.step > 1 ? -1 : index)
+    words.append(icon(MEMBERS[kind]), make('b', '', one < 0 ? range : `#${count(one)}`), ' ' + WORD[kind])
+    if (known?.worker) words.append(` on ${known.worker}`)
+    if (typeof known?.took === 'number') words.append(` · ${clock(known.took)}`)
+    if (one >= 0 && step > 1) words.append(make('span', 'numbers', ` one of ${range}`))
     tip.replaceChildren(words)
     if (known?.error) tip.append(make('code', 'tip-error', known.error))
     const x = (at % fit.across) * fit.pitch, y = Math.floor(at / fit.across) * fit.pitch
