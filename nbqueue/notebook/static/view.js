@@ -28,7 +28,7 @@ const RANK = MEMBERS.map((_, n) => WORST_FIRST.indexOf(n))
 const PITCHES = [15, 12, 10, 8, 6, 5, 4], MERGES = [1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 100], GUTTER = 14
 const INK = { light: ['#7f8895', '#1f7be0', '#2d9d7b', '#b3180f', '#c07a00', '#7f8895', '#6a2391'],
               dark: ['#8e97a4', '#3f95ee', '#1f8767', '#ff7a6b', '#f2c14e', '#8e97a4', '#dcb0f8'] }
-const KEPT_LINES = 2000, SILENT_MS = 12000, QUIET_MS = 10000, LINGER_MS = 4000
+const KEPT_LINES = 2000, SILENT_MS = 12000, QUIET_MS = 10000, LINGER_MS = 4000, AWAY_MS = 60000
 
 function make(tag, name, text) {
   const node = document.createElement(tag)
@@ -698,7 +698,7 @@ function render({ model, el }) {
   el.append(root)
 
   let asked = 0, onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
-  let touched = false, over = 0, held = false
+  let touched = false, active = 0, over = 0, held = false
 
   // ---- what a reader does
 
@@ -733,13 +733,14 @@ function render({ model, el }) {
     event.preventDefault()
     event.stopPropagation()
   }
-  // Somebody who reads here when it ends is left to it; the kernel is told, and waits.
+  // Somebody who reads here when it ends is left to it; the kernel is told, and waits. Who does nothing has left.
   function hold() {
-    const now = body.contains(document.activeElement) || touched && body.matches(':hover')
+    const here = body.contains(document.activeElement) || touched && body.matches(':hover')
+    const now = here && Date.now() - active < AWAY_MS
     if (now !== held) ask(model, { do: 'hold', on: held = now })
   }
-  for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; hold() }, { passive: true })
-  for (const sign of ['focusin', 'pointerenter']) body.addEventListener(sign, hold)
+  for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; active = Date.now(); hold() }, { passive: true })
+  for (const sign of ['focusin', 'pointermove']) body.addEventListener(sign, () => { active = Date.now(); hold() })
   for (const sign of ['focusout', 'pointerleave']) body.addEventListener(sign, () => setTimeout(hold, 200))
 
   // ---- what is drawn
@@ -779,7 +780,7 @@ function render({ model, el }) {
     }
     say(name, s.name)
     set(name, 'title', s.name + ' · ' + s.id)
-    say(where, folded && s.ready && !isMap ? s.error || (s.summary ? '→ ' + s.summary : '') : place(s))
+    say(where, folded && s.ready && !isMap ? s.kind === 'cancelled' ? '' : s.error || (s.summary ? '→ ' + s.summary : '') : place(s))
     set(where, 'title', where.textContent)
     set(root, 'aria-label', label(s, word))
     const why = silent ? 'Not live: the kernel does not answer. The task goes on without it; run the cell again to watch it.' : s.note
@@ -890,6 +891,7 @@ function render({ model, el }) {
   let dark = isDark()
   function tick() {
     speak()
+    if (held) hold()
     const lapsed = over && Date.now() - over > LINGER_MS
     if (lapsed && store.state.kind === 'succeeded' && !touched && !held && !root.classList.contains('nbq-folded')) collapse(true)
     if (isMap) sample(store.state)
