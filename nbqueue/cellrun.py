@@ -6,6 +6,7 @@ import ast
 import asyncio
 import builtins
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
@@ -14,9 +15,16 @@ from typing import Any, Final
 import cloudpickle
 
 from nbqueue.capture import Recorder, summarize
+from nbqueue.display import Displayer
 from nbqueue.serialization import remember_sources
 
-MAX_REPR: Final = 200_000
+# Figures are shown as `%matplotlib inline` has them shown, without loading IPython; other ways need a screen.
+_FIGURES: Final = re.compile(
+    r"""get_ipython\(\)\.run_line_magic\(
+        (?: 'matplotlib',\ '[^']*' | 'config',\ (?P<quote>['"])InlineBackend\..*(?P=quote) )
+    \)""",
+    re.VERBOSE,
+)
 
 
 @dataclass
@@ -51,7 +59,7 @@ class CellResult:
     variables: dict[str, Any]
 
 
-def run_cell(run: CellRun, recorder: Recorder) -> tuple[CellResult, str]:
+def run_cell(run: CellRun, recorder: Recorder, displayer: Displayer) -> tuple[CellResult, str]:
     """Run a cell; return what comes back and one line that says so.
 
     Raises:
@@ -64,13 +72,15 @@ def run_cell(run: CellRun, recorder: Recorder) -> tuple[CellResult, str]:
     namespace.setdefault("__builtins__", builtins)
     namespace["__name__"] = "__main__"
     if "display" not in run.variables:
-        namespace["display"] = _displayer(recorder)
-    if "get_ipython" in run.source:
+        namespace["display"] = displayer.display
+    source = _FIGURES.sub("None", run.source)
+    if "get_ipython" in source:
         _provide_ipython(namespace)
     remember_sources({**run.sources, run.filename: run.shown or run.source})
-    value = _execute(run, namespace)
+    value = _execute(source, run.filename, namespace)
     if value is not None:
-        recorder.display("result", bundle(value))
+        displayer.result(value)
+    displayer.figures(shown=value)
     missing = [name for name in run.outputs if name not in namespace]
     if missing:
         raise NameError(f"-o {','.join(run.outputs)}: the cell binds no {', '.join(missing)}")
@@ -84,34 +94,16 @@ def run_cell(run: CellRun, recorder: Recorder) -> tuple[CellResult, str]:
     return CellResult(value, outputs), _summary(value, outputs)
 
 
-def bundle(value: Any) -> dict[str, str]:
-    """Return a value as a MIME bundle: text, and HTML where it has some. Errors of reprs are shown as text."""
-    try:
-        text = repr(value)
-    except Exception as exc:  # noqa: BLE001 - users' reprs may raise anything
-        text = f"<{type(value).__name__}; its repr raised {type(exc).__name__}>"
-    data = {"text/plain": text[:MAX_REPR]}
-    represent = getattr(value, "_repr_html_", None)
-    if represent is not None and not isinstance(value, type):
-        try:
-            html = represent()
-        except Exception:  # noqa: BLE001 - as above; the text is there
-            html = None
-        if isinstance(html, str) and len(html) <= MAX_REPR:
-            data["text/html"] = html
-    return data
-
-
-def _execute(run: CellRun, namespace: dict[str, Any]) -> Any:
+def _execute(source: str, filename: str, namespace: dict[str, Any]) -> Any:
     """Run all statements; return the value of the last if it is an expression."""
-    tree = ast.parse(run.source, run.filename)
+    tree = ast.parse(source, filename)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    _run(_compile(tree, run.filename, "exec"), namespace)
+    _run(_compile(tree, filename, "exec"), namespace)
     if not isinstance(last, ast.Expr):
         return None
-    value = _run(_compile(ast.Expression(last.value), run.filename, "eval"), namespace)
+    value = _run(_compile(ast.Expression(last.value), filename, "eval"), namespace)
     # A semicolon at the end keeps a value from being shown, in a notebook too.
-    return None if run.source.rstrip().endswith(";") else value
+    return None if source.rstrip().endswith(";") else value
 
 
 def _compile(tree: ast.AST, filename: str, mode: str) -> CodeType:
@@ -126,14 +118,6 @@ def _run(code: CodeType, namespace: dict[str, Any]) -> Any:
     return value
 
 
-def _displayer(recorder: Recorder) -> Callable[..., None]:
-    def display(*objects: Any, **_: Any) -> None:
-        for value in objects:
-            recorder.display("display", bundle(value))
-
-    return display
-
-
 def _provide_ipython(namespace: dict[str, Any]) -> None:
     """Give the cell a shell for `!`, `%` and `?`; costs a second, so only where the source asks for one."""
     from IPython.core.interactiveshell import InteractiveShell  # noqa: PLC0415 - as the docstring says
@@ -144,7 +128,7 @@ def _provide_ipython(namespace: dict[str, Any]) -> None:
 
 def _unpicklable(value: Any) -> str:
     try:
-        cloudpickle.dumps(value, protocol=5)
+        cloudpickle.dumps(value, protocol=5, buffer_callback=lambda _: False)  # large buffers aren't copied for it
     except Exception as exc:  # noqa: BLE001 - users' classes may raise anything
         return str(exc) or type(exc).__name__
     return ""

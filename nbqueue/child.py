@@ -284,6 +284,9 @@ class Child:
             outcome = failed(task.seq, exc, started)
         self.interrupts.disarm()  # the other of the two
         if self._forked:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
             os._exit(0)  # a process that the task forked has come back from it; only the task's own answers
         self._reply(b"O" + _encode(outcome))
 

@@ -6,10 +6,12 @@ Also what a task may use while it runs: `progress`, `track`, `current_request`. 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import socket
 import sys
 import time
@@ -21,9 +23,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from nbqueue import modules, retries, serialization, states
+from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
 from nbqueue.cellrun import run_cell
+from nbqueue.descriptors import Descriptors
+from nbqueue.display import Displayer, close_figures
 from nbqueue.exceptions import (
     BlobMissing,
     Ignore,
@@ -33,6 +38,7 @@ from nbqueue.exceptions import (
     Reject,
     Retry,
 )
+from nbqueue.hooks import AfterImport
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
@@ -53,6 +59,7 @@ T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
+MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
 _OWN: Final = tuple(
     f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
@@ -69,7 +76,6 @@ class Request:
         self.kwargs: dict[str, Any] = {}
         self.retry_options = retries.DEFAULTS
         self.again: retries.Plan | None = None  # what the task has asked for
-        self.bars: list[int] = []  # of `track`s that are open, outermost first
 
     def tell_progress(self, progress: Progress, *, last: bool = False) -> None:
         """Send how far a bar has come, now or a moment later."""
@@ -220,8 +226,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
     if request is None:
         yield from iterable
         return
-    bar, parent = request.recorder.new_bar(), request.bars[-1] if request.bars else -1
-    request.bars.append(bar)
+    bar, parent = request.recorder.open_bar()
     done = 0
 
     def say(*, closed: bool = False) -> None:
@@ -235,7 +240,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
             done += 1
             say()
     finally:
-        request.bars.remove(bar)
+        request.recorder.close_bar(bar)
         say(closed=True)
 
 
@@ -307,10 +312,36 @@ class Executor:
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
     importer: Importer = field(default_factory=Importer)
 
+    def __post_init__(self) -> None:
+        self.displayer = Displayer(self._looked, self.flusher)
+        self.descriptors = Descriptors(self._recorder, self.flusher, self.interrupts)
+
+    def _recorder(self) -> Recorder | None:
+        return self.recorder
+
+    def _looked(self) -> Recorder | None:
+        """Return the recorder once it has what subprocesses and C code wrote before."""
+        self.descriptors.look()
+        return self.recorder
+
     def install_streams(self) -> None:
-        """Let `print` in this process go to whatever task runs."""
-        sys.stdout = Stream("stdout", lambda: self.recorder, self.flusher, self.interrupts)
-        sys.stderr = Stream("stderr", lambda: self.recorder, self.flusher, self.interrupts)
+        """Let what is printed, displayed and drawn in this process go to whatever task runs."""
+        self.descriptors.install()
+        out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+        sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
+        sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
+        builtins.input = _no_input
+        builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
+        bars = Bars(self._recorder, self.flusher)
+        AfterImport(
+            {
+                "tqdm.std": bars.hook_std,
+                "IPython.core.display_functions": self.displayer.hook_ipython,
+                "matplotlib.pyplot": self.displayer.hook_pyplot,
+                "getpass": lambda module: setattr(module, "getpass", _no_input),
+            },
+            instead={"tqdm.notebook": bars.hook_notebook},
+        ).install()
 
     def keep_code(self, digest: str, code: bytes) -> None:
         """Take code that tasks will name by its digest; the oldest goes when there is too much."""
@@ -329,7 +360,10 @@ class Executor:
         """Run one task; raises KeyboardInterrupt only when one comes after the task has ended."""
         seq = task.seq
         started = time.time()
-        recorder = self.recorder = Recorder(_sender(self.send, seq) if task.wants_output else _nobody, self.interrupts)
+        self.descriptors.begin()
+        send = _sender(self.send, seq) if task.wants_output else _nobody
+        share = 1.0 if task.index < 0 else MEMBERS_SHARE
+        recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
         token = _request.set(request)
         try:
@@ -338,12 +372,15 @@ class Executor:
                 return self._retried(task, request, request.again, started)
             body = self._pack(value, task)
         except KeyboardInterrupt:
+            close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
+            self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
+            self.descriptors.look()
             recorder.close()
             self.recorder = None
             _request.reset(token)
@@ -355,7 +392,7 @@ class Executor:
         if task.task == CELL_TASK:
             if b'"max_retries"' in task.steering:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
-            return run_cell(args[0], request.recorder)
+            return run_cell(args[0], request.recorder, self.displayer)
         found = self._loaded(task.code) if task.code else self._registered(task.task)
         request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
         if found.bind or (b'"bind":true' in task.steering and request.steering.bind):
@@ -363,7 +400,15 @@ class Executor:
         value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
+        self._show_what_is_left(task, value)
         return value, summarize(value)
+
+    def _show_what_is_left(self, task: ChildTask, value: Any = None) -> None:
+        """Show the figures that a task has left open, and close them; also of one that failed, as a notebook does."""
+        if task.wants_output:
+            self.displayer.figures(shown=value)
+        else:
+            close_figures()
 
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
         """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""
@@ -444,6 +489,11 @@ class Executor:
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def _no_input(prompt: object = "", *_: object) -> str:
+    """Stand for `input` and `getpass`, which would wait for ever."""
+    raise RuntimeError(f"a task can't ask for input ({prompt!s}): nobody sits at the worker; pass it as a variable")
 
 
 def failed(seq: int, exc: BaseException, started: float) -> Outcome:

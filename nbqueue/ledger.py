@@ -49,6 +49,11 @@ class Ledger:
         """Tell whether there is talk to pass on."""
         return bool(self._told)
 
+    @property
+    def only_returns(self) -> bool:
+        """Tell whether every task that is held goes back to its queue, and nothing has ended."""
+        return not self._settlements and not any(self.is_open(held) for held in self.work.held.values())
+
     def is_open(self, held: Held) -> bool:
         """Tell whether it is not decided yet what becomes of a task."""
         return held.seq not in self._closing

@@ -389,13 +389,18 @@ class ChildEvent(msgspec.Struct, array_like=True):
 
 
 class Output(msgspec.Struct, omit_defaults=True):
-    """The data of an `output` event: text of a stream, or a MIME bundle of one displayed object."""
+    """The data of an `output` event: text of a stream, or a MIME bundle of one displayed object.
 
-    type: str  # "stream", "display" or "result"
+    `update_display_data` takes the place of what was displayed with the same `id`; `clear_output` takes all of it away.
+    """
+
+    type: str  # "stream", "display_data", "execute_result", "update_display_data" or "clear_output", as in Jupyter
     name: str = ""  # "stdout" or "stderr"
     text: str = ""
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
+    id: str = ""
+    wait: bool = False  # of `clear_output`: only when something new comes
 
 
 class Progress(msgspec.Struct, omit_defaults=True):
@@ -407,6 +412,10 @@ class Progress(msgspec.Struct, omit_defaults=True):
     message: str = ""
     closed: bool = False
     parent: int = -1
+    unit: str = ""
+    note: str = ""  # what else is told of it
+    rate: float | None = None  # units a second, if whoever counts them knows better than whoever looks on
+    leave: bool = True  # it stays when it is closed
 
 
 def encode_failure(failure: Failure) -> bytes:

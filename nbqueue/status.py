@@ -50,6 +50,9 @@ class Bar:
     updated_at: float
     closed: bool = False
     parent: int = -1
+    unit: str = ""
+    note: str = ""
+    rate: float | None = None  # units a second, where the task says so
 
 
 @dataclass
@@ -105,6 +108,7 @@ class TaskStatus:
     told_at: float = 0.0  # when its newest record was written
     due: float = 0.0  # when it may start, or run again; 0.0: at once
     max_retries: int = -1  # how often it may run again; -1: as often as it likes
+    _clears: bool = False  # the next thing displayed takes the place of all others
 
     @property
     def ready(self) -> bool:
@@ -170,8 +174,22 @@ class TaskStatus:
         if output.type == "stream":
             self.log.add(at, output.name, output.text)
         else:
-            self.outputs.append(output)
-            del self.outputs[:-OUTPUTS_KEPT]
+            self._displayed(output)
+
+    def _displayed(self, output: Output) -> None:
+        """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
+        if output.type == "clear_output":
+            self._clears = output.wait
+            if not output.wait:
+                self.outputs = []
+            return
+        shown = [] if self._clears else list(self.outputs)
+        self._clears = False
+        if output.type == "update_display_data":
+            shown = [output if one.id == output.id else one for one in shown]
+        else:
+            shown.append(output)
+        self.outputs = shown[-OUTPUTS_KEPT:]
 
     def _progress(self, at: float, progress: Progress) -> None:
         bar = self.bars.get(progress.bar)
@@ -183,6 +201,9 @@ class TaskStatus:
         bar.done, bar.total, bar.updated_at = progress.done, progress.total, at
         bar.label = progress.message or bar.label
         bar.closed = progress.closed
+        bar.unit, bar.note, bar.rate = progress.unit, progress.note, progress.rate
+        if bar.closed and not progress.leave:
+            del self.bars[bar.number]
 
 
 @dataclass

@@ -31,6 +31,7 @@ class Watched:
         self._event: threading.Event | None = None
         self._subscribers: list[Callback] = []
         self._ends: list[Callback] = []
+        self._teller = 0  # the thread that calls those for the end now
         self.waiters = 0
         self.since = time.monotonic()
         self.note = ""
@@ -81,9 +82,10 @@ class Watched:
                 self.waiters -= 1
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait until it has ended; tell whether it has."""
+        """Wait until it has ended, and those who wanted to hear of it have heard; tell whether it has."""
         with self._lock:
-            if self.ended:
+            # who is just told of the end may ask for the value
+            if self.ended and (not self._ends or self._teller == threading.get_ident()):
                 return True
             if self._event is None:
                 self._event = threading.Event()
@@ -93,18 +95,22 @@ class Watched:
 
     def _changed(self) -> None:
         with self._lock:
-            ended = self.ended
             callbacks = list(self._subscribers)
-            ends: list[Callback] = []
-            if ended:
-                ends, self._ends = self._ends, []
-                if self._event is not None:
-                    self._event.set()
+            mine = self.ended and not self._teller
+            ends = list(self._ends) if mine else []
+            if mine:
+                self._teller = threading.get_ident()
         for callback in (*callbacks, *ends):
             try:
                 callback()
             except Exception:
                 logger.exception("a callback on a task failed")
+        if mine:
+            with self._lock:
+                del self._ends[: len(ends)]
+                self._teller = 0
+                if self._event is not None:
+                    self._event.set()
 
 
 class WatchedTask(Watched):

@@ -272,7 +272,7 @@ class Worker:
     def _finished(self) -> bool:
         if self._stopping_since is None:
             return False
-        if self._cold() and self._offline_since is not None:
+        if self._offline_since is not None and (self._cold() or self.ledger.only_returns):
             # What could not be stored is lost here; it runs again elsewhere once its lease has lapsed.
             return True
         return not self.work.held and not self.ledger.pending

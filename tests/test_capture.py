@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from nbqueue import capture
-from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
+from nbqueue.capture import Excess, Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.messages import Output, Progress
 from tests.helpers import wait_until
 
@@ -44,40 +45,130 @@ def test_text_is_sent_at_once_when_there_is_much_of_it(listener: Listener) -> No
     assert [len(o.text) for o in listener.outputs()] == [capture.FLUSH_CHARACTERS]
 
 
-def test_rest_is_dropped_and_that_is_said_when_a_task_says_too_much(listener: Listener) -> None:
-    for _ in range(6):
-        listener.recorder.write("stdout", "x" * 1_000_000)
+def test_head_and_tail_are_kept_and_the_rest_is_counted_when_a_task_says_too_much(listener: Listener) -> None:
+    lines = [f"{number:09}\n" for number in range(1_000_000)]
+    for line in lines:
+        listener.recorder.write("stdout", line)
     listener.recorder.close()
     text = "".join(o.text for o in listener.outputs())
-    assert text.count("x") == capture.MAX_CHARACTERS
-    assert text.endswith("the rest is not kept]\n")
+    assert len(text) < capture.HEAD_CHARACTERS + capture.TAIL_CHARACTERS + 100_000
+    assert text.startswith("".join(lines[: capture.HEAD_CHARACTERS // 10]))
+    assert "[very much text" in text
+    assert text.endswith("".join(lines[-(capture.TAIL_CHARACTERS // 10 - 1) :]))
+    left_out = sum(int(number.replace(",", "")) for number in re.findall(r"… ([\d,]+) characters left out", text))
+    said = re.sub(r"\n\[(?:… [\d,]+ characters left out …|very much text[^\]]+)\]\n", "", text)
+    assert left_out + len(said) == 10_000_000
 
 
-def test_rest_is_said_to_be_dropped_when_the_limit_is_met_exactly(listener: Listener) -> None:
-    listener.recorder.write("stdout", "x" * capture.MAX_CHARACTERS)
-    listener.recorder.write("stdout", "y")
+def test_newest_lines_are_told_meanwhile_when_a_task_says_too_much(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "PIECE_S", 0.0)
+    listener.recorder.write("stdout", "x" * (capture.HEAD_CHARACTERS + 10_000) + "\nnewest\n")
+    assert listener.recorder.flush() is False
+    assert listener.outputs()[-1].text.endswith("newest\n")
+    assert len(listener.outputs()[-1].text) < capture.PIECE_CHARACTERS + 100
+
+
+def test_pieces_come_ever_more_seldom_when_a_task_goes_on_for_long() -> None:
+    excess, now, pieces = Excess(0.0), 0.0, 0
+    while now < 30 * 86_400:
+        excess.add("stdout", "line\n" * 1_000)
+        assert sum(len(text) for _, text in excess.take(capture.PIECE_CHARACTERS, now)) < 2_100
+        now, pieces = excess.due_at, pieces + 1
+    assert pieces < 1_500
+
+
+def test_one_enormous_print_is_cut_in_its_middle(listener: Listener) -> None:
+    listener.recorder.write("stdout", "a" * capture.HEAD_CHARACTERS + "b" * 50_000_000 + "c" * 1_000)
     listener.recorder.close()
-    assert "".join(o.text for o in listener.outputs()).endswith("the rest is not kept]\n")
+    text = "".join(o.text for o in listener.outputs())
+    assert text.count("a") >= capture.HEAD_CHARACTERS
+    assert text.endswith("c" * 1_000)
+    assert len(text) < 5_000_000
 
 
 def test_nothing_is_taken_when_the_task_has_ended(listener: Listener) -> None:
     listener.recorder.close()
     assert not listener.recorder.write("stdout", "late")
     listener.recorder.progress(Progress(0, 1.0), last=True)
-    listener.recorder.display("display", {"text/plain": "late"})
+    listener.recorder.display("display_data", {"text/plain": "late"})
     assert listener.events == []
 
 
 def test_display_keeps_its_place_when_text_waits(listener: Listener) -> None:
     listener.recorder.write("stdout", "before")
-    listener.recorder.display("display", {"text/plain": "shown"})
+    listener.recorder.display("display_data", {"text/plain": "shown"})
     listener.recorder.write("stdout", "after")
     listener.recorder.close()
     assert [o.text or o.data["text/plain"] for o in listener.outputs()] == ["before", "shown", "after"]
 
 
+def test_what_replaces_something_is_thinned_and_its_last_is_told(listener: Listener) -> None:
+    recorder = listener.recorder
+    recorder.display("display_data", {"text/plain": "first"}, display_id="a")
+    held = [recorder.display("update_display_data", {"text/plain": str(n)}, display_id="a") for n in range(1_000)]
+    recorder.close()
+    told = [(o.type, o.data["text/plain"]) for o in listener.outputs()]
+    assert told[:2] == [("display_data", "first"), ("update_display_data", "0")]
+    assert told[-1] == ("update_display_data", "999")
+    assert len(told) < 50
+    assert any(held)
+
+
+def test_frames_of_an_animation_are_thinned_and_kept_whole(listener: Listener) -> None:
+    for number in range(500):
+        listener.recorder.clear(wait=True)
+        listener.recorder.display("display_data", {"text/plain": f"left {number}"})
+        listener.recorder.display("display_data", {"text/plain": f"right {number}"})
+    listener.recorder.close()
+    told = [o.data.get("text/plain", o.type) for o in listener.outputs()]
+    assert told[:3] == ["clear_output", "left 0", "right 0"]
+    assert told[-3:] == ["clear_output", "left 499", "right 499"]
+    assert len(told) < 150
+
+
+def test_held_frame_comes_when_the_task_displays_nothing_more(listener: Listener) -> None:
+    flusher = Flusher()
+    for number in range(2):
+        if listener.recorder.display("update_display_data", {"text/plain": str(number)}, display_id="a"):
+            flusher.soon(listener.recorder)
+    wait_until(lambda: listener.outputs()[-1].data["text/plain"] == "1", 5, "the newest")
+
+
+def test_text_after_a_clear_takes_the_place_of_what_nobody_saw(listener: Listener) -> None:
+    for number in range(100):
+        listener.recorder.write("stdout", f"{number}\n")
+        listener.recorder.clear(wait=True)
+    listener.recorder.write("stdout", "last\n")
+    listener.recorder.close()
+    assert [(o.type, o.text) for o in listener.outputs()] == [("clear_output", ""), ("stream", "last\n")]
+
+
+def test_newest_display_is_told_at_the_end_when_there_was_no_room_for_more(listener: Listener) -> None:
+    for number in range(60):
+        listener.recorder.display("display_data", {"text/plain": str(number), "image/png": "x" * 1_000_000})
+    listener.recorder.close()
+    told = [o.data["text/plain"] for o in listener.outputs()]
+    assert told[:29] == [str(number) for number in range(29)]
+    assert "not shown: very much was displayed" in told[-3]
+    shown = len(told) - 3
+    assert told[-2:] == [f"[… {60 - shown - 1} displays left out …]", "59"]
+    assert sum(len(data) for _, data in listener.events) < 33_000_000
+
+
+def test_member_of_a_map_may_say_a_tenth() -> None:
+    sent: list[bytes] = []
+    recorder = Recorder(lambda _, data: sent.append(data), share=0.1)
+    for _ in range(40):
+        recorder.write("stdout", "x" * 99_999 + "\n")
+        recorder.display("display_data", {"image/png": "x" * 1_000_000})
+    recorder.close()
+    assert sum(map(len, sent)) < 6_000_000
+
+
 def test_display_is_replaced_by_its_text_when_it_is_too_large(listener: Listener) -> None:
-    listener.recorder.display("display", {"text/plain": "a table", "text/html": "x" * capture.MAX_BUNDLE_BYTES})
+    listener.recorder.display("display_data", {"text/plain": "a table", "text/html": "x" * capture.MAX_BUNDLE_BYTES})
     (shown,) = listener.outputs()
     assert shown.data.keys() == {"text/plain"}
     assert shown.data["text/plain"].startswith("a table\n[")

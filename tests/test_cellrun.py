@@ -61,7 +61,7 @@ def test_names_come_back_when_they_are_asked_for(runs: Runs) -> None:
 
 def test_last_expression_is_the_value_and_is_shown_when_there_is_one(runs: Runs) -> None:
     assert runs.result("x = 20\nx * 2 + 2").value == 42
-    assert [(o.type, o.data) for o in runs.outputs] == [("result", {"text/plain": "42"})]
+    assert [(o.type, o.data) for o in runs.outputs] == [("execute_result", {"text/plain": "42"})]
 
 
 def test_nothing_is_shown_when_the_cell_ends_in_a_semicolon(runs: Runs) -> None:
@@ -87,10 +87,22 @@ def test_cell_awaits_when_it_says_so(runs: Runs) -> None:
 def test_display_shows_where_it_is_called_when_the_cell_goes_on(runs: Runs) -> None:
     runs.result("display('one', 2)\n3")
     assert [(o.type, o.data["text/plain"]) for o in runs.outputs] == [
-        ("display", "'one'"),
-        ("display", "2"),
-        ("result", "3"),
+        ("display_data", "'one'"),
+        ("display_data", "2"),
+        ("execute_result", "3"),
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "get_ipython().run_line_magic('matplotlib', 'inline')",
+        "get_ipython().run_line_magic('config', \"InlineBackend.figure_format = 'retina'\")",
+    ],
+)
+def test_lines_that_set_up_figures_are_passed_over_without_a_shell(runs: Runs, line: str) -> None:
+    assert runs.result(f"{line}\n'get_' + 'ipython' in globals()").value is False
+    assert runs.result(f"x = 1\n{line}").value is None
 
 
 def test_captured_functions_see_what_the_cell_binds_when_they_share_its_globals(runs: Runs) -> None:

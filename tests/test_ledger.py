@@ -90,6 +90,19 @@ def test_first_that_closes_a_task_counts(desk: Desk) -> None:
     assert (again.id, again.child_deaths, again.attempt) == (returned.steering.id, 1, 2)
 
 
+def test_nothing_but_returns_is_left_when_nothing_runs_or_has_ended(desk: Desk) -> None:
+    seen = [desk.ledger.only_returns]
+    returned, running = desk.hold(), desk.hold()
+    desk.ledger.give_back([returned])
+    seen.append(desk.ledger.only_returns)
+    desk.ledger.give_back([running])
+    seen.append(desk.ledger.only_returns)
+    desk.ledger.flush()
+    desk.end(desk.hold())
+    seen.append(desk.ledger.only_returns)
+    assert seen == [True, False, True, False]
+
+
 def test_start_does_not_close_a_task(desk: Desk) -> None:
     held = desk.hold()
     desk.ledger.settle(desk.reports.started(held, 1.0), held)

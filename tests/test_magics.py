@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from nbqueue.app import App
 from nbqueue.cellrun import CellRun
+from nbqueue.exceptions import TimeLimitExceeded
 from nbqueue.notebook.magics import Place, TaskMagics, parse_line
 from nbqueue.notebook.views import watch
 from nbqueue.payloads import Packer
@@ -31,11 +33,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sent: list[tuple[CellRun, dict[str, Any]]] = []
+        # what its handles ask, so that none asks the app of another test
+        self.knows_nothing = App("t", broker="memory://", backend="memory://", set_as_current=False)
 
     def send_cell(self, packed: bytes, packer: Packer, **options: Any) -> AsyncResult:
         read = {ref: memoryview(bytes(data)) for ref, data in packer.blobs.items()}.__getitem__
         self.sent.append((loads_args(packed, read=read)[0][0], options))
-        return AsyncResult(f"id-{len(self.sent)}")
+        return AsyncResult(f"id-{len(self.sent)}", self.knows_nothing)
 
 
 def magics(shell: InteractiveShell) -> tuple[TaskMagics, Recorder]:
@@ -52,7 +56,7 @@ def test_line_names_the_nearest_option_when_one_is_wrong() -> None:
     "line",
     [
         *("1train", "for", "train -o a,b-c", "train --view sideways", "train --countdown soon", "'"),
-        *("train -o train", "-o a,_task"),
+        *("train -o train", "-o a,_task", "--retries x", "--retries -1", "--priority 10", "--time-limit soon"),
     ],
 )
 def test_line_refuses_what_can_not_be(line: str) -> None:
@@ -235,3 +239,24 @@ def test_unloading_leaves_nothing_behind(shell: InteractiveShell, monkeypatch: p
     assert AsyncResult not in formatter.type_printers
     assert "task" not in shell.magics_manager.magics["cell"]
     app.close()
+
+
+def test_limits_retries_and_priority_of_a_line_go_with_the_cell(shell: InteractiveShell) -> None:
+    magic, app = magics(shell)
+    magic.task("--retries 2 --time-limit 3.5 --memory-limit 2GB --priority 7", "1")
+    options = app.sent[0][1]
+    assert (options["max_retries"], options["time_limit"]) == (2, 3.5)
+    assert (options["memory_limit"], options["priority"]) == ("2GB", 7)
+
+
+def test_cell_past_its_time_limit_fails_by_name(shell: InteractiveShell, shared_site: Site) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    with pytest.raises(TimeLimitExceeded, match=r"0\.5 s"):
+        magic.task("--wait --view none --time-limit 0.5", "import time\ntime.sleep(60)")
+
+
+def test_cell_that_raises_is_run_again(shell: InteractiveShell, shared_site: Site, tmp_path: Path) -> None:
+    magic = TaskMagics(shell, shared_site.app, show=lambda *_, **__: None)
+    source = f"from pathlib import Path\nfound = len(list(Path({str(tmp_path)!r}).glob('*')))\n"
+    source += f"(Path({str(tmp_path)!r}) / str(found)).touch()\nassert found == 1, found\nfound"
+    assert magic.task("--wait --view none --retries 3", source) == 1

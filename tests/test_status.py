@@ -116,7 +116,7 @@ def test_bar_keeps_its_start_and_label_when_it_moves() -> None:
 def test_outputs_are_bounded_when_a_task_displays_without_end() -> None:
     status = TaskStatus("id")
     for number in range(OUTPUTS_KEPT + 5):
-        status.apply(event("output", Output("display", data={"text/plain": str(number)})))
+        status.apply(event("output", Output("display_data", data={"text/plain": str(number)})))
     assert len(status.outputs) == OUTPUTS_KEPT
     assert status.outputs[-1].data == {"text/plain": str(OUTPUTS_KEPT + 4)}
 

@@ -163,6 +163,8 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
             "done": bar.done,
             "total": bar.total,
             "closed": bar.closed,
+            "unit": visible(bar.unit, 20),
+            "note": visible(bar.note, 80),
             "nested": bar.parent >= 0,
             "started": bar.started_at,
             "at": bar.updated_at,

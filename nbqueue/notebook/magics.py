@@ -56,6 +56,18 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no number of times")
+    return int(text)
+
+
+def _priority(text: str) -> int:
+    if text not in [str(level) for level in range(10)]:
+        raise argparse.ArgumentTypeError(f"{text} is no priority; it is 0 to 9, the highest first")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="%%task", add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?", default="")
@@ -65,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", action="store_true", help="wait for the value, and show the task's error as the cell's"
     )
     parser.add_argument("--countdown", type=_seconds)
+    parser.add_argument("--retries", type=_count, default=0, help="run it again so often if it raises")
+    parser.add_argument("--time-limit", type=_seconds, help="seconds after which it is ended")
+    parser.add_argument("--memory-limit", help="as 2GB; more than that ends it")
+    parser.add_argument("--priority", type=_priority, help="0 to 9, the highest first")
     parser.add_argument("--again", action="store_true", help="send it anew even if the same is running")
     parser.add_argument("--large", action="store_true", help="send more than 500 MB")
     parser.add_argument("--view", choices=VIEWS, default="full")
@@ -83,6 +99,10 @@ class Line:
     again: bool
     large: bool
     view: str
+    retries: int = 0
+    time_limit: float | None = None
+    memory_limit: str | None = None
+    priority: int | None = None
 
 
 def parse_line(line: str) -> Line:
@@ -103,7 +123,20 @@ def parse_line(line: str) -> Line:
     handle = found.name or "_task"
     if handle in outputs:
         raise UsageError(f"%%task: -o {handle} would replace the task's handle; give the task another name")
-    return Line(found.name, outputs, found.queue, found.wait, found.countdown, found.again, found.large, found.view)
+    return Line(
+        found.name,
+        outputs,
+        found.queue,
+        found.wait,
+        found.countdown,
+        found.again,
+        found.large,
+        found.view,
+        found.retries,
+        found.time_limit,
+        found.memory_limit,
+        found.priority,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +222,8 @@ class TaskMagics:
     def task(self, line: str, cell: str) -> Any:
         """Send the cell to a worker, with just the variables it reads.
 
-        %%task [name] [-o a,b] [-q queue] [--wait] [--countdown s] [--again] [--large] [--view full|plain|none]
+        %%task [name] [-o a,b] [-q queue] [--wait] [--countdown s] [--retries n] [--time-limit s] [--memory-limit 2GB]
+               [--priority 0-9] [--again] [--large] [--view full|plain|none]
         """
         words = parse_line(line)
         try:
@@ -221,6 +255,10 @@ class TaskMagics:
                 digest=digest,
                 queue=words.queue,
                 countdown=words.countdown,
+                priority=words.priority,
+                time_limit=words.time_limit,
+                memory_limit=words.memory_limit,
+                max_retries=words.retries,
             )
         if identity:
             # Once its end was seen here, running the cell again means doing it again.

@@ -16,6 +16,7 @@ from IPython.display import display as _untyped_display
 
 from nbqueue.messages import Output
 from nbqueue.notebook.drawing import MAX_CELLS, Drawing
+from nbqueue.notebook.outputs import combined
 from nbqueue.notebook.saved import static_html
 from nbqueue.notebook.terminal import TextView
 from nbqueue.notebook.text import Status, clock, kind_of, plain_text
@@ -25,7 +26,7 @@ __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
 
 STATIC: Final = Path(__file__).parent / "static"
 DRAW_S: Final = 0.1
-OUTPUT_S: Final = 0.5  # between two outputs: a figure may be large
+OUTPUTS_S: Final = 0.5  # between two drawings of what a task displays
 LARGE_S: Final = 0.25  # between two drawings of a large map
 LINGER_S: Final = 4.0  # after a success, before its view becomes one line
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
@@ -112,8 +113,8 @@ class WidgetView:
         answer_while_busy(self.widget)
         self.widget.on_msg(self._said)
         self._painter = painter
-        self._output: Output | None = None  # shown last
-        self._output_at = 0.0
+        self._outputs: Sequence[Output] = self.watched.status.outputs[:0] if is_task(self.watched.status) else ()
+        self._outputs_at = 0.0
         self.ended = False
         self._page = False  # whether a page has shown it
         self._held = False  # whether somebody is at it there
@@ -121,8 +122,8 @@ class WidgetView:
         self._drawn_at = 0.0
         self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
-        is_task = isinstance(self.watched.status, TaskStatus)
-        self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if is_task else None
+        shows = is_task(self.watched.status)
+        self._shown: Any = _display({"text/html": ""}, raw=True, display_id=True) if shows else None
         self._unsubscribe = self.watched.subscribe(lambda: painter.soon(self))
         painter.soon(self)
 
@@ -172,15 +173,16 @@ class WidgetView:
         self.widget.send(message, buffers=list(buffers))
 
     def _show_outputs(self, status: TaskStatus) -> bool:
-        """Let the front end's own renderers draw what the task displayed last; tell whether there was something new."""
-        last = status.outputs[-1] if status.outputs else None
-        if last is None or last is self._output:
+        """Show what the task displays below the view, twice a second at most; tell whether there was something new."""
+        outputs = status.outputs
+        if outputs is self._outputs:
             return False
-        if not status.ready and time.monotonic() - self._output_at < OUTPUT_S:
+        if not status.ready and time.monotonic() - self._outputs_at < OUTPUTS_S:
             self._painter.soon(self)
             return False
-        self._output, self._output_at = last, time.monotonic()
-        self._shown.update(last.data, metadata=last.metadata, raw=True)
+        self._outputs, self._outputs_at = outputs, time.monotonic()
+        data, metadata = combined(outputs)
+        self._shown.update(data, metadata=metadata, raw=True)
         return True
 
     def _bundle(self) -> dict[str, Any]:
@@ -222,6 +224,11 @@ class WidgetView:
             self.watched.status.cancelling = False
             self.watched.status.note = f"Not cancelled: {exc}"
             self._painter.soon(self)
+
+
+def is_task(status: Status) -> bool:
+    """Tell whether a status is that of one task."""
+    return isinstance(status, TaskStatus)
 
 
 _painter = Painter()

@@ -65,6 +65,13 @@ export function clock(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`
 }
 
+// How much of a bar: counted, or bytes where that is its unit.
+function amount(n, unit) {
+  if (unit !== 'B') return count(n)
+  for (const [size, name] of [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB']]) if (n >= size) return `${(n / size).toFixed(n < 10 * size ? 1 : 0)} ${name}`
+  return `${count(n)} B`
+}
+
 // A countdown has no tenths: it is drawn once a second.
 const countdown = seconds => seconds < 10 ? `${Math.ceil(seconds)} s` : clock(seconds)
 const spoken = seconds => seconds < 60 ? `${Math.round(seconds)} seconds` : `${Math.floor(seconds / 60)} minutes ${Math.floor(seconds % 60)}`
@@ -241,8 +248,9 @@ function Bars() {
       put(node, at.node, place)
       say(at.label, bar.label)
       set(at.label, 'title', bar.label)
-      const total = bar.total ? ' / ' + count(bar.total) : '', gone = bar.at - bar.started
-      if (isDone(bar)) { say(at.numbers, `${count(bar.done)}${total} in ${clock(gone)}`); return }
+      const unit = bar.unit && bar.unit !== 'B' ? ' ' + bar.unit : '', note = bar.note ? ` · ${bar.note}` : ''
+      const total = (bar.total ? ' / ' + amount(bar.total, bar.unit) : '') + unit, gone = bar.at - bar.started
+      if (isDone(bar)) { say(at.numbers, `${amount(bar.done, bar.unit)}${total} in ${clock(gone)}${note}`); return }
       const share = bar.total ? Math.min(1, bar.done / bar.total) : 0, each = bar.done > 0 ? gone / bar.done : 0
       at.ink.style.width = (100 * share) + '%'
       set(at.track, 'aria-label', bar.label)
@@ -252,8 +260,8 @@ function Bars() {
       at.ink.classList.toggle('nbq-stopped', bar.closed)
       const pace = each && gone > 1 && !bar.closed ? each >= 1 ? ` · ${clock(each)} each` : ` · ${count(Math.round(10 / each) / 10)} /s` : ''
       const left = each && bar.total && bar.done < bar.total && !bar.closed ? ` · ${clock(each * (bar.total - bar.done))} left` : ''
-      const numbers = `${count(bar.done)}${total}${pace}${left}`
-      if (at.numbers.textContent !== numbers) at.numbers.replaceChildren(`${count(bar.done)}${total}`, make('span', 'pace', pace), left)
+      const done = amount(bar.done, bar.unit), numbers = `${done}${total}${pace}${left}${note}`
+      if (at.numbers.textContent !== numbers) at.numbers.replaceChildren(`${done}${total}`, make('span', 'pace', pace), left, note)
     })
     if (s.more) { put(node, more, bars.length); say(more, `+ ${many(s.more, 'more bar')}`) }
     else more.remove()
