@@ -321,10 +321,19 @@ def test_member_that_has_ended_is_told_on_demand(shown: Shown) -> None:
         view._said(None, {"do": "member", "index": index}, None)
     told = [content["member"] for _, content, _ in shown.messages if "member" in content]
     assert told == [
-        {"index": 1, "worker": "w", "took": 0.5, "error": "E: \\x07"},
-        {"index": 2},
+        {"index": 1, "member": 1, "worker": "w", "took": 0.5, "error": "E: \\x07"},
+        {"index": 2, "member": 2},
         {"index": 99},
     ]
+
+
+def test_mark_of_many_members_tells_of_the_worst_of_them() -> None:
+    watched = Watched(MapStatus("g", "part", 100_000))
+    for index, state in ((20, states.SUCCESS), (23, states.FAILURE), (24, states.STARTED)):
+        watched.status.apply(member(index, state))
+    watched.facts[23] = member(23, states.FAILURE)
+    told = Drawing(watched).member(20)
+    assert (told["member"], told["error"]) == (23, "E: x")
 
 
 def test_outputs_count_as_messages_and_the_last_one_is_shown(shown: Shown) -> None:

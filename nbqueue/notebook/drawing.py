@@ -15,7 +15,7 @@ from nbqueue.notebook.failures import MAX_TEXT, Frame, folded, frames_of, own_fr
 from nbqueue.notebook.lines import Line, Lines
 from nbqueue.notebook.shown import coloured, visible, visible_block
 from nbqueue.notebook.text import Status, kind_of, name_of, word_of
-from nbqueue.status import BINS, DONE, FAILED, Bar, MapStatus, TaskStatus, marks_of
+from nbqueue.status import BINS, DONE, FAILED, WORST_FIRST, Bar, MapStatus, TaskStatus, marks_of
 
 LOG_BYTES: Final = 100_000  # of a log's end, for a page that opens
 NEWS_BYTES: Final = 8_000  # of a log, ten times a second at most: all views together may tell a megabyte a second
@@ -92,13 +92,19 @@ class Drawing:
         return self._told
 
     def member(self, index: int) -> dict[str, Any]:
-        """Return what is known of one member of a map: more than its mark once it has ended."""
-        facts = self.watched.facts
-        fact = facts[index].facts if 0 <= index < len(facts) and facts[index] is not None else None
-        if fact is None:
-            return {"index": index}
-        took = fact.at - fact.started_at if fact.started_at else None
-        return {"index": index, "worker": visible(fact.worker, 60), "took": took, "error": visible(fact.error)}
+        """Return what is known of a member of a map, or of the worst of those that share its mark."""
+        told: dict[str, Any] = {"index": index}
+        status = self.status
+        if not isinstance(status, MapStatus) or not 0 <= index < status.total:
+            return told
+        part = bytes(status.members[index : index + step_of(status.total)])
+        told["member"] = index + part.index(WORST_FIRST[min(map(WORST_FIRST.index, part))])
+        fact = self.watched.facts[told["member"]]
+        if fact is not None:
+            facts = fact.facts
+            told["worker"], told["error"] = visible(facts.worker, 60), visible(facts.error)
+            told["took"] = facts.at - facts.started_at if facts.started_at else None
+        return told
 
     def _stamp(self) -> dict[str, Any]:
         return {"key": self.key, "n": self._told, "at": time.time()}
@@ -183,8 +189,10 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
     }
 
 
-def _failure(traceback: str) -> dict[str, Any]:
+def _failure(traceback: str) -> dict[str, Any] | None:
     frames = frames_of(traceback)
+    if not frames and "\n" not in traceback.strip():
+        return None  # it says no more than the error
     own = own_frames(frames)
     return {
         "frames": [_frame(frame) for frame in own],

@@ -91,7 +91,7 @@ def _failure_html(status: TaskStatus) -> str:
     kind = f'<b style="color:{FILLS["failed"]}">{html.escape(kind)}</b>'
     style = "background:none;padding:0;color:inherit"
     parts = [f'<br><code style="{style}">{kind}{colon}{html.escape(message)}</code>']
-    if status.failure:
+    if status.failure and "\n" in status.failure.traceback.strip():
         frames = frames_of(status.failure.traceback)
         own = own_frames(frames)
         if own:

@@ -165,6 +165,22 @@ def test_second_view_of_a_task_shows_what_the_first_one_does(lab: Lab) -> None:
         assert notebook.errors == []
 
 
+def test_page_that_is_loaded_anew_shows_all_there_is_and_goes_on(lab: Lab) -> None:
+    with lab.open("anew", LINES) as notebook:
+        notebook.run(0, 1)
+        expect(notebook.view(1).get_by_role("log")).to_contain_text("line 39")
+        notebook.save()
+        notebook.reload()
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("line 39")
+        expect(log).to_contain_text("line 0")
+        notebook.open_gate("more")
+        expect(log).to_contain_text("line 42")
+        expect(notebook.view(1).locator(".nbq-logbar")).to_contain_text("43 lines")
+        notebook.open_gate("end")
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Succeeded")
+
+
 def test_flood_of_prints_shows_its_end_and_says_what_it_left_out(lab: Lab) -> None:
     code = """%%task flood
 print("line 0 of a flood of prints")

@@ -61,6 +61,43 @@ one"""
         shows_as_text(notebook, notebook.output(2))
 
 
+def test_hostile_errors_are_text_while_a_task_is_retried_and_in_a_map(lab: Lab) -> None:
+    one = f"""from nbqueue import task
+@task(bind=True, max_retries=3, name={HOSTILE!r})
+def again(self):
+    try:
+        raise ValueError({HOSTILE!r})
+    except ValueError as exc:
+        raise self.retry(exc=exc, countdown=600)
+first = again.delay()
+first"""
+    many = f"""@task
+def part(n):
+    if n == 1:
+        raise ValueError({HOSTILE!r})
+    hold("end")
+parts = part.map(range(3))"""
+    with lab.open("hostile-errors", one, many) as notebook:
+        notebook.run(0, 1)
+        view = notebook.view(1)
+        expect(view.locator(".nbq-chip")).to_have_text("Retrying")
+        expect(view.locator(".nbq-time")).to_have_text(re.compile("next in (9|10):"))
+        shows_as_text(notebook, view.locator(".nbq-error-text"))
+        expect(view.locator(".nbq-source-hit")).to_contain_text(f"raise ValueError('{MARKUP}")
+        view.locator("summary").click()
+        shows_as_text(notebook, view.locator(".nbq-traceback"))
+        fits(view)
+        notebook.run(2)
+        shows_as_text(notebook, notebook.view(2).locator(".nbq-kind-text"))
+        notebook.view(2).locator("canvas").press("f")
+        shows_as_text(notebook, notebook.view(2).locator(".nbq-tip"))
+        notebook.resize(400, 1400)
+        fits(notebook.view(1))
+        fits(notebook.view(2).locator(".nbq-kinds"))
+        view.get_by_role("button", name="Cancel").click()
+        notebook.open_gate("end")
+
+
 def test_output_overwritten_by_carriage_returns_is_one_line(lab: Lab) -> None:
     code = """%%task counting
 for n in range(4):
@@ -115,6 +152,8 @@ many = {LONG_NAME}.map(range(100))"""
         expect(notebook.view(1).get_by_role("progressbar")).to_be_visible()
         expect(notebook.view(1).locator(".nbq-bar-done")).to_be_visible()
         fits(notebook.view(1))
+        expect(notebook.view(2).locator(".nbq-legend")).to_contain_text("33 failed")
+        fits(notebook.view(2))
         notebook.open_gate("end")
         expect(notebook.output(1)).to_contain_text("failed after")
         expect(notebook.output(2)).to_contain_text("in call order")

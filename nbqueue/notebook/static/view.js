@@ -28,7 +28,7 @@ const RANK = MEMBERS.map((_, n) => WORST_FIRST.indexOf(n))
 const PITCHES = [15, 12, 10, 8, 6, 5, 4], MERGES = [1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 100], GUTTER = 14
 const INK = { light: ['#7f8895', '#1f7be0', '#2d9d7b', '#b3180f', '#c07a00', '#7f8895', '#6a2391'],
               dark: ['#8e97a4', '#3f95ee', '#1f8767', '#ff7a6b', '#f2c14e', '#8e97a4', '#dcb0f8'] }
-const KEPT_LINES = 2000, SILENT_MS = 12000, QUIET_MS = 10000, LINGER_MS = 4000
+const KEPT_LINES = 2000, SILENT_MS = 12000, QUIET_MS = 10000, LINGER_MS = 4000, AWAY_MS = 60000
 
 function make(tag, name, text) {
   const node = document.createElement(tag)
@@ -644,10 +644,10 @@ function Marks(store, model, leave) {
     drawTip()
   }
 
-  // One cell, one member: the kernel knows more of it once it has ended. It is asked when the pointer rests.
+  // The kernel knows more of a member once it has ended. It is asked when the pointer rests.
   function wonder() {
     const index = memberOf(at), known = store.members.get(index)
-    if (asking || store.state.step > 1 || ![2, 3, 5].includes(kindOf(at))) return
+    if (asking || ![2, 3, 5].includes(kindOf(at))) return
     if (known && (known.worker || Date.now() - known.at < 2000)) return
     asking = setTimeout(() => { asking = null; ask(model, { do: 'member', index }) }, 120)
   }
@@ -657,9 +657,11 @@ function Marks(store, model, leave) {
     const s = store.state, kind = kindOf(at), step = s.step * fit.merge, start = at * step, last = Math.min(s.total, start + step) - 1
     const index = memberOf(at), known = store.members.get(index), words = make('div', 'tip-line')
     words.dataset.kind = MEMBERS[kind]
-    words.append(icon(MEMBERS[kind]), make('b', '', `#${count(step > 1 && kind !== 3 ? start : index)}`))
-    if (step > 1) words.append(` ${kind === 3 ? 'failed, in' : 'and on to'} ${kind === 3 ? `#${count(start)} to #${count(last)}` : `#${count(last)}: ${WORD[kind]}`}`)
-    else words.append(` ${WORD[kind]}`, known?.worker ? ` on ${known.worker}` : '', typeof known?.took === 'number' ? ` · ${clock(known.took)}` : '')
+    const range = step > 1 ? `#${count(start)} to #${count(last)}` : `#${count(start)}`, one = known?.member ?? (s.step > 1 ? -1 : index)
+    words.append(icon(MEMBERS[kind]), make('b', '', one < 0 ? range : `#${count(one)}`), ' ' + WORD[kind])
+    if (known?.worker) words.append(` on ${known.worker}`)
+    if (typeof known?.took === 'number') words.append(` · ${clock(known.took)}`)
+    if (one >= 0 && step > 1) words.append(make('span', 'numbers', ` one of ${range}`))
     tip.replaceChildren(words)
     if (known?.error) tip.append(make('code', 'tip-error', known.error))
     const x = (at % fit.across) * fit.pitch, y = Math.floor(at / fit.across) * fit.pitch
@@ -704,7 +706,7 @@ function render({ model, el }) {
   el.append(root)
 
   let asked = 0, onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
-  let touched = false, over = 0, held = false
+  let touched = false, active = 0, over = 0, held = false
 
   // ---- what a reader does
 
@@ -739,13 +741,14 @@ function render({ model, el }) {
     event.preventDefault()
     event.stopPropagation()
   }
-  // Somebody who reads here when it ends is left to it; the kernel is told, and waits.
+  // Somebody who reads here when it ends is left to it; the kernel is told, and waits. Who does nothing has left.
   function hold() {
-    const now = body.contains(document.activeElement) || touched && body.matches(':hover')
+    const here = body.contains(document.activeElement) || touched && body.matches(':hover')
+    const now = here && Date.now() - active < AWAY_MS
     if (now !== held) ask(model, { do: 'hold', on: held = now })
   }
-  for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; hold() }, { passive: true })
-  for (const sign of ['focusin', 'pointerenter']) body.addEventListener(sign, hold)
+  for (const sign of ['pointerdown', 'wheel', 'keydown']) body.addEventListener(sign, () => { touched = true; active = Date.now(); hold() }, { passive: true })
+  for (const sign of ['focusin', 'pointermove']) body.addEventListener(sign, () => { active = Date.now(); hold() })
   for (const sign of ['focusout', 'pointerleave']) body.addEventListener(sign, () => setTimeout(hold, 200))
 
   // ---- what is drawn
@@ -785,7 +788,7 @@ function render({ model, el }) {
     }
     say(name, s.name)
     set(name, 'title', s.name + ' · ' + s.id)
-    say(where, folded && s.ready && !isMap ? s.error || (s.summary ? '→ ' + s.summary : '') : place(s))
+    say(where, folded && s.ready && !isMap ? s.kind === 'cancelled' ? '' : s.error || (s.summary ? '→ ' + s.summary : '') : place(s))
     set(where, 'title', where.textContent)
     set(root, 'aria-label', label(s, word))
     const why = silent ? 'Not live: the kernel does not answer. The task goes on without it; run the cell again to watch it.' : s.note
@@ -896,6 +899,7 @@ function render({ model, el }) {
   let dark = isDark()
   function tick() {
     speak()
+    if (held) hold()
     const lapsed = over && Date.now() - over > LINGER_MS
     if (lapsed && store.state.kind === 'succeeded' && !touched && !held && !root.classList.contains('nbq-folded')) collapse(true)
     if (isMap) sample(store.state)
