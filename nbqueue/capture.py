@@ -27,9 +27,9 @@ FLUSH_S: Final = 0.05  # text waits so long for more
 FLUSH_CHARACTERS: Final = 8_192
 HEAD_CHARACTERS: Final = 1_000_000  # of one task; what comes after is told in part, and that is said
 PIECE_CHARACTERS: Final = 2_000  # of what comes after, told now and then
-PIECE_S: Final = 1.0  # between two such pieces, at first
+PIECE_S: Final = 1.0  # between two such pieces
 TAIL_CHARACTERS: Final = 200_000  # of what comes after, told at the end
-SLOWER: Final = 0.01  # of the time gone by: what comes for days is told ever more seldom, and so is bounded
+SLOWER: Final = 0.01  # of the time gone by: what is drawn anew for days is told ever more seldom, and so is bounded
 MAX_BUNDLE_BYTES: Final = 2_000_000  # of one displayed object
 MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
@@ -369,7 +369,6 @@ class Excess:
         self._tail = tail
         self.left_out = 0  # characters, since the last piece
         self.due_at = now
-        self._began_at = now
         self._parts: deque[tuple[str, str]] = deque()
         self._size = 0
 
@@ -408,7 +407,7 @@ class Excess:
             taken.insert(0, (next((stream for stream, _ in taken if stream), "stdout"), said))
         self._parts.clear()
         self._size = self.left_out = 0
-        self.due_at = now + max(PIECE_S, SLOWER * (now - self._began_at))
+        self.due_at = now + PIECE_S
         return taken
 
     def _drop(self) -> None:
