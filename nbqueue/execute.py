@@ -324,9 +324,13 @@ class Executor:
         self.descriptors.look()
         return self.recorder
 
-    def install_streams(self) -> None:
-        """Let what is printed, displayed and drawn in this process go to whatever task runs."""
-        self.descriptors.install()
+    def install_streams(self, errors: int = -1) -> None:
+        """Let what is printed, displayed and drawn in this process go to whatever task runs.
+
+        Args:
+            errors: the file for what is written to descriptor 2; -1 for one of its own.
+        """
+        self.descriptors.install(errors)
         out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
         sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
         sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
