@@ -23,6 +23,7 @@ from typing import IO, Final, Protocol
 
 from nbqueue.exceptions import BlobMissing, BlobNotStored
 from nbqueue.payloads import Ref
+from nbqueue.processes import make_private
 
 PART_BYTES: Final = 1 << 20  # of what travels through the backend at once
 PARTS_AT_ONCE: Final = 4
@@ -181,7 +182,7 @@ class Unfinished:
         self._sync = sync
         self._file: IO[bytes] | None = None
         with self._explained():
-            _make(path.parent)
+            make_private(path.parent)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._file = os.fdopen(descriptor, "wb", buffering=0)
 
@@ -363,13 +364,6 @@ def described(ref: Ref) -> str:
     """Return what an error calls a blob."""
     size = f"{ref.size / 1e6:,.1f} MB" if ref.size >= 100_000 else f"{ref.size / 1e3:,.1f} kB"
     return f"a part of {size} ({ref.digest[:12]})"
-
-
-def _make(directory: Path) -> None:
-    """Make a directory for this user only; and so its parents, which `mkdir` would let others read."""
-    if not directory.exists():
-        _make(directory.parent)
-        directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def _booted_at() -> float:

@@ -213,3 +213,10 @@ def _namespace() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return "-"
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory for this user only, and so its parents, which `mkdir` would let others read."""
+    if not directory.exists():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)

@@ -14,8 +14,10 @@ import pytest
 from nbqueue import states
 from nbqueue.messages import Fact, Facts, Failure, Output, Progress, encode_failure
 from nbqueue.notebook import views
-from nbqueue.notebook.text import plain_text, static_html
-from nbqueue.notebook.views import Drawing, Painter, WidgetView, runs_of
+from nbqueue.notebook.drawing import Drawing, runs_of
+from nbqueue.notebook.saved import static_html
+from nbqueue.notebook.text import plain_text
+from nbqueue.notebook.views import Painter, WidgetView
 from nbqueue.status import DONE, FAILED, MapStatus, TaskStatus
 from tests.helpers import wait_until
 
@@ -290,12 +292,21 @@ def test_view_that_is_read_in_ends_when_its_reader_leaves(shown: Shown) -> None:
     wait_until(lambda: view.ended, 5, "the end")
 
 
+def test_page_that_is_loaded_anew_holds_nothing(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    view = WidgetView(Handle(watched), Painter())
+    view._said(None, {"do": "hold", "on": True}, None)
+    view._said(None, {"do": "hello", "n": view.drawing.told}, None)
+    watched.say(record(states.FAILURE, error="ValueError: no"))
+    wait_until(lambda: view.ended, 5, "the end")
+
+
 def test_page_that_missed_a_message_is_told_all_again(shown: Shown) -> None:
     watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
     view = WidgetView(Handle(watched), Painter())
     watched.say(output("one\n"))
     wait_until(lambda: view.drawing.told > 0, 5, "a message")
-    view._said(None, {"do": "hello", "n": 0}, None)
+    view._said(None, {"do": "missed", "n": 0}, None)
     whole = [content for _, content, _ in shown.messages if "all" in content]
     assert [row[3] for row in whole[0]["lines"]] == ["one"]
     assert whole[0]["state"]["name"] == "train"
@@ -364,6 +375,31 @@ def test_statuses_can_be_drawn_while_they_change(shown: Shown) -> None:
     drawing.join()
     assert failed == []
     assert view.drawing.all()["total"] == 3_000
+
+
+def test_maps_can_be_drawn_while_they_change(shown: Shown) -> None:
+    watched = Watched(MapStatus("g", "part", 3_000))
+    view = WidgetView(Handle(watched), Painter())
+    stop, failed = threading.Event(), []
+
+    def draw() -> None:
+        while not stop.is_set():
+            try:
+                view.draw()
+                view._said(None, {"do": "missed", "n": -1}, None)
+                static_html(watched.status)
+                plain_text(watched.status)
+            except Exception as exc:  # noqa: BLE001 - that is the question
+                failed.append(exc)
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    for n in range(3_000):
+        error = f"ValueError: {n}" if n < 1_500 else "E: x"
+        watched.status.apply(Fact(msgspec.structs.replace(member(n, states.FAILURE).facts, error=error), b""))
+    stop.set()
+    drawing.join()
+    assert failed == []
 
 
 def test_click_on_cancel_revokes_off_the_kernels_thread(shown: Shown) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from nbqueue import connection, embedded
 from nbqueue.config import Environment
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.processes import PidFile, start_detached, tail
+from nbqueue.processes import PidFile, make_private, start_detached, tail
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -65,7 +65,7 @@ def start_worker(
     """
     folder, logs = app.link.directory / "workers", app.link.directory / "logs"
     for directory in (folder, logs):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
     name, process = _free(folder)
     log = logs / f"{name}.log"
     full_name = f"{name}@{socket.gethostname()}"

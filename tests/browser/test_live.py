@@ -248,3 +248,19 @@ one"""
         expect(notebook.view(1).locator(".nbq-time")).to_have_text(re.compile(r"starts in (49|50):\d\d"))
         notebook.view(1).get_by_role("button", name="Cancel").click()
         expect(notebook.output(1)).to_contain_text("later cancelled")
+
+
+def test_view_that_is_out_of_sight_draws_nothing_until_it_is_seen(lab: Lab) -> None:
+    told = "while 'line 42' not in str(lines.watched.status.log.chunks):\n    time.sleep(0.02)\ntime.sleep(0.3)"
+    with lab.open("unseen", LINES, told) as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("line 39")
+        notebook.view(1).evaluate("node => { node.style.display = 'none' }")
+        notebook.open_gate("more")
+        notebook.run(2)
+        assert "line 42" not in (log.text_content() or "")
+        notebook.view(1).evaluate("node => { node.style.display = '' }")
+        expect(log).to_contain_text("line 42")
+        notebook.open_gate("end")
+        assert notebook.errors == []

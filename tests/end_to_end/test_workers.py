@@ -59,6 +59,7 @@ def test_started_worker_runs_tasks_and_stops(site: Site) -> None:
     assert (offer.children, len(offer.shifts)) == (2, 2)
     assert "2 children" in started.log.read_text()
     assert find_worker(site.app, started.name) == started
+    assert site.app.link.directory.stat().st_mode & 0o077 == 0  # else the embedded server would refuse it later
     assert [started.stop(), started.running] == [True, False]
     assert find_worker(site.app, started.name) is None
     assert gone(site, started.name)

@@ -134,12 +134,16 @@ function hear(store, at) {
 function take(store, model, message, buffers) {
   if (message.key !== store.key) return
   const changed = { lines: new Set(), cells: [], all: false, member: false }
-  if (message.member) { store.members.set(message.member.index, message.member); changed.member = true }
+  if (message.member) {
+    if (store.members.size > 500) store.members.clear()
+    store.members.set(message.member.index, { ...message.member, at: Date.now() })
+    changed.member = true
+  }
   else if (message.all) { fill(store, message, buffers[0]); changed.all = true }
   else {
     if (message.n > store.n + 1 && Date.now() - store.asked > 1000) {
       store.asked = Date.now()
-      ask(model, { do: 'hello', n: store.n })
+      ask(model, { do: 'missed', n: store.n })
     }
     store.n = message.n
     hear(store, message.at)
@@ -151,7 +155,6 @@ function take(store, model, message, buffers) {
       store.cells.fill(mark, start, start + length)
       changed.cells.push([start, length])
     }
-    for (const index of store.members.keys()) if (!store.members.get(index).worker) store.members.delete(index)
   }
   for (const view of store.views) view(changed)
 }
@@ -576,7 +579,8 @@ function Marks(store, model, leave) {
       const last = Math.floor((start + length - 1) / fit.merge)
       for (let i = Math.floor(start / fit.merge); i <= last; i++) paint(pen, i)
     }
-    if (at >= 0) { const cell = at; at = -1; point(cell) }
+    if (at >= fit.cells) point(-1)
+    else if (at >= 0) { drawTip(); wonder() }
   }
 
   // Ink grows as work gets done: dot, ring, square. What is not done as it should be has a mark of its own.
@@ -633,12 +637,19 @@ function Marks(store, model, leave) {
     if (to === at && to >= 0) return
     at = to
     clearTimeout(asking)
+    asking = null
     tip.hidden = hot.hidden = at < 0
     if (at < 0) { tip.removeAttribute('aria-live'); return }
-    const index = memberOf(at), ended = [2, 3, 5].includes(kindOf(at))
-    // One cell, one member: the kernel knows more of it once it has ended.
-    if (store.state.step === 1 && ended && !store.members.has(index)) asking = setTimeout(() => ask(model, { do: 'member', index }), 120)
+    wonder()
     drawTip()
+  }
+
+  // One cell, one member: the kernel knows more of it once it has ended. It is asked when the pointer rests.
+  function wonder() {
+    const index = memberOf(at), known = store.members.get(index)
+    if (asking || store.state.step > 1 || ![2, 3, 5].includes(kindOf(at))) return
+    if (known && (known.worker || Date.now() - known.at < 2000)) return
+    asking = setTimeout(() => { asking = null; ask(model, { do: 'member', index }) }, 120)
   }
 
   function drawTip() {
