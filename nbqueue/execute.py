@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 from nbqueue import modules, retries, serialization, states
 from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
-from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
+from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.cellrun import run_cell
 from nbqueue.descriptors import Descriptors
 from nbqueue.display import Displayer, close_figures
@@ -53,6 +53,7 @@ from nbqueue.messages import (
     encode_failure,
 )
 from nbqueue.modules import Importer, Module
+from nbqueue.paced import Send
 from nbqueue.payloads import Packer, Ref, modules_of
 
 T = TypeVar("T")

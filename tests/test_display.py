@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from nbqueue.capture import MAX_BUNDLE_BYTES, Recorder
+from nbqueue.capture import Recorder
 from nbqueue.display import Displayer, bundle
 from nbqueue.messages import Output
 from nbqueue.notebook.outputs import combined
+from nbqueue.paced import MAX_BUNDLE_BYTES
 from tests.pools import RunningPool
 
 
