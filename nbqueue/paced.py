@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +21,8 @@ PIECE_CHARACTERS: Final = 2_000  # of text beyond what is told in full, told now
 PIECE_S: Final = 1.0  # between two such pieces
 TAIL_CHARACTERS: Final = 200_000  # of it, told at the end
 SLOWER: Final = 0.01  # of the time gone by: what is drawn anew for days is told ever more seldom, and so is bounded
-MAX_BUNDLE_BYTES: Final = 2_000_000  # of one displayed object
+MAX_BUNDLE_BYTES: Final = 6_000_000  # of one displayed object: some bring a library along
+MIN_BUNDLE_BYTES: Final = 3_000  # as which the smallest counts: each costs others something
 MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
 BRIEF_BARS: Final = 5  # told at once of those that came and went meanwhile
@@ -202,7 +203,7 @@ class Displays:
         if not wait:
             self._frames.clear()
             self._before()
-            self._send("output", encode(Output("clear_output")))
+            self._send_output(Output("clear_output"))
 
     def flush(self) -> bool:
         """Send what was held long enough; tell whether something still is."""
@@ -239,12 +240,12 @@ class Displays:
             return
         encoded = _encoded(output)
         if len(encoded) > MAX_BUNDLE_BYTES:
-            encoded = encode(_instead(output, f"{len(encoded):,} bytes: not shown, beyond {MAX_BUNDLE_BYTES:,}"))
+            encoded = _encoded(_what_fits(output))
         if len(encoded) > self._room:
             self._full = True
             self._keep_newest(output)
             encoded = encode(_instead(output, "not shown: very much was displayed; the newest is, at the end"))
-        self._room -= len(encoded)
+        self._room -= max(len(encoded), MIN_BUNDLE_BYTES)
         self._send("output", encoded)
 
     def _keep_newest(self, output: Output) -> None:
@@ -274,7 +275,23 @@ class Displays:
 def _instead(output: Output, why: str) -> Output:
     """Return what is shown in the place of an output."""
     text = str(output.data.get("text/plain", ""))[:2_000]
-    return Output(output.type, data={"text/plain": f"{text}\n[{why}]"}, id=output.id)
+    kind = output.type if output.data else "display_data"
+    return Output(kind, data={"text/plain": f"{text}\n[{why}]"}, id=output.id)
+
+
+def _what_fits(output: Output) -> Output:
+    """Return an output without the parts of its bundle that are too large, which its text names."""
+    sizes = {mime: len(encode(part)) for mime, part in output.data.items()}
+    small: dict[str, Any] = {}
+    left_out = []
+    for mime in sorted(sizes, key=sizes.__getitem__):
+        if sum(sizes[kept] for kept in small) + sizes[mime] < MAX_BUNDLE_BYTES - MIN_BUNDLE_BYTES:
+            small[mime] = output.data[mime]
+        else:
+            left_out.append(f"{mime} of {sizes[mime]:,} bytes")
+    text = str(output.data.get("text/plain", ""))[:2_000]
+    small["text/plain"] = f"{text}\n[{', '.join(left_out)}: not shown, beyond {MAX_BUNDLE_BYTES:,}]"
+    return Output(output.type, data=small, id=output.id)
 
 
 def _encoded(output: Output) -> bytes:
