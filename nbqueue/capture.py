@@ -271,6 +271,9 @@ class Stream(io.TextIOBase):
         """Return True."""
         return True
 
+    def reconfigure(self, **_: object) -> None:
+        """Do nothing: programs that ask for line buffering have more than that."""
+
     def fileno(self) -> int:
         """Return the descriptor whose text joins this stream's."""
         binary = getattr(self, "buffer", None)

@@ -203,21 +203,21 @@ def bundle(value: Any) -> Bundle:
             data[mime] = _text(part)
             if more:
                 metadata[mime] = more
-    found, more = _called(value, "_repr_mimebundle_")
+    found, more = _called(value, "_repr_mimebundle_", include=None, exclude=None)
     if isinstance(found, Mapping):
         data |= {str(mime): _text(part) for mime, part in found.items()}
         metadata |= more if isinstance(more, Mapping) else {}
     return data, metadata
 
 
-def _called(value: Any, name: str) -> tuple[Any, Any]:
+def _called(value: Any, name: str, **options: Any) -> tuple[Any, Any]:
     """Return what a repr method gives, and its metadata; nothing if there is none, or it fails."""
     try:
         method = getattr(value, name, None)
         # An object that has every name, as mocks and proxies do, means none of them.
         if method is None or getattr(value, "_no_such_repr_", None) is not None:
             return None, None
-        found = method()
+        found = method(**options)
     except Exception:  # noqa: BLE001 - users' reprs may raise anything; the text is there
         return None, None
     return found if isinstance(found, tuple) and len(found) == 2 else (found, None)

@@ -202,6 +202,9 @@ def test_stream_takes_text_and_drops_it_when_no_task_runs() -> None:
     print("nobody", file=stream)
     assert stream.writable()
     assert not stream.isatty()
+    stream.reconfigure(line_buffering=True)
+    with pytest.raises(OSError, match="fileno"):
+        stream.fileno()
     with pytest.raises(TypeError, match="not bytes"):
         stream.write(b"bytes")  # type: ignore[arg-type]
 

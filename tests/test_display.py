@@ -31,7 +31,7 @@ class Rich:
     def _repr_svg_(self) -> str:
         raise ValueError
 
-    def _repr_mimebundle_(self, **_: Any) -> Any:
+    def _repr_mimebundle_(self, include: Any, exclude: Any, **_: Any) -> Any:
         return {"application/x-own": {"a": 1}, "application/vnd.jupyter.widget-view+json": {}}, {"application/x-own": 1}
 
 
