@@ -99,6 +99,7 @@ class Recorder:
         self._excess: Excess | None = None
         self._bars: BarPace | None = None
         self._displays: Displays | None = None
+        self.in_line = False  # what was written last ended no line
         self.closed = False
 
     def write(self, stream: str, text: str) -> bool:
@@ -106,6 +107,7 @@ class Recorder:
         with self._interrupts, self._lock:
             if self.closed or not text:
                 return False
+            self.in_line = text[-1] != "\n"
             if self._displays is not None and self._displays.clears:
                 self._displays.clears = False
                 self._clear_for_text()
@@ -239,6 +241,7 @@ class Stream(io.TextIOBase):
         flusher: flushes later.
         interrupts: wait until a call of this has ended.
         binary: takes bytes, as `buffer` does; has the descriptor that subprocesses write to.
+        before: brings what was written elsewhere, to keep its place.
     """
 
     def __init__(
@@ -248,8 +251,10 @@ class Stream(io.TextIOBase):
         flusher: Flusher,
         interrupts: Interrupts | None = None,
         binary: io.RawIOBase | None = None,
+        before: Callable[[], object] | None = None,
     ) -> None:
         super().__init__()
+        self._before = before
         if binary is not None:
             self.buffer = binary
         self._name = name
@@ -284,6 +289,9 @@ class Stream(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._interrupts:
+            # Not before the end of a line, which `print` writes by itself: no other process shall break lines.
+            if self._before is not None and text != "\n":
+                self._before()
             recorder = self._recorder()
             if recorder is not None and recorder.write(self._name, text):
                 self._flusher.soon(recorder)

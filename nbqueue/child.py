@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import io
 import json
 import os
 import select
@@ -317,9 +318,12 @@ class Child:
                 os._exit(0)  # nobody is left to tell
 
     def _disown(self) -> None:
-        """Let a process that the task forks speak for itself: on the worker's own streams, not in our replies."""
+        """Let a process that the task forks write to the descriptors, by whole lines, and not in our replies."""
         self._forked = True
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, write_through=False)
         leave_task()
 
 

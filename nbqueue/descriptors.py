@@ -112,13 +112,18 @@ class Descriptors:
             file.leave(size)
 
     def _run(self) -> None:
-        quiet = 0
+        quiet, patient = 0, True
         while True:
             self._wanted.wait()
             much = False
-            with contextlib.suppress(OSError):
-                much = self.look()
-            quiet = 0 if much or self._recorder() is not None else quiet + 1
+            recorder = self._recorder()
+            # A print in another thread may be just before the end of its line: it is waited for, once.
+            patient = patient and recorder is not None and recorder.in_line
+            if not patient:
+                with contextlib.suppress(OSError):
+                    much = self.look()
+            patient = not patient
+            quiet = 0 if much or recorder is not None else quiet + 1
             if quiet > QUIET_LOOKS:
                 self._wanted.clear()
                 quiet = 0

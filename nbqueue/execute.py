@@ -333,8 +333,8 @@ class Executor:
         """
         self.descriptors.install(errors)
         out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
-        sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
-        sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
+        sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts, out, self.descriptors.look)
+        sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts, err, self.descriptors.look)
         builtins.input = _no_input
         builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
         bars = Bars(self._recorder, self.flusher)
