@@ -15,5 +15,5 @@ def lab(chromium: str) -> Iterator[Lab]:
     """Yield a running JupyterLab; for tests marked `browser`."""
     with Lab(chromium) as running:
         # a worker's start and a loaded machine included
-        expect.set_options(timeout=20_000)
+        expect.set_options(timeout=30_000)
         yield running

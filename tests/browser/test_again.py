@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Lab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 TWO_PARTS = """%%task parts
 print("part one")

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Lab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 STEPS = """%%task steps
 from nbqueue import progress
@@ -254,7 +254,7 @@ def test_view_that_is_out_of_sight_draws_nothing_until_it_is_seen(lab: Lab) -> N
     told = "while 'line 42' not in str(lines.watched.status.log.chunks):\n    time.sleep(0.02)\ntime.sleep(0.3)"
     with lab.open("unseen", LINES, told) as notebook:
         notebook.run(0, 1)
-        log = notebook.view(1).get_by_role("log")
+        log = notebook.view(1).locator(".nbq-log")  # hidden, it has no role
         expect(log).to_contain_text("line 39")
         notebook.view(1).evaluate("node => { node.style.display = 'none' }")
         notebook.open_gate("more")

@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Lab, Notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 MARKUP = "<img src=x onerror=hacked()><script>hacked = 1</script>"
 HOSTILE = f"{MARKUP} \x1b[31mred\x1b[0m \u202eabc"

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Lab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 
 def test_panel_shows_starts_and_stops_workers(lab: Lab) -> None:

@@ -121,6 +121,8 @@ def test_restart_replaces_every_child_after_its_task(site: Site, tmp_path: Path)
     worker = site.worker(concurrency=2)
     result = site.app.task(held_open).delay(str(tmp_path), "a")
     wait_until((tmp_path / "a.began").exists, 20, "it to begin")
+    # what it told first may be of children that had no process yet
+    wait_until(lambda: all(shift.ready for shift in offer_of(site, worker.name).shifts), 20, "all to be ready")
     before = {shift.pid for shift in offer_of(site, worker.name).shifts}
     site.app.order("restart", [worker.name])
     wait_until(lambda: len({s.pid for s in offer_of(site, worker.name).shifts} & before) == 1, 20, "the idle one to go")
