@@ -380,15 +380,17 @@ class Executor:
             close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
-            self._show_what_is_left(task)
+            with contextlib.suppress(Exception):  # what it raised is what is told
+                self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
-            self.descriptors.look()
-            recorder.close()
-            self.recorder = None
-            _request.reset(token)
+            with self.interrupts:  # one that comes now waits until all is told and the next task can begin
+                self.descriptors.look()
+                recorder.close()
+                self.recorder = None
+                _request.reset(token)
 
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
