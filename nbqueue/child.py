@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
+import io
 import json
 import os
 import select
@@ -26,6 +28,7 @@ import msgspec
 
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
+from nbqueue.descriptors import last_words, nameless
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
 from nbqueue.execute import Executor, failed, find_app, leave_task
 from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
@@ -49,7 +52,7 @@ class ForkServer:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.children: set[int] = set()
+        self.children: dict[int, int] = {}  # process ids, and the files that they write their errors to
         self.registries: list[Any] = []
         self.store: BlobStore | None = None
         self.keep_s = 0.0
@@ -110,7 +113,9 @@ class ForkServer:
 
     def _fork(self, order: dict[str, Any], descriptors: list[int], own: tuple[socket.socket, ...]) -> None:
         parent = os.getpid()
+        errors = -1
         try:
+            errors = nameless()
             pid = os.fork()
         except OSError as exc:  # no memory, or too many processes: that may pass
             time.sleep(FORK_PAUSE_S)
@@ -119,14 +124,18 @@ class ForkServer:
         if pid == 0:
             for sock in (self.sock, *own):
                 sock.close()
-            _become_child(parent, order["wait_s"], descriptors, self)
+            for file in self.children.values():
+                os.close(file)
+            _become_child(parent, order["wait_s"], descriptors, self, errors)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
+            if errors >= 0:
+                os.close(errors)
             return
         with contextlib.suppress(OSError):  # the child does it too; whoever is first
             os.setpgid(pid, pid)
-        self.children.add(pid)
+        self.children[pid] = errors
         self._say(forked=pid, child=order["child"])
 
     def _reap(self) -> None:
@@ -137,11 +146,13 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            self.children.discard(pid)
+            errors = self.children.pop(pid)
+            said = last_words(errors) if status else ""
+            os.close(errors)
             # What it started itself, and left behind, ends with it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
-            self._say(exited=pid, status=status)
+            self._say(exited=pid, status=status, said=said)
 
     def _say(self, **report: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -158,7 +169,7 @@ def _registry(spec: str) -> Any:
         return None
 
 
-def _become_child(parent: int, wait_s: float, descriptors: list[int], server: ForkServer) -> NoReturn:
+def _become_child(parent: int, wait_s: float, descriptors: list[int], server: ForkServer, errors: int) -> NoReturn:
     status = 1
     try:
         with contextlib.suppress(OSError):
@@ -172,7 +183,7 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], server: Fo
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # as Python does for its own; else all children would draw the same
-        Child(tasks, replies, server.registries, server.wear, server.store, server.keep_s).run()
+        Child(tasks, replies, server.registries, server.wear, server.store, server.keep_s, errors).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         if sys.__stderr__ is not None:
@@ -221,6 +232,7 @@ class Child:
         wear: how long it is of use.
         store: where large data is.
         keep_s: how long that of results is kept.
+        errors: the file for what is written to descriptor 2; its parent reads there what this couldn't tell any more.
     """
 
     def __init__(
@@ -231,8 +243,10 @@ class Child:
         wear: Wear,
         store: BlobStore | None = None,
         keep_s: float = 0.0,
+        errors: int = -1,
     ) -> None:
         self.tasks = tasks
+        self.errors = errors
         self.replies = replies
         self.wear = wear
         self.interrupts = Interrupts()
@@ -245,7 +259,8 @@ class Child:
 
         What it has not read then is taken back by its supervisor.
         """
-        self.executor.install_streams()
+        self.executor.install_streams(self.errors)
+        faulthandler.enable(2, all_threads=False)  # who dies of a signal says which line it was at
         signal.signal(signal.SIGINT, self.interrupts.handle)
         signal.signal(SOFT_SIGNAL, self.interrupts.handle)
         os.register_at_fork(after_in_child=self._disown)
@@ -303,9 +318,12 @@ class Child:
                 os._exit(0)  # nobody is left to tell
 
     def _disown(self) -> None:
-        """Let a process that the task forks speak for itself: on the worker's own streams, not in our replies."""
+        """Let a process that the task forks write to the descriptors, by whole lines, and not in our replies."""
         self._forked = True
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, write_through=False)
         leave_task()
 
 

@@ -218,6 +218,8 @@ def child_environment(variables: Mapping[str, str], children: int) -> dict[str, 
     threads = str(max(1, (os.cpu_count() or 1) // max(1, children)))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         kept.setdefault(name, threads)
+    # Plotly would look for a browser here; the page that shows its figures is elsewhere.
+    kept.setdefault("PLOTLY_RENDERER", "plotly_mimetype+notebook_connected")
     return kept
 
 

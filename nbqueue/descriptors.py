@@ -27,6 +27,8 @@ FLOOD_LOOK_S: Final = 0.002  # while there is more than is read at once
 QUIET_LOOKS: Final = 20  # without a task, after which nobody looks any more
 MAX_BACKLOG_BYTES: Final = 16_000_000  # what lies beyond is passed over: who writes must not outrun who reads
 MAX_PASSED_BYTES: Final = 1_000_000  # of what comes between tasks, in a child's life
+MAX_LAST_BYTES: Final = 2_000
+MAX_LAST_WORDS: Final = 500
 _READ_BYTES: Final = 1 << 20
 _PUNCH: Final = 0x01 | 0x02  # keep the size, punch a hole. Source: fallocate(2)
 _UNBUFFERED: Final = 2  # _IONBF. Source: setvbuf(3)
@@ -51,9 +53,13 @@ class Descriptors:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
 
-    def install(self) -> None:
-        """Take over both descriptors, and let nothing that this process writes to them wait in a buffer."""
-        self._files = [_File(1, "stdout"), _File(2, "stderr")]
+    def install(self, errors: int = -1) -> None:
+        """Take over both descriptors, and let nothing that this process writes to them wait in a buffer.
+
+        Args:
+            errors: the file to stand for descriptor 2; -1 for one that nobody else has.
+        """
+        self._files = [_File(1, "stdout", nameless()), _File(2, "stderr", nameless() if errors < 0 else errors)]
         sys.__stdout__, sys.__stderr__ = _unbuffered(1), _unbuffered(2)  # type: ignore[misc]
         _unbuffer_c()
         os.register_at_fork(after_in_child=self._files.clear)
@@ -106,13 +112,18 @@ class Descriptors:
             file.leave(size)
 
     def _run(self) -> None:
-        quiet = 0
+        quiet, patient = 0, True
         while True:
             self._wanted.wait()
             much = False
-            with contextlib.suppress(OSError):
-                much = self.look()
-            quiet = 0 if much or self._recorder() is not None else quiet + 1
+            recorder = self._recorder()
+            # A print in another thread may be just before the end of its line: it is waited for, once.
+            patient = patient and recorder is not None and recorder.in_line
+            if not patient:
+                with contextlib.suppress(OSError):
+                    much = self.look()
+            patient = not patient
+            quiet = 0 if much or recorder is not None else quiet + 1
             if quiet > QUIET_LOOKS:
                 self._wanted.clear()
                 quiet = 0
@@ -122,13 +133,13 @@ class Descriptors:
 class _File:
     """One descriptor, and the file behind it."""
 
-    def __init__(self, descriptor: int, stream: str) -> None:
+    def __init__(self, descriptor: int, stream: str, file: int) -> None:
         self.stream = stream
         self.place = 0
         self._own = os.dup(descriptor)
         os.set_inheritable(self._own, False)
         self._passed = 0
-        self.descriptor = _nameless()
+        self.descriptor = file
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         # Who opens it by its path, as `/dev/stderr`, begins at the start: appending puts all of it at the end.
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, fcntl.fcntl(self.descriptor, fcntl.F_GETFL) | os.O_APPEND)
@@ -154,11 +165,20 @@ class _File:
                 os.write(self._own, text.encode(errors="replace"))
 
 
-def _nameless() -> int:
+def nameless() -> int:
+    """Return the descriptor of a new file without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("nbqueue output", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def last_words(descriptor: int) -> str:
+    """Return in one line what a process wrote to such a file last and didn't live to tell, as far as one can know."""
+    start = max(0, os.fstat(descriptor).st_size - MAX_LAST_BYTES)
+    data = os.pread(descriptor, MAX_LAST_BYTES, start).strip(b"\0")  # what was read is a hole
+    words = " ".join(data.decode(errors="replace").split())
+    return words if len(words) <= MAX_LAST_WORDS else f"{words[: MAX_LAST_WORDS - 1]}\u2026"
 
 
 def _unbuffered(descriptor: int) -> io.TextIOWrapper:

@@ -44,6 +44,7 @@ class Held:
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
     stops: list[int] = field(default_factory=list)  # signals still to send
     stop_at: float = 0.0  # when the next of them is due
+    said: int = 0  # pieces of output
 
 
 class Dispatcher:

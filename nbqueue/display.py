@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from nbqueue.capture import Flusher, Recorder
 
-MAX_REPR: Final = 200_000
+MAX_REPR: Final = 200_000  # characters of an object's text
 _METHODS: Final = {
     "_repr_html_": "text/html",
     "_repr_markdown_": "text/markdown",
@@ -185,7 +185,9 @@ def bundle(value: Any) -> Bundle:
         text = repr(value)
     except Exception as exc:  # noqa: BLE001 - users' reprs may raise anything
         text = f"<{type(value).__name__}; its repr raised {type(exc).__name__}>"
-    data: dict[str, Any] = {"text/plain": text[:MAX_REPR]}
+    if len(text) > MAX_REPR:
+        text = f"{text[:MAX_REPR]}\n[\u2026 {len(text) - MAX_REPR:,} characters left out \u2026]"
+    data: dict[str, Any] = {"text/plain": text}
     metadata: dict[str, Any] = {}
     if isinstance(value, type | ModuleType):
         return data, metadata
@@ -197,25 +199,25 @@ def bundle(value: Any) -> Bundle:
         return data, metadata
     for name, mime in _METHODS.items():
         part, more = _called(value, name)
-        if part is not None and not (isinstance(part, str) and mime == "text/html" and len(part) > MAX_REPR):
+        if part is not None:
             data[mime] = _text(part)
             if more:
                 metadata[mime] = more
-    found, more = _called(value, "_repr_mimebundle_")
+    found, more = _called(value, "_repr_mimebundle_", include=None, exclude=None)
     if isinstance(found, Mapping):
         data |= {str(mime): _text(part) for mime, part in found.items()}
         metadata |= more if isinstance(more, Mapping) else {}
     return data, metadata
 
 
-def _called(value: Any, name: str) -> tuple[Any, Any]:
+def _called(value: Any, name: str, **options: Any) -> tuple[Any, Any]:
     """Return what a repr method gives, and its metadata; nothing if there is none, or it fails."""
     try:
         method = getattr(value, name, None)
         # An object that has every name, as mocks and proxies do, means none of them.
         if method is None or getattr(value, "_no_such_repr_", None) is not None:
             return None, None
-        found = method()
+        found = method(**options)
     except Exception:  # noqa: BLE001 - users' reprs may raise anything; the text is there
         return None, None
     return found if isinstance(found, tuple) and len(found) == 2 else (found, None)

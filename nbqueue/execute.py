@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 from nbqueue import modules, retries, serialization, states
 from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
-from nbqueue.capture import Flusher, Interrupts, Recorder, Send, Stream, summarize
+from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.cellrun import run_cell
 from nbqueue.descriptors import Descriptors
 from nbqueue.display import Displayer, close_figures
@@ -53,6 +53,7 @@ from nbqueue.messages import (
     encode_failure,
 )
 from nbqueue.modules import Importer, Module
+from nbqueue.paced import Send
 from nbqueue.payloads import Packer, Ref, modules_of
 
 T = TypeVar("T")
@@ -324,12 +325,16 @@ class Executor:
         self.descriptors.look()
         return self.recorder
 
-    def install_streams(self) -> None:
-        """Let what is printed, displayed and drawn in this process go to whatever task runs."""
-        self.descriptors.install()
+    def install_streams(self, errors: int = -1) -> None:
+        """Let what is printed, displayed and drawn in this process go to whatever task runs.
+
+        Args:
+            errors: the file for what is written to descriptor 2; -1 for one of its own.
+        """
+        self.descriptors.install(errors)
         out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
-        sys.stdout = Stream("stdout", self._looked, self.flusher, self.interrupts, out)
-        sys.stderr = Stream("stderr", self._looked, self.flusher, self.interrupts, err)
+        sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts, out, self.descriptors.look)
+        sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts, err, self.descriptors.look)
         builtins.input = _no_input
         builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
         bars = Bars(self._recorder, self.flusher)
@@ -375,15 +380,17 @@ class Executor:
             close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a task must not end the child
-            self._show_what_is_left(task)
+            with contextlib.suppress(Exception):  # what it raised is what is told
+                self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
             return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
         finally:
-            self.descriptors.look()
-            recorder.close()
-            self.recorder = None
-            _request.reset(token)
+            with self.interrupts:  # one that comes now waits until all is told and the next task can begin
+                self.descriptors.look()
+                recorder.close()
+                self.recorder = None
+                _request.reset(token)
 
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer

@@ -15,7 +15,8 @@ from nbqueue.states import RETRY
 from nbqueue.streams import Streams
 
 SETTLE_AT_ONCE: Final = 500
-MAX_TOLD: Final = 50_000
+MAX_TOLD: Final = 50_000  # facts that wait, as during an outage
+MAX_TOLD_BYTES: Final = 64_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Ledger:
         self._settlements: list[tuple[Held | None, Settlement]] = []
         self._returns: list[tuple[Held, str]] = []
         self._told: list[Told] = []
+        self._told_bytes = 0
         self._closing: set[int] = set()
         self.ended: Counter[str] = Counter()  # tasks that children have run, by state
 
@@ -75,8 +77,9 @@ class Ledger:
 
     def tell(self, told: Told) -> None:
         """Take what a task said; the latest is lost when there is very much of it."""
-        if len(self._told) < MAX_TOLD:
+        if len(self._told) < MAX_TOLD and self._told_bytes + len(told.text) <= MAX_TOLD_BYTES:
             self._told.append(told)
+            self._told_bytes += len(told.text)
 
     def flush(self, *, talk: bool = True) -> bool:
         """Store everything; return whether a task went back to its queue.
@@ -88,7 +91,7 @@ class Ledger:
         """
         if self._told and (talk or self.pending):
             self.backend.tell(self._told)
-            self._told = []
+            self._told, self._told_bytes = [], 0
         came_back = False
         while self._settlements:
             came_back |= self._settle(self._settlements[: self._at_once()])

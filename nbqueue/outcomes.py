@@ -61,7 +61,8 @@ class Outcomes:
     def died(self, died: Died, *, out_of_memory: bool) -> None:
         """Take the end of a child: what it was at is charged with it, or had to end this way."""
         cause = cause_of_death(died.cause, out_of_memory=out_of_memory)
-        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s", died.child, cause)
+        said = f"; it said: {died.said}" if died.said else ""
+        logger.log(logging.INFO if died.worn else logging.WARNING, "child %d: %s%s", died.child, cause, said)
         held = self.work.held.get(died.started) if died.started is not None else None
         self.work.child_ended(died.child, died.unstarted)
         if held is None:
@@ -74,7 +75,7 @@ class Outcomes:
         elif held.fault is not None:
             self.fail(held, *held.fault)
         elif deaths >= self.max_child_deaths:
-            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.reports.worker}"
+            text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.reports.worker}{said}"
             self.fail(held, "WorkerLostError", text, dead=True)
         else:
             self.ledger.give_back([held], "child")

@@ -91,7 +91,7 @@ class Told:
 class Died:
     """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at.
 
-    `worn`: it was to be replaced, and ended in order between two tasks.
+    `worn`: it was to be replaced, and ended in order between two tasks. `said`: what it wrote last to descriptor 2.
     """
 
     child: int
@@ -99,6 +99,7 @@ class Died:
     started: int | None
     unstarted: tuple[int, ...]
     worn: bool = False
+    said: str = ""
 
 
 Happening = Ready | Began | Finished | Told | Died
@@ -419,9 +420,9 @@ class Pool:
         elif "not_forked" in report:
             yield from self._bury(self.children[report["child"]], f"can't be forked: {report['not_forked']}")
         elif (ended := self._by_pid.pop(report.get("exited", 0), None)) is not None:
-            yield from self._bury(ended, _cause(report["status"]))
+            yield from self._bury(ended, _cause(report["status"]), report["said"])
 
-    def _bury(self, child: Child, cause: str) -> Iterator[Happening]:
+    def _bury(self, child: Child, cause: str, said: str = "") -> Iterator[Happening]:
         child.pid = 0
         yield from self._read(child)
         unstarted = self.recall(child.number)
@@ -434,7 +435,7 @@ class Pool:
         if not self._stopping and child.number <= self.size:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
         worn = child.worn if started is None else ""  # one that was to leave after a task may not survive it
-        yield Died(child.number, child.fault or worn or cause, started, tuple(unstarted), worn=bool(worn))
+        yield Died(child.number, child.fault or worn or cause, started, tuple(unstarted), worn=bool(worn), said=said)
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):

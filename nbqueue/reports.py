@@ -28,6 +28,7 @@ from nbqueue.messages import (
 from nbqueue.payloads import Ref, named
 from nbqueue.signing import Signer
 
+EARLY_OUTPUTS: Final = 1_000  # pieces of a task's output that are kept in any case
 _BY_FORCE: Final = "signal 9 (SIGKILL)"
 
 
@@ -63,7 +64,10 @@ class Reporter:
             group=s.group,
             index=s.index,
         )
-        return Told(s.session, s.id, sign_event(facts, event.data, self.signer), keep=event.kind == "output")
+        keep = event.kind == "output"
+        held.said += keep
+        text = sign_event(facts, event.data, self.signer)
+        return Told(s.session, s.id, text, keep=keep, late=held.said > EARLY_OUTPUTS)
 
     def ended(
         self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False

@@ -15,6 +15,7 @@ from nbqueue import states
 from nbqueue.messages import Fact, Failure, Output, Progress
 
 LOG_CHUNKS: Final = 4_000
+LOG_HEAD: Final = 1_000  # of them the first, which stay
 OUTPUTS_KEPT: Final = 200
 BARS_KEPT: Final = 200
 BINS: Final = 60  # parts of a map that a kind of error may be in
@@ -57,13 +58,14 @@ class Bar:
 
 @dataclass
 class Log:
-    """The newest text of a task's streams, and how much there was in all."""
+    """The first and the newest text of a task's streams, and how much there was in all."""
 
     chunks: list[tuple[float, str, str]] = field(default_factory=list)  # (at, "stdout" or "stderr", text)
     lines: int = 0
-    total: int = 0  # chunks ever added; `total - len(chunks)` were dropped
+    total: int = 0  # chunks ever added; not all of them are kept
     # a reader that falls between text and its count would show a chunk twice, or never
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _gap: int = -1  # where in `chunks` a line says that some were left out
 
     def add(self, at: float, stream: str, text: str) -> None:
         """Add text."""
@@ -72,13 +74,27 @@ class Log:
             self.total += 1
             self.lines += text.count("\n")
             if len(self.chunks) > LOG_CHUNKS:
-                del self.chunks[: LOG_CHUNKS // 10]
+                self._leave_out(LOG_HEAD)
+                del self.chunks[self._gap + 1 : self._gap + 1 + LOG_CHUNKS // 10]
+
+    def leave_out(self) -> None:
+        """Say that what comes next doesn't follow what came last: the server hasn't kept what was between."""
+        with self._lock:
+            self._leave_out(len(self.chunks))
 
     def since(self, number: int) -> tuple[list[tuple[float, str, str]], int]:
         """Return the chunks kept of those added after the first `number`, and how many were ever added."""
         with self._lock:
+            if number == 0:
+                return list(self.chunks), self.total
             new = self.total - number
-            return (self.chunks[-new:] if new > 0 else []), self.total
+            return self.chunks[max(self._gap + 1, len(self.chunks) - new) :] if new > 0 else [], self.total
+
+    def _leave_out(self, place: int) -> None:
+        if self._gap < 0:
+            self._gap = place
+            at = self.chunks[place - 1][0] if place else 0.0
+            self.chunks.insert(place, (at, "stderr", "\n[\u2026 lines left out \u2026]\n"))
 
 
 @dataclass

@@ -36,6 +36,7 @@ class Watched:
         self.since = time.monotonic()
         self.note = ""
         self.unreachable_since: float | None = None
+        self.behind = False  # at the last look the backend knew more of it than had arrived
 
     @property
     def ended(self) -> bool:
@@ -199,7 +200,6 @@ class WatchedMap(Watched):
         self.news = threading.Condition()
         self.trouble: TaskError | None = None
         self.failed = 0
-        self.behind = False
         self._status: MapStatus | None = None
 
     @property

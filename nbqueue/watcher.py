@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from nbqueue import states
-from nbqueue.backends.base import Backend
+from nbqueue.backends.base import GAP, Backend
 from nbqueue.exceptions import BackendUnavailable, BadMessage, UnknownTask
 from nbqueue.messages import Fact, FactText, Steering, open_fact, open_facts, open_group, open_stored
 from nbqueue.signing import Signer
@@ -24,6 +24,7 @@ from nbqueue.watched import WatchedMap, WatchedTask
 
 CHECK_S: Final = 5.0
 BLOCK_S: Final = 1.0
+READ_AT_ONCE: Final = 500  # entries of a session, as backends give them
 EXPLAIN_S: Final = 3.0  # a worker that is being started needs a moment
 ALIVE_S: Final = 15.0  # a worker that has shown itself within this time lives
 
@@ -85,6 +86,7 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._next_check = 0.0
+        self._drained = True  # the last read left nothing behind in any stream
 
     def watch(self, task: WatchedTask) -> WatchedTask:
         """Follow a task that is about to be sent by this session; return who is watched already, if any."""
@@ -179,6 +181,8 @@ class Watcher:
 
     def _replay(self, task: WatchedTask) -> None:
         for entry in self.backend.outputs(task.id):
+            if entry == GAP:
+                task.status.log.leave_out()
             for stored in _facts_of(entry):
                 task.replayed.add(stored.nbq)
                 fact = self._verified(stored)
@@ -218,6 +222,7 @@ class Watcher:
 
     def _read(self, cursors: dict[str, str]) -> None:
         news = self.backend.read(cursors, BLOCK_S)
+        self._drained = len(news) < READ_AT_ONCE
         with self._lock:
             for task in (*self._tasks.values(), *self._maps.values()):
                 task.unreachable_since = None
@@ -269,7 +274,7 @@ class Watcher:
         texts = self.backend.load([task.id for task in tasks])
         for task, text in zip(tasks, texts, strict=True):
             if text is not None:
-                self._take(task, text)
+                self._take(task, text, overtaking=True)
             elif not self._belongs_to_map(task.id):
                 task.fail(UnknownTask(f"nothing is kept of task {task.id} any more: neither queued nor ended"))
         for group in maps:
@@ -281,11 +286,15 @@ class Watcher:
         self._forget_ended([*tasks, *maps])
         self._explain([*tasks, *maps])
 
-    def _take(self, task: WatchedTask, text: bytes) -> None:
+    def _take(self, task: WatchedTask, text: bytes, *, overtaking: bool = False) -> None:
         try:
             record = open_fact(text, self.signer, kind="record")
         except BadMessage as exc:
             logger.warning("the record of task %s was refused: %s", task.id, exc)
+            return
+        if overtaking and record.ready and not (task.behind and self._drained):
+            # What it said last may still be on its way, and would be lost behind its end; so the stream is read first.
+            task.behind, self._next_check = True, 0.0
             return
         if record.facts.id == task.id and (task.latest is None or record.facts.at != task.latest.facts.at):
             task.add(record)

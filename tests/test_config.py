@@ -101,6 +101,7 @@ def test_children_get_neither_jupyters_variables_nor_ours() -> None:
     assert kept["PATH"] == "/bin"
     assert not [name for name in kept if name.startswith(("JPY_", "NBQUEUE_", "JUPYTERHUB_"))]
     assert (kept["OMP_NUM_THREADS"], kept["MKL_NUM_THREADS"]) == ("1", "7")
+    assert kept["PLOTLY_RENDERER"].startswith("plotly_mimetype")  # a browser on the worker helps nobody
 
 
 def test_connection_file_that_was_named_wins_over_the_environment(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from nbqueue.capture import MAX_BUNDLE_BYTES, Recorder
+from nbqueue.capture import Recorder
 from nbqueue.display import Displayer, bundle
 from nbqueue.messages import Output
 from nbqueue.notebook.outputs import combined
+from nbqueue.paced import MAX_BUNDLE_BYTES
 from tests.pools import RunningPool
 
 
@@ -30,7 +31,7 @@ class Rich:
     def _repr_svg_(self) -> str:
         raise ValueError
 
-    def _repr_mimebundle_(self, **_: Any) -> Any:
+    def _repr_mimebundle_(self, include: Any, exclude: Any, **_: Any) -> Any:
         return {"application/x-own": {"a": 1}, "application/vnd.jupyter.widget-view+json": {}}, {"application/x-own": 1}
 
 
@@ -124,16 +125,31 @@ def test_object_that_displays_itself_does_so_once() -> None:
     assert [one["data"]["text/plain"] for one in said(work)] == ["'itself'"] * 2
 
 
-def test_what_is_too_large_is_named_and_not_shown() -> None:
+def test_what_is_too_large_is_named_and_the_rest_is_shown() -> None:
     def work(displayer: Displayer, _: Recorder) -> None:
-        displayer.display({"text/plain": "a plot", "image/png": "x" * (MAX_BUNDLE_BYTES + 1)}, raw=True)
-        for _number in range(40):
-            displayer.display({"text/plain": "p", "image/png": "x" * 1_000_000}, raw=True)
+        large = "x" * (MAX_BUNDLE_BYTES + 1)
+        displayer.display({"text/plain": "a plot", "image/png": large, "text/html": "<b>small</b>"}, raw=True)
+
+    (shown,) = said(work)
+    assert shown["data"] == {
+        "text/plain": "a plot\n[image/png of 6,000,003 bytes: not shown, beyond 6,000,000]",
+        "text/html": "<b>small</b>",
+    }
+
+
+def test_long_text_of_an_object_says_how_much_of_it_is_left_out() -> None:
+    assert bundle("x" * 300_000)[0]["text/plain"].endswith("x\n[… 100,002 characters left out …]")
+
+
+def test_displays_without_end_are_bounded_however_small() -> None:
+    def work(displayer: Displayer, _: Recorder) -> None:
+        for number in range(30_000):
+            displayer.clear_output()
+            displayer.display(number)
 
     outputs = said(work)
-    assert "a plot\n[2,000," in outputs[0]["data"]["text/plain"]
-    assert "not shown" in outputs[0]["data"]["text/plain"]
-    assert sum(len(json.dumps(one)) for one in outputs) < 33_000_000
+    assert len(outputs) < 11_000
+    assert outputs[-1]["data"]["text/plain"] == "29999"
 
 
 def test_bundle_that_is_no_json_loses_only_that_part() -> None:

@@ -227,3 +227,19 @@ def test_app_is_found_when_a_module_or_its_attribute_is_named(tmp_path: Any, mon
         find_app("nbq_empty")
     with pytest.raises(ImproperlyConfigured, match="nbq_missing"):
         find_app("nbq_missing")
+
+
+def test_member_of_a_map_may_print_less_than_a_task_by_itself(runs: Runs) -> None:
+    def shout() -> None:
+        for _ in range(3_000):
+            current_request().recorder.write("stdout", "x" * 999 + "\n")  # type: ignore[union-attr]
+
+    task, code = child_task(shout)
+    runs.executor.keep_code(task.code, code)
+    sizes = []
+    for task.index in (-1, 0):
+        runs.events.clear()
+        assert runs.executor.execute(task).state == "SUCCESS"
+        sizes.append(sum(len(data) for _, kind, data in runs.events if kind == "output"))
+    assert 1_000_000 < sizes[0] < 1_500_000
+    assert sizes[1] < sizes[0] / 5

@@ -12,10 +12,11 @@ import pytest
 import redis
 
 from nbqueue import App, states
+from nbqueue.backends.base import Told
 from nbqueue.broker import StreamsBroker
 from nbqueue.deliveries import Settlement
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.ledger import Ledger
+from nbqueue.ledger import MAX_TOLD_BYTES, Ledger
 from nbqueue.messages import ChildTask, Steering, encode_steering
 from nbqueue.pool import Job, Pool
 from nbqueue.reports import Reporter
@@ -135,3 +136,14 @@ def test_settlement_of_a_message_that_is_not_held_is_stored_too(desk: Desk) -> N
     desk.ledger.settle(Settlement(delivery, b""))
     desk.ledger.flush()
     assert desk.broker.size("nbqueue").claimed == 0
+
+
+def test_what_tasks_say_is_bounded_in_bytes_while_nothing_can_be_stored(desk: Desk) -> None:
+    for number in range(100):
+        desk.ledger.tell(Told("s", str(number), b"x" * 1_000_000))
+    desk.ledger.flush()
+    kept = [number for number in range(100) if desk.app.backend.outputs(str(number))]
+    assert kept == list(range(MAX_TOLD_BYTES // 1_000_000))
+    desk.ledger.tell(Told("s", "later", b"x"))
+    desk.ledger.flush()
+    assert desk.app.backend.outputs("later")

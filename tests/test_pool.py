@@ -345,6 +345,23 @@ def test_cause_names_the_exit_code_when_a_task_ends_its_process() -> None:
         assert (died.cause, died.started, died.unstarted) == ("exit code 3", seq, tuple(waiting))
 
 
+def test_last_words_are_told_with_the_line_when_a_task_ends_its_process_by_a_fault() -> None:
+    def fault() -> None:
+        import ctypes
+
+        ctypes.string_at(0)
+
+    with RunningPool(1) as running:
+        seq = running.send(fault)
+        running.until(lambda: running.died, "the death")
+        (died,) = running.died
+        assert (died.cause, died.started) == ("signal 11 (SIGSEGV)", seq)
+        assert died.said.startswith("Fatal Python error: Segmentation fault")
+        assert "in fault" in died.said
+        running.until(lambda: running.all_ready, "a replacement")
+        assert running.call(add, 1, 2) == 3
+
+
 def test_outcome_comes_first_when_the_child_dies_right_after_it() -> None:
     with RunningPool(1) as running:
 

@@ -13,6 +13,7 @@ from nbqueue.status import (
     FAILED,
     KINDS_KEPT,
     LOG_CHUNKS,
+    LOG_HEAD,
     OUTPUTS_KEPT,
     QUEUED,
     RUNNING,
@@ -197,3 +198,17 @@ def test_map_groups_failures_by_type_alone_when_messages_have_no_end() -> None:
         status.apply(member(index, states.FAILURE, error=f"ValueError: {index}"))
     assert len(status.kinds) == KINDS_KEPT + 1
     assert status.kinds["ValueError: other messages"].count == 50
+
+
+def test_log_keeps_its_beginning_and_its_end_and_says_so_between() -> None:
+    log = Log()
+    for number in range(10_000):
+        log.add(float(number), "stdout", f"{number}\n")
+    numbers = [int(text) for _, _, text in log.chunks if text.strip().isdigit()]
+    assert numbers[:LOG_HEAD] == list(range(LOG_HEAD))
+    assert numbers[-2_000:] == list(range(8_000, 10_000))
+    assert "left out" in log.chunks[LOG_HEAD][2]
+    assert len(log.chunks) <= LOG_CHUNKS + 1
+    assert [text for *_, text in log.since(log.total - 3)[0]] == ["9997\n", "9998\n", "9999\n"]
+    assert log.since(5)[0] == log.chunks[LOG_HEAD + 1 :]
+    assert log.since(0)[0] == log.chunks

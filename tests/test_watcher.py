@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -86,6 +86,25 @@ def test_news_that_was_lost_is_found_in_the_record(backend: MemoryBackend, liste
     task = listening.watch(WatchedTask("a"))
     backend.store({"a": record("a")}, 60)  # and no session is told
     assert task.wait(5)
+
+
+def test_what_a_task_said_last_is_not_lost_when_its_record_is_read_first() -> None:
+    class Overtaken(MemoryBackend):
+        """Has a task end just before its record is asked for."""
+
+        def load(self, ids: Sequence[str]) -> list[bytes | None]:
+            if not super().load(ids)[0]:
+                self.store({"a": record("a")}, 60)
+                self.tell([Told("session", "a", said("a", "last words")), Told("session", "a", record("a"))])
+            return super().load(ids)
+
+    watcher = Watcher(Overtaken(), Signer(KEY), "session")
+    try:
+        task = watcher.watch(WatchedTask("a"))
+        assert task.wait(5)
+        assert lines(task) == "last words"
+    finally:
+        watcher.close()
 
 
 def test_task_of_which_nothing_is_kept_is_unknown(backend: MemoryBackend, listening: Watcher) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+GAP: Final = b"[]"  # among outputs: some are missing here
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A fact for a session, kept for replay with the task's output too if `keep`."""
+    """A fact for a session, kept for replay with the task's output too if `keep`.
+
+    Those that are `late` are many: the newest of them are kept, and all that are not late.
+    """
 
     session: str
     id: str
     text: bytes
     keep: bool = True
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

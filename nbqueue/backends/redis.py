@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import redis
 
-from nbqueue.backends.base import Label, Told, chunks
+from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
 from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import connect
 
-OUTPUT_MAXLEN: Final = 5_000  # entries of one task's output; an entry holds what came in 50 ms
+OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late output; one holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
 LABEL_TTL_S: Final = 30 * 86_400
 BLOBS: Final = "nbq:blobs"  # what blobs there are and their bytes, by when they go
@@ -50,7 +50,8 @@ class RedisBackend:
         """Drop records and outputs."""
         with self._translated():
             for part in chunks(ids, _CHUNK):
-                self.client.delete(*[RECORDS + id_ for id_ in part], *[_output(id_) for id_ in part])
+                keys = [key(id_) for id_ in part for key in (_record, _output, _late_output)]
+                self.client.delete(*keys)
 
     def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
         """Keep what the members of a map share."""
@@ -76,20 +77,23 @@ class RedisBackend:
             if fact.session:
                 sessions.setdefault(fact.session, []).append(fact.text)
             if fact.keep:
-                outputs.setdefault(fact.id, []).append(fact.text)
+                outputs.setdefault((_late_output if fact.late else _output)(fact.id), []).append(fact.text)
         # In one transaction: whoever replays outputs and then follows the session misses nothing between.
         with self._pipeline(transaction=True) as pipe:
             for session, texts in sessions.items():
                 pipe.xadd(_session(session), {"f": _array(texts)}, maxlen=20_000, approximate=True)
                 pipe.expire(_session(session), 86_400)
-            for id_, texts in outputs.items():
-                pipe.xadd(_output(id_), {"f": _array(texts)}, maxlen=OUTPUT_MAXLEN, approximate=True)
-                pipe.expire(_output(id_), int(self.ttl_s))
+            for key, texts in outputs.items():
+                pipe.xadd(key, {"f": _array(texts)}, maxlen=OUTPUT_MAXLEN, approximate=True)
+                pipe.expire(key, int(self.ttl_s))
 
     def outputs(self, id_: str) -> list[bytes]:
-        """Return the facts kept of a task's output, oldest first: one JSON array an entry."""
+        """Return the facts kept of a task's output, oldest first: a JSON array an entry, GAP where some are missing."""
         with self._translated():
-            return [fields[b"f"] for _, fields in self.client.xrange(_output(id_)) if b"f" in fields]
+            early, late = (self.client.xrange(key) for key in (_output(id_), _late_output(id_)))
+            gap = late and self.client.xinfo_stream(_late_output(id_)).get("entries-added", 0) > len(late)
+        parts = [[fields[b"f"] for _, fields in entries if b"f" in fields] for entries in (early, late)]
+        return [*parts[0], *([GAP] if gap else []), *parts[1]]
 
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
@@ -253,8 +257,16 @@ def _blob(digest: str) -> str:
     return f"nbq:blob:{digest}"
 
 
+def _record(id_: str) -> str:
+    return RECORDS + id_
+
+
 def _output(id_: str) -> str:
     return f"nbq:output:{id_}"
+
+
+def _late_output(id_: str) -> str:
+    return f"nbq:output:{id_}:late"
 
 
 def _array(texts: Sequence[bytes]) -> bytes:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbqueue.backends.base import Backend, Label, Told
+from nbqueue.backends.base import GAP, Backend, Label, Told
 from nbqueue.backends.memory import MemoryBackend
-from nbqueue.backends.redis import RedisBackend
+from nbqueue.backends.redis import OUTPUT_MAXLEN, RedisBackend
 from nbqueue.deliveries import KEEPER_TROUBLE
 from tests.helpers import RedisServer, wait_until
 
@@ -58,6 +58,27 @@ def test_backend_brings_only_what_is_new_after_a_cursor(backend: Backend) -> Non
     assert backend.read({"s": cursor}, block_s=0.01) == []
     backend.tell([Told("s", "1", b'"b"')])
     assert [text for *_, text in backend.read({"s": cursor}, block_s=0.01)] == [b'["b"]']
+
+
+def test_backend_keeps_late_outputs_behind_early_ones_and_forgets_both(backend: Backend) -> None:
+    backend.tell([Told("s", "1", b'"late"', late=True)])
+    backend.tell([Told("s", "1", b'"early"')])
+    kept = backend.outputs("1")
+    assert sorted(kept) == [b'["early"]', b'["late"]']
+    backend.forget(["1"])
+    assert backend.outputs("1") == []
+
+
+def test_backend_keeps_early_outputs_and_says_where_others_are_missing(redis_server: RedisServer) -> None:
+    backend = RedisBackend(redis_server.url)
+    backend.tell([Told("", "1", b'"early"')])
+    for number in range(OUTPUT_MAXLEN + 500):
+        backend.tell([Told("", "1", b"%d" % number, late=True)])
+    first, gap, *late = backend.outputs("1")
+    assert (first, gap) == (b'["early"]', GAP)
+    assert late[-1] == b"[%d]" % (OUTPUT_MAXLEN + 499)
+    assert len(late) < OUTPUT_MAXLEN + 200
+    backend.close()
 
 
 def test_backend_keeps_outputs_for_replay_but_not_what_is_passing(backend: Backend) -> None:
