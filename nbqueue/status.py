@@ -6,6 +6,7 @@ One thread folds, others may look: what they read is replaced as a whole, or cop
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -130,6 +131,19 @@ class TaskStatus:
     def ready(self) -> bool:
         """Tell whether the task has ended."""
         return self.state in states.READY_STATES
+
+    def begin_again(self, now: float) -> None:
+        """Show that it was sent again; its log goes on.
+
+        Args:
+            now: Unix seconds.
+        """
+        self.state, self.worker, self.child = states.PENDING, "", 0
+        self.attempt, self.retries = 1, 0
+        self.sent_at, self.started_at, self.ended_at, self.due = now, None, None, 0.0
+        self.bars, self.outputs, self.failure = {}, [], None
+        self.error = self.summary = self.note = ""
+        self.cancelling = self.lost = False
 
     def apply(self, fact: Fact) -> bool:
         """Fold in one verified fact; tell whether anything changed."""
@@ -262,6 +276,21 @@ class MapStatus:
     def ready(self) -> bool:
         """Tell whether every member has ended."""
         return self.ended >= self.total
+
+    def begin_again(self, indexes: Iterable[int], errors: Iterable[tuple[int, str]]) -> None:
+        """Show that members were sent again.
+
+        Args:
+            indexes: theirs.
+            errors: index and error of all others that failed.
+        """
+        for index in indexes:
+            self.counts[self.members[index]] -= 1
+            self.counts[QUEUED] += 1
+            self.members[index] = QUEUED
+        self.ended_at, self.note, self.cancelling, self.kinds = None, "", False, {}
+        for index, error in errors:
+            self._count_kind(error, index)
 
     def apply(self, fact: Fact) -> bool:
         """Fold in one verified record of a member; tell whether anything changed."""

@@ -3,6 +3,7 @@
 local GROUP = "nbq"
 local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
 local DEAD_KEPT = 1000
+local FAILED = "nbq:failed:" -- before an id: the message of a task that failed
 
 -- Lane 0 is `n`, the lanes of higher priorities are `1` to `9`, and what came back is in `r`, whatever its priority.
 local function lane_of(level) return level > 0 and tostring(level) or "n" end
@@ -179,6 +180,17 @@ local function forget_dead(id)
   return redis.call("HDEL", DEAD, id)
 end
 
+-- Returns queue, header, record and priority of a dead letter; nil for what isn't there, or isn't ours.
+local function letter(id)
+  local packed = redis.call("HGET", DEAD, id)
+  local read, parts = pcall(cmsgpack.unpack, packed or "")
+  if not read or type(parts) ~= "table" then return nil end
+  for n = 1, 3 do
+    if type(parts[n]) ~= "string" then return nil end
+  end
+  return parts
+end
+
 -- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many.
 local function bury(queue, id, fields, record)
   redis.call("HSET", DEAD, id, cmsgpack.pack({queue, fields.h or "", record, level_of(fields.p)}))
@@ -191,6 +203,33 @@ local function bury(queue, id, fields, record)
       count("dead letter dropped")
     end
   end
+end
+
+-- Keeps the message of a task that failed for as long as its record, so that it can be run again.
+local function keep_failed(queue, id, fields, ttl_ms)
+  local kept = FAILED .. id
+  redis.call("HSET", kept, "q", queue, "h", fields.h or "", "b", fields.b or "", "p", level_of(fields.p))
+  redis.call("PEXPIRE", kept, ttl_ms)
+end
+
+-- Puts a delayed message on its queue, from where workers take it; false if it isn't delayed.
+local function release(queue, member)
+  local packed = redis.call("HGET", key(queue, "bodies"), member)
+  local there = redis.call("ZREM", key(queue, "delayed"), member) == 1
+  redis.call("HDEL", key(queue, "bodies"), member)
+  if not packed then return false end
+  local read, parts = pcall(cmsgpack.unpack, packed)
+  if not (read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string") then
+    count("refused:format")
+    return false
+  end
+  if type(parts[3]) == "string" then
+    enqueue(queue, parts[3], parts[1], parts[2], 0, level_of(parts[7]),
+      {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
+  else
+    enqueue(queue, member, parts[1], parts[2], 0, 0)
+  end
+  return there
 end
 
 -- The keeper starts a worker where none is; one hint is enough.
