@@ -540,25 +540,19 @@ class App:
             signal: the first signal, instead of SIGINT.
         """
         now = time.time()
-        mark = msgspec.json.encode({"terminate": terminate, "signal": signal}).decode()
+        order = Control(order="revoke", at=now, nonce=uuid.uuid4().hex, terminate=terminate, signal=signal)
         items = []
         for result in results:
             steering = self._steering_of(result)
             facts = revoked_facts(steering, "cancelled", now) if steering else Facts(kind="record", id=result.id)
             record = sign_record(facts, b"", self.signer).decode() if steering else ""
+            mark = sign_control(msgspec.structs.replace(order, ids=(result.id,)), self.signer)
             items.append(Revocation(facts.queue, result.id, record, facts.session, facts.group, mark))
         said = self.broker.revoke(items)
         held = tuple(result.id for result, word in zip(results, said, strict=True) if word in ("held", "unknown"))
         for start in range(0, len(held), 200):
-            order = Control(
-                order="revoke",
-                at=now,
-                nonce=uuid.uuid4().hex,
-                ids=held[start : start + 200],
-                terminate=terminate,
-                signal=signal,
-            )
-            self.backend.order(sign_control(order, self.signer))
+            part = msgspec.structs.replace(order, nonce=uuid.uuid4().hex, ids=held[start : start + 200])
+            self.backend.order(sign_control(part, self.signer))
         self.watcher.check_soon()
 
     def retry(self, results: Sequence[results.AsyncResult]) -> int:

@@ -6,6 +6,7 @@ stops the worker; one that is meant for somebody else is left to them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from nbqueue.messages import (
     encode_steering,
     open_fact,
     open_group,
+    open_mark,
     python_version,
     split_body,
 )
@@ -174,7 +176,9 @@ class Intake:
             if record is not None and about_it and _is_over(record.facts, task.steering):
                 return Repeat(delivery)
         if delivery.mark:
-            return Ended(delivery, task.steering, states.REVOKED, "cancelled")
+            with contextlib.suppress(BadMessage):
+                open_mark(delivery.mark, delivery.id, self.signer)
+                return Ended(delivery, task.steering, states.REVOKED, "cancelled")
         return None
 
     def _unfit(self, task: Accepted, now: float) -> Verdict | None:

@@ -363,11 +363,11 @@ def known_offers(backend: Backend, signer: Signer) -> list[tuple[Offer, float]]:
     for name, text in backend.adverts().items():
         try:
             advert = _ADVERT.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue
         try:
             offer = _OFFER.decode(signer.verify("worker", advert.nbq))
-        except (BadMessage, msgspec.DecodeError):
+        except (BadMessage, msgspec.DecodeError, RecursionError):
             offer = Offer(name, "", 0, advert.nbq.split(".")[1] if advert.nbq.count(".") else "")
         offers.append((offer, advert.at))
     return offers

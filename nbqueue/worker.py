@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import redis
@@ -42,6 +42,7 @@ from nbqueue.messages import (
     ChildTask,
     Control,
     Steering,
+    open_mark,
     python_version,
 )
 from nbqueue.outcomes import Outcomes
@@ -537,8 +538,9 @@ class Worker:
                 else:
                     self.work.stop(task)
         for id_, mark in marks.items():
-            with contextlib.suppress(msgspec.DecodeError):
-                self._cancel(id_, **msgspec.json.decode(mark, type=dict[str, Any]))
+            with contextlib.suppress(BadMessage):
+                order = open_mark(mark, id_, self.signer)
+                self._cancel(id_, order.terminate, order.signal)
 
     def _sweep(self) -> None:
         self.out_of_memory.happened(time.monotonic())

@@ -197,7 +197,7 @@ class RedisBackend:
             text = self.client.get(KEEPER_TROUBLE)
         try:
             lines = str(json.loads(text or b"{}").get("text", "")).strip().splitlines()
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return ""
         return lines[-1].strip() if lines else ""
 
