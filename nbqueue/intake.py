@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nbqueue import states
@@ -41,7 +41,7 @@ _NOT_MINE: Final = frozenset({"key", "version"})
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A task to run. `steering_text` is the JSON that its child gets."""
+    """A task to run; `alone` if it is to have a worker to itself. `steering_text` is the JSON that its child gets."""
 
     delivery: Delivery
     steering: Steering
@@ -49,6 +49,7 @@ class Accepted:
     code: bytes
     args: bytes
     blobs: tuple[Ref, ...] = ()  # large data that code and arguments name
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Intake:
         signer: of this worker's key.
         backend: where groups are looked up.
         worker: this worker's name, for errors.
-        max_losses: so many lost workers end a task.
+        max_losses: a task that lost so many workers runs alone, and ends if it loses another: those that a worker
+            holds are charged together with the one that is its end.
     """
 
     def __init__(self, signer: Signer, backend: Backend, worker: str, max_losses: int) -> None:
@@ -135,7 +137,8 @@ class Intake:
             return (NotMine if exc.reason in _NOT_MINE else Refused)(delivery, str(exc))
         except _GroupMissing as exc:
             return Ended(delivery, exc.steering, states.FAILURE, *failure_of("BlobMissing", str(exc)))
-        return self._known(task) or self._unfit(task, now) or task
+        alone = delivery.worker_losses >= self.max_losses
+        return self._known(task) or self._unfit(task, now) or (replace(task, alone=True) if alone else task)
 
     def _task(self, message: Message, delivery: Delivery) -> Accepted:
         if isinstance(message.steering, Call):
@@ -187,8 +190,8 @@ class Intake:
         delivery = task.delivery
         if has_expired(now, s.expires, s.sent_at, s.eta, s.retries):
             return Ended(delivery, steering, states.REVOKED, "expired")
-        if delivery.worker_losses >= self.max_losses:
-            text = f"Given up: it lost its worker {delivery.worker_losses} times."
+        if delivery.worker_losses > self.max_losses:
+            text = f"Given up: it lost its worker {delivery.worker_losses} times, the last time while it ran alone."
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)
         here = python_version()
         if steering.python and steering.python != here:

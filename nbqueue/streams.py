@@ -106,7 +106,7 @@ class Streams:
         verdicts: list[int] = []
         for part in _parts(messages):
             rows = [(m.queue, m.id, m.header, m.due_ms, m.priority, m.nonce, m.record.decode()) for m in part]
-            blob = (self.records, self.record_ttl_ms, self.wake_key, rows)
+            blob = (self.records, self.record_ttl_ms, self.wake_key, rows, part[-1].group, part[-1].index + 1)
             verdicts += self._run("publish", blob, *[m.body for m in part])
         return verdicts
 
@@ -364,6 +364,19 @@ class Streams:
                 except redis.ResponseError as exc:
                     if "BUSYGROUP" not in str(exc):
                         raise
+
+    def risks(self) -> list[str]:
+        """Return what about the server's settings may cost tasks or results, a sentence each."""
+        found = []
+        memory, persistence = self.client.info("memory"), self.client.info("persistence")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            found.append(
+                f"It drops tasks and results when its memory is full (maxmemory-policy {policy}); set it to noeviction."
+            )
+        if not persistence.get("aof_enabled", 1):
+            found.append("What it has not yet saved is lost if it ends (appendonly no); set appendonly to yes.")
+        return found
 
     def forget_consumer(self, consumer: str, queues: Iterable[str]) -> None:
         """Remove a consumer that holds nothing; with entries pending it stays, or they would be destroyed."""

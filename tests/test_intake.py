@@ -118,7 +118,11 @@ def test_record_that_is_not_signed_is_not_believed() -> None:
     [
         (delivery(mark=mark("id")), states.REVOKED, "cancelled"),
         (delivery(changed(expires=NOW - 1)), states.REVOKED, "expired"),
-        (delivery(worker_losses=10), states.FAILURE, "WorkerLostError: Given up: it lost its worker 10 times."),
+        (
+            delivery(worker_losses=11),
+            states.FAILURE,
+            "WorkerLostError: Given up: it lost its worker 11 times, the last time while it ran alone.",
+        ),
     ],
 )
 def test_task_ends_without_running_when_there_is_reason_to(made: Delivery, state: str, error: str) -> None:
@@ -142,3 +146,10 @@ def test_code_of_another_python_is_refused_with_both_versions_named() -> None:
 )
 def test_mark_that_no_client_left_for_this_task_revokes_nothing(left: bytes) -> None:
     assert isinstance(intake().judge(delivery(mark=left), NOW), Accepted)
+
+
+@pytest.mark.parametrize(("losses", "alone"), [(9, False), (10, True)])
+def test_task_that_lost_its_worker_too_often_gets_one_more_run_alone(losses: int, alone: bool) -> None:
+    verdict = intake().judge(delivery(worker_losses=losses), NOW)
+    assert isinstance(verdict, Accepted)
+    assert verdict.alone == alone

@@ -373,7 +373,7 @@ class Queues(RuleBasedStateMachine):
         elif sending.id in self.marked:
             assert isinstance(verdict, Ended)
             assert verdict.state == states.REVOKED
-        elif delivery.worker_losses >= LOSSES:
+        elif delivery.worker_losses > LOSSES:
             assert isinstance(verdict, Ended)
             assert verdict.dead
         else:

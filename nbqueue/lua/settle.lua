@@ -28,7 +28,7 @@ for n, item in ipairs(items) do
   end
   if ours and record ~= "" then
     if records ~= "" then
-      redis.call("SET", records .. id, record, "PX", ttl_ms)
+      redis.call("SET", records .. id, record, "PX", is_live(state) and math.max(ttl_ms, LIVE_MS) or ttl_ms)
       if ends == 1 then redis.call("PUBLISH", records .. id, record) end
     end
     collect(sessions, session, record)
