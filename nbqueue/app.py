@@ -518,9 +518,16 @@ class App:
         self.backend.unidentify(identity, id_)
 
     def _is_member(self, id_: str) -> bool:
+        return self._member_steering(id_) is not None
+
+    def _member_steering(self, id_: str) -> Steering | None:
+        """Return what a member of a map was sent with; None for any other id."""
         group, _, index = id_.rpartition("-")
-        text = self.backend.load_group(group) if group and index.isdigit() else None
-        return text is not None and int(index) < open_group(text, self.signer)[0].size
+        text = self.backend.load_group(group) if group and index.isdecimal() else None
+        if text is None:
+            return None
+        steering = open_group(text, self.signer)[0]
+        return steering.member(int(index)) if int(index) < steering.size else None
 
     # ---- revoking
 
@@ -612,7 +619,7 @@ class App:
         if watched.steering is not None:
             return watched.steering
         if watched.latest is None:
-            return None
+            return self._member_steering(result.id)
         f = watched.latest.facts
         return Steering(
             id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent_at, session=f.session,

@@ -10,6 +10,9 @@ local function lane_of(level) return level > 0 and tostring(level) or "n" end
 
 local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
 
+-- What the hash of claims holds of a claimed entry: streams number theirs by the millisecond, each for itself.
+local function place_of(stream, entry) return string.match(stream, "[^:]+$") .. ":" .. entry end
+
 local function now_ms()
   local t = redis.call("TIME")
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -51,6 +54,11 @@ local function level_of(text) return math.min(9, whole(text, 0)) end
 
 local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
 
+local function free(queue, stream, entry, id)
+  local claims = key(queue, "claims")
+  if redis.call("HGET", claims, id) == place_of(stream, entry) then redis.call("HDEL", claims, id) end
+end
+
 -- Hides a claimed entry until `due`. What it is kept under has its entry too: a message that somebody else wrote
 -- must not take the place of a delayed task by having its id.
 local function hide(queue, stream, entry, due)
@@ -59,8 +67,8 @@ local function hide(queue, stream, entry, due)
   redis.call("XDEL", stream, entry)
   local f = fields_of(found[2])
   local id = id_of(f, entry)
-  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
-  local member = id .. " " .. entry
+  free(queue, stream, entry, id)
+  local member = id .. " " .. place_of(stream, entry)
   redis.call("HSET", key(queue, "bodies"), member,
     cmsgpack.pack({f.h or "", f.b or "", id, f.a or "", f.c or "", f.w or "", f.p or ""}))
   redis.call("ZADD", key(queue, "delayed"), due, member)
@@ -70,14 +78,12 @@ end
 -- dropped; one that differs may be the genuine one, as nothing is verified here, so it waits for the other's end.
 -- Returns nil for either; else whatever is known of the task that the claimer must look at.
 local function admit(queue, stream, entry, id, nonce, records)
-  local claims = key(queue, "claims")
-  if redis.call("HSETNX", claims, id, entry) == 0 then
+  local claims, place = key(queue, "claims"), place_of(stream, entry)
+  if redis.call("HSETNX", claims, id, place) == 0 then
     local holder = redis.call("HGET", claims, id)
-    if holder ~= entry then
-      local theirs
-      for _, lane in ipairs({"n", "r", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) do
-        theirs = theirs or redis.call("XRANGE", key(queue, lane), holder, holder)[1]
-      end
+    if holder ~= place then
+      local lane, other = string.match(holder, "^(%w+):(.+)$")
+      local theirs = lane and redis.call("XRANGE", key(queue, lane), other, other)[1]
       local mine = redis.call("XRANGE", stream, entry, entry)[1]
       if theirs and mine then
         local a, b = fields_of(theirs[2]), fields_of(mine[2])
@@ -86,10 +92,13 @@ local function admit(queue, stream, entry, id, nonce, records)
           return nil
         end
       end
-      redis.call("XACK", stream, GROUP, entry)
-      redis.call("XDEL", stream, entry)
-      count("repeat")
-      return nil
+      if theirs or not mine then
+        redis.call("XACK", stream, GROUP, entry)
+        redis.call("XDEL", stream, entry)
+        count("repeat")
+        return nil
+      end
+      redis.call("HSET", claims, id, place) -- the holder's entry is gone, by somebody's hand
     end
   end
   local record = ""
@@ -115,7 +124,7 @@ local function put_back(queue, stream, entry, charge)
   if charge ~= "none" then attempt = attempt + 1 end
   if charge == "child" then deaths = deaths + 1 end
   if charge == "worker" then losses = losses + 1 end
-  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
+  free(queue, stream, entry, id)
   redis.call("XADD", key(queue, "r"), "*", "i", f.i or "", "h", f.h or "", "b", f.b or "",
     "a", attempt, "c", deaths, "w", losses, "p", level_of(f.p))
   return {attempt, deaths, losses}

@@ -17,13 +17,14 @@ for n, item in ipairs(items) do
       end
       redis.call("XDEL", stream, entry)
       redis.call("HDEL", claims, id)
-      if state ~= "RETRY" then
+      -- A repeat, or what was refused, has no state: the task of its id may live, and be revoked.
+      if state ~= "RETRY" and state ~= "" then
         if redis.call("HLEN", "nbq:revoked") > 0 then redis.call("HDEL", "nbq:revoked", id) end
         count_member(groups, group, state)
       end
     end
   else
-    ours = redis.call("HGET", claims, id) == entry
+    ours = redis.call("HGET", claims, id) == place_of(stream, entry)
   end
   if ours and record ~= "" then
     if records ~= "" then
