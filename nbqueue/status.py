@@ -61,7 +61,8 @@ class Bar:
 class Log:
     """The first and the newest text of a task's streams, and how much there was in all."""
 
-    chunks: list[tuple[float, str, str]] = field(default_factory=list)  # (at, "stdout" or "stderr", text)
+    # (at, "stdout" or "stderr", text); of no stream: what came before was cleared
+    chunks: list[tuple[float, str, str]] = field(default_factory=list)
     lines: int = 0
     total: int = 0  # chunks ever added; not all of them are kept
     # a reader that falls between text and its count would show a chunk twice, or never
@@ -77,6 +78,13 @@ class Log:
             if len(self.chunks) > LOG_CHUNKS:
                 self._leave_out(LOG_HEAD)
                 del self.chunks[self._gap + 1 : self._gap + 1 + LOG_CHUNKS // 10]
+
+    def clear(self, at: float) -> None:
+        """Take all text away."""
+        with self._lock:
+            self.chunks = [(at, "", "")]
+            self.total += 1
+            self.lines, self._gap = 0, -1
 
     def leave_out(self) -> None:
         """Say that what comes next doesn't follow what came last: the server hasn't kept what was between."""
@@ -202,19 +210,22 @@ class TaskStatus:
 
     def _output(self, at: float, output: Output) -> None:
         if output.type == "stream":
+            if self._clears:
+                self._displayed(at, Output("clear_output"))
             self.log.add(at, output.name, output.text)
         else:
-            self._displayed(output)
+            self._displayed(at, output)
 
-    def _displayed(self, output: Output) -> None:
+    def _displayed(self, at: float, output: Output) -> None:
         """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
+        clears = self._clears or (output.type == "clear_output" and not output.wait)
+        self._clears = output.type == "clear_output" and output.wait
+        if clears:
+            self.outputs = []
+            self.log.clear(at)
         if output.type == "clear_output":
-            self._clears = output.wait
-            if not output.wait:
-                self.outputs = []
             return
-        shown = [] if self._clears else list(self.outputs)
-        self._clears = False
+        shown = list(self.outputs)
         if output.type == "update_display_data":
             shown = [output if one.id == output.id else one for one in shown]
         else:

@@ -142,6 +142,9 @@ class Watcher:
         if record.facts.id != id_:
             raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
         task.session = record.facts.session
+        if record.facts.group and (group := self.backend.load_group(record.facts.group)) is not None:
+            task.steering = open_group(group, self.signer)[0].member(record.facts.index)
+            task.session = task.steering.session
         # The cursor first: what is told between here and the replay comes twice, and the second is dropped.
         if task.session and task.session not in self._cursors:
             cursor = self.backend.last(task.session)

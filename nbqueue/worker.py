@@ -48,7 +48,7 @@ from nbqueue.messages import (
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.streams import BlockingRead, connect
+from nbqueue.streams import CLAIM_MOST, BlockingRead, connect
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
@@ -412,8 +412,12 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        room = self.work.room()
-        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues)
+        self._claim_now()
+
+    def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
+        """Claim what there is room for, besides what a blocking read has brought."""
+        room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
+        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues, read)
         self._drained = len(deliveries) < room
         self._take(deliveries)
 
@@ -431,7 +435,9 @@ class Worker:
         if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
-        read.start(self.streams.read_command(self.consumer, room, self.queues, max(1, min(BLOCK_MS, due_ms))))
+        read.start(
+            self.streams.read_command(self.consumer, min(room, CLAIM_MOST), self.queues, max(1, min(BLOCK_MS, due_ms)))
+        )
 
     def _read_claim(self) -> None:
         try:
@@ -443,9 +449,9 @@ class Worker:
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)
             reply = None
-        self._drained = False  # more may have come, and delayed messages may be due: the next turn asks
+        self._drained = False  # delayed messages may be due: the next turn asks
         if reply:
-            self._take(self.streams.admit(self.streams.parse_read(reply)))
+            self._claim_now(self.streams.parse_read(reply))
 
     def _cancel_claim(self) -> None:
         read = self._reads.get("claim")
