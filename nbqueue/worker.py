@@ -61,6 +61,7 @@ TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
+PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
@@ -166,6 +167,7 @@ class Worker:
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
         self._pause_s = 0.1
+        self._renewed_at = 0.0
         self._warned = False
 
     # ---- life
@@ -328,6 +330,10 @@ class Worker:
         self.guard.look(now)
         for held, ran_s in self.work.started(now, STARTED_S):
             self.ledger.settle(self.reports.started(held, ran_s), held)
+        if now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
+            self.work.go_on()
+        else:
+            self.work.pause()
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -556,7 +562,9 @@ class Worker:
 
     def _renew(self) -> None:
         held = [task for task in self.work.held.values() if not task.lost and self.ledger.is_open(task)]
+        asked_at = time.monotonic()
         results, marks = self.leases.renew([task.delivery for task in held], self.name, self._advert())
+        self._renewed_at = asked_at
         for task, ours in zip(held, results, strict=True):
             if not ours:
                 logger.warning("the lease of task %s was lost; it is stopped here", task.steering.id)
