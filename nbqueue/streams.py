@@ -21,11 +21,8 @@ from typing import Any, Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
-from nbqueue.config import redis_url, scheme_of
 from nbqueue.deliveries import (
     COUNTERS,
     DEAD,
@@ -45,33 +42,13 @@ from nbqueue.deliveries import (
     queue_key,
     stream_key,
 )
+from nbqueue.wire import Wire
 
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 CLAIM_MOST: Final = 1_000  # messages in one claim
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
-
-
-def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
-    """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
-
-    Args:
-        url: a broker's or backend's URL.
-        name: shown by CLIENT LIST; the keeper looks for it.
-        timeout_s: None for connections that block.
-    """
-    options: dict[str, Any] = {"socket_timeout": timeout_s}
-    if scheme_of(url) in ("redis", "rediss"):
-        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
-    return redis.Redis.from_url(
-        redis_url(url),
-        protocol=2,  # one shape of reply, whatever the server
-        client_name=name,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **options,
-    )
 
 
 class Streams:
@@ -97,6 +74,7 @@ class Streams:
         wake_key: str = "",
     ) -> None:
         self.client = client
+        self.wire = Wire(client)
         self.records = records
         self.record_ttl_ms = record_ttl_ms
         self.session_maxlen = session_maxlen
@@ -377,59 +355,19 @@ class Streams:
                 name = stream_key(queue, lane)
                 self.client.eval(_FORGET_CONSUMER, 1, name, GROUP, consumer)
 
+    def close(self) -> None:
+        """Give up connections."""
+        self.wire.close()
+        self.client.close()
+
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
         # One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
         source, digest = script(name)
         packed = _pack(blob)
         try:
-            return self.client.execute_command("EVALSHA", digest, 0, packed, *raw)
+            return self.wire.call("EVALSHA", digest, 0, packed, *raw)
         except NoScriptError:
-            return self.client.execute_command("EVAL", source, 0, packed, *raw)
-
-
-class BlockingRead:
-    """One connection that waits for news while its owner goes on: send, select on it, then read.
-
-    Args:
-        client: made without a socket time-out.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._connection = client.connection_pool.get_connection()
-        self._connection.send_command("CLIENT", "ID")
-        self._id = int(self._connection.read_response(timeout=5.0))
-        # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
-        # asks for it again to forget it, and by then the connection may be closed.
-        self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
-        self.pending = False
-
-    def fileno(self) -> int:
-        """Return the socket to select on."""
-        return self._descriptor
-
-    def start(self, command: Sequence[str | int | bytes]) -> None:
-        """Send a blocking command."""
-        self._connection.send_command(*command)
-        self.pending = True
-
-    def finish(self) -> Any:
-        """Return the reply, once the socket is readable."""
-        self.pending = False
-        return self._connection.read_response(timeout=5.0)
-
-    def cancel(self, client: redis.Redis) -> Any:
-        """End the wait through another connection; return the reply, which may have come just before."""
-        if not self.pending:
-            return None
-        client.execute_command("CLIENT", "UNBLOCK", self._id)
-        return self.finish()
-
-    def close(self) -> None:
-        """Give up the connection."""
-        self.pending = False
-        self._connection.disconnect()
-        self._client.close()
+            return self.wire.call("EVAL", source, 0, packed, *raw)
 
 
 @functools.cache

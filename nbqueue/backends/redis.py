@@ -13,7 +13,7 @@ from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
 from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS, failed_key
 from nbqueue.exceptions import BackendUnavailable
-from nbqueue.streams import connect
+from nbqueue.wire import Wire, connect
 
 OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late output; one holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
@@ -30,6 +30,7 @@ class RedisBackend:
         self.ttl_s = record_ttl_s
         self.client = connect(url, name=name)
         self._blocking = connect(url, name=name, timeout_s=None)
+        self._news = Wire(self._blocking)
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
         """Keep records by task id, replacing what was there."""
@@ -97,13 +98,15 @@ class RedisBackend:
 
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
-        streams: dict[Any, Any] = {_session(session): cursor or "0" for session, cursor in cursors.items()}
+        names = [_session(session) for session in cursors]
+        after = [cursor or "0" for cursor in cursors.values()]
         with self._translated():
-            reply = self._blocking.xread(streams, count=500, block=max(1, int(block_s * 1000)))
+            command = ("XREAD", "COUNT", 500, "BLOCK", max(1, int(block_s * 1000)), "STREAMS")
+            reply = self._news.call(*command, *names, *after)
         return [
-            (name.decode().removeprefix("nbq:session:"), entry.decode(), fields.get(b"f", b"[]"))
+            (name.decode().removeprefix("nbq:session:"), entry.decode(), flat[1] if flat[0] == b"f" else b"[]")
             for name, entries in reply or ()
-            for entry, fields in entries
+            for entry, flat in entries
         ]
 
     def last(self, session: str) -> str:
@@ -225,6 +228,7 @@ class RedisBackend:
     def close(self) -> None:
         """Give up connections."""
         self.client.close()
+        self._news.close()
         self._blocking.close()
 
     def _last(self, stream: str) -> str:
