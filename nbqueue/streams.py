@@ -113,10 +113,30 @@ class Streams:
             (queue, lane, [d.entry for d in row], [d.id for d in row], [d.header.decode("latin-1") for d in row])
             for (queue, lane), row in given.items()
         ]
-        rows, data, next_due, levels, verdicts = self._run("claim", (consumer, limit, self.records, queues, columns))
+        reply = self._run("claim", (consumer, limit, self.records, queues, columns))
+        return self.parse_claim(reply, queues, given.values())
+
+    def claim_command(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[str | int | bytes, ...]:
+        """Return the command of a claim, for who goes on until its reply comes.
+
+        The server may have forgotten the script: then the reply is a `NoScriptError`, and nothing was claimed.
+        """
+        return "EVALSHA", script("claim")[1], 0, _pack((consumer, limit, self.records, queues, []))
+
+    def parse_claim(
+        self, reply: Any, queues: Sequence[str], given: Iterable[list[Delivery]] = ()
+    ) -> tuple[list[Delivery], float | None]:
+        """Return the deliveries in the reply of a claim, and the seconds until a delayed one is due.
+
+        Args:
+            reply: as the server sent it.
+            queues: as they were given.
+            given: what a blocking read had brought, by place.
+        """
+        rows, data, next_due, levels, verdicts = reply
         self._levels = {queue: seen for queue, seen in zip(queues, levels, strict=True) if seen}
         deliveries = []
-        for row, said in zip(given.values(), verdicts, strict=True):
+        for row, said in zip(given, verdicts, strict=True):
             for delivery, verdict in zip(row, said, strict=True):
                 if verdict:
                     delivery.record, delivery.mark = verdict

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import redis
+from redis.exceptions import NoScriptError
 
 from nbqueue import pool as pools
 from nbqueue import states
@@ -156,6 +157,7 @@ class Worker:
         )
         self._seq = 0
         self._next_due: float | None = None
+        self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
         self._reads: dict[str, BlockingRead] = {}
         self._order_cursor = ""
@@ -361,6 +363,7 @@ class Worker:
 
     def _open_reads(self) -> None:
         self._close_reads()
+        self._asked = None
         for name in ("claim", "orders"):
             read = BlockingRead(connect(self.broker.url, name=self._client_name, timeout_s=None))
             self._reads[name] = read
@@ -397,12 +400,18 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        self._claim_now()
+        # Meanwhile children are listened to.
+        room, queues = min(self.work.room(), CLAIM_MOST), tuple(self.queues)
+        self._asked = room, queues
+        self._reads["claim"].start(self.streams.claim_command(self.consumer, room, queues))
 
     def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
         """Claim what there is room for, besides what a blocking read has brought."""
         room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
-        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues, read)
+        self._claimed(self.streams.claim(self.consumer, room, self.queues, read), room)
+
+    def _claimed(self, claimed: tuple[list[Delivery], float | None], room: int) -> None:
+        deliveries, self._next_due = claimed
         self._drained = len(deliveries) < room
         self._take(deliveries)
 
@@ -425,8 +434,12 @@ class Worker:
         )
 
     def _read_claim(self) -> None:
+        asked, self._asked = self._asked, None
         try:
             reply = self._reads["claim"].finish()
+        except NoScriptError:
+            self._claim_now()
+            return
         except redis.ResponseError as exc:
             if "NOGROUP" not in str(exc):
                 raise
@@ -434,14 +447,22 @@ class Worker:
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)
             reply = None
+        if asked is not None and reply is not None:
+            room, queues = asked
+            self._claimed(self.streams.parse_claim(reply, queues), room)
+            return
         self._drained = False  # delayed messages may be due: the next turn asks
         if reply:
             self._claim_now(self.streams.parse_read(reply))
 
     def _cancel_claim(self) -> None:
         read = self._reads.get("claim")
-        if read is not None and (reply := read.cancel(self.streams.client)):
+        if read is None or not (reply := read.cancel(self.streams.client)):
+            return
+        if self._asked is None:
             self.streams.give_back(self.streams.parse_read(reply))
+        else:
+            self.streams.give_back(self.streams.parse_claim(reply, self._asked[1])[0])
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""
