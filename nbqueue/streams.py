@@ -93,7 +93,7 @@ class Streams:
                 texts = [m.record.decode() for m in row] if any(m.record for m in row) else []
                 nonces = [m.nonce for m in row] if texts else []
                 groups.append((queue, due_ms, priority, [m.id for m in row], [m.header for m in row], nonces, texts))
-            blob = (self.records, self.record_ttl_ms, self.wake_key, groups)
+            blob = (self.records, self.record_ttl_ms, self.wake_key, groups, part[-1].group, part[-1].index + 1)
             verdicts += self._run("publish", blob, *[m.body for m in part]) or [SENT] * len(part)
         return verdicts
 
@@ -367,6 +367,19 @@ class Streams:
                 except redis.ResponseError as exc:
                     if "BUSYGROUP" not in str(exc):
                         raise
+
+    def risks(self) -> list[str]:
+        """Return what about the server's settings may cost tasks or results, a sentence each."""
+        found = []
+        memory, persistence = self.client.info("memory"), self.client.info("persistence")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            found.append(
+                f"It drops tasks and results when its memory is full (maxmemory-policy {policy}); set it to noeviction."
+            )
+        if not persistence.get("aof_enabled", 1):
+            found.append("What it has not yet saved is lost if it ends (appendonly no); set appendonly to yes.")
+        return found
 
     def forget_consumer(self, consumer: str, queues: Iterable[str]) -> None:
         """Remove a consumer that holds nothing; with entries pending it stays, or they would be destroyed."""

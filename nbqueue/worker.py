@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import redis
@@ -28,7 +28,7 @@ from nbqueue import pool as pools
 from nbqueue import states
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
-from nbqueue.config import Environment, child_environment
+from nbqueue.config import Environment, child_environment, mask
 from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
@@ -43,6 +43,7 @@ from nbqueue.messages import (
     ChildTask,
     Control,
     Steering,
+    open_mark,
     python_version,
 )
 from nbqueue.outcomes import Outcomes
@@ -63,6 +64,7 @@ LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
+MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
@@ -167,6 +169,7 @@ class Worker:
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
         self._pause_s = 0.1
+        self._warned = False
 
     # ---- life
 
@@ -247,6 +250,9 @@ class Worker:
         if self._due("clean", CLEAN_S):
             # A thread of its own: there may be very many files.
             threading.Thread(target=self._clean, name="nbqueue clean", daemon=True).start()
+        if self._due("mark", MARK_S):
+            for held in self.work.held.values():
+                held.marked = False  # its record is written anew, or would expire while it runs
         if self._due("renew", self.conf.worker_renewal):
             self._renew()
             self._sweep()
@@ -355,11 +361,21 @@ class Worker:
         self._renew()
         self.leases.forget(time.monotonic())
         self._open_reads()
+        self._warn_of_risks()
         away = time.monotonic() - (self._offline_since or 0.0)
         self._offline_since = None
         self._drained = False
         if away > 1.0:
             logger.info("the server answers again after %.1f s", away)
+
+    def _warn_of_risks(self) -> None:
+        """Say once what may cost tasks; a server that tells nothing of itself is taken as it is."""
+        if self._warned:
+            return
+        self._warned = True
+        with contextlib.suppress(redis.ResponseError):
+            for risk in self.streams.risks():
+                logger.warning("The server at %s: %s", mask(self.broker.url), risk)
 
     def _open_reads(self) -> None:
         self._close_reads()
@@ -512,7 +528,14 @@ class Worker:
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
         )
-        held = Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code), limits=limits)
+        held = Held(
+            self._seq,
+            task.delivery,
+            s,
+            pools.Job(self._seq, child_task, task.code),
+            limits=limits,
+            alone=task.alone,
+        )
         self.work.add(held, waits=bool(task.blobs))
         if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
             self.work.resume(held)
@@ -565,8 +588,9 @@ class Worker:
                 else:
                     self.work.stop(task)
         for id_, mark in marks.items():
-            with contextlib.suppress(msgspec.DecodeError):
-                self._cancel(id_, **msgspec.json.decode(mark, type=dict[str, Any]))
+            with contextlib.suppress(BadMessage):
+                order = open_mark(mark, id_, self.signer)
+                self._cancel(id_, order.terminate, order.signal)
 
     def _sweep(self) -> None:
         self.out_of_memory.happened(time.monotonic())

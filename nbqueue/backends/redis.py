@@ -11,7 +11,7 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS, failed_key
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, failed_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.wire import Wire, connect
 
@@ -19,6 +19,7 @@ OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late ou
 ORDERS_MAXLEN: Final = 1_000
 LABEL_TTL_S: Final = 30 * 86_400
 BLOBS: Final = "nbq:blobs"  # what blobs there are and their bytes, by when they go
+BLOCK_S: Final = 5.0  # the longest that a wait for news blocks
 _CHUNK: Final = 1_000
 
 
@@ -29,7 +30,8 @@ class RedisBackend:
         self.url = url
         self.ttl_s = record_ttl_s
         self.client = connect(url, name=name)
-        self._blocking = connect(url, name=name, timeout_s=None)
+        # Longer than it blocks: a network that swallows everything would keep it waiting for hours.
+        self._blocking = connect(url, name=name, timeout_s=BLOCK_S + 5.0)
         self._news = Wire(self._blocking)
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
@@ -64,6 +66,15 @@ class RedisBackend:
         with self._translated():
             found: bytes | None = self.client.get(f"nbq:group:{group}")
             return found
+
+    def sent(self, group: str) -> tuple[int, float] | None:
+        """Return how many members of a map have been sent, and seconds since the last were; None: nobody says."""
+        with self._translated():
+            pipe = self.client.pipeline(transaction=True)
+            pipe.get(f"nbq:sent:{group}")
+            pipe.pttl(f"nbq:sent:{group}")
+            number, left_ms = pipe.execute()
+        return None if number is None or left_ms < 0 else (int(number), LIVE_S - left_ms / 1000)
 
     def progress(self, group: str) -> dict[str, int]:
         """Return how many members of a map have ended, by state."""
@@ -101,8 +112,8 @@ class RedisBackend:
         names = [_session(session) for session in cursors]
         after = [cursor or "0" for cursor in cursors.values()]
         with self._translated():
-            command = ("XREAD", "COUNT", 500, "BLOCK", max(1, int(block_s * 1000)), "STREAMS")
-            reply = self._news.call(*command, *names, *after)
+            block_ms = max(1, int(min(block_s, BLOCK_S) * 1000))
+            reply = self._news.call("XREAD", "COUNT", 500, "BLOCK", block_ms, "STREAMS", *names, *after)
         return [
             (name.decode().removeprefix("nbq:session:"), entry.decode(), flat[1] if flat[0] == b"f" else b"[]")
             for name, entries in reply or ()
@@ -200,7 +211,7 @@ class RedisBackend:
             text = self.client.get(KEEPER_TROUBLE)
         try:
             lines = str(json.loads(text or b"{}").get("text", "")).strip().splitlines()
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return ""
         return lines[-1].strip() if lines else ""
 

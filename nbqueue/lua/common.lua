@@ -3,6 +3,7 @@
 local GROUP = "nbq"
 local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
 local DEAD_KEPT = 1000
+local LIVE_MS = 30 * 86400000 -- what is known of a task that has not ended is kept so long
 local FAILED = "nbq:failed:" -- before an id: the message of a task that failed
 
 -- Lane 0 is `n`, the lanes of higher priorities are `1` to `9`, and what came back is in `r`, whatever its priority.
@@ -185,7 +186,7 @@ end
 local function write_counts(groups, ttl_ms)
   for group, states in pairs(groups) do
     for state, n in pairs(states) do redis.call("HINCRBY", "nbq:progress:" .. group, state, n) end
-    redis.call("PEXPIRE", "nbq:progress:" .. group, ttl_ms)
+    redis.call("PEXPIRE", "nbq:progress:" .. group, math.max(ttl_ms, LIVE_MS))
   end
 end
 
