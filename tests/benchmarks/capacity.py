@@ -99,6 +99,9 @@ class NoChildren(pool.Pool):
             self.ended.append((child, job))
         return True
 
+    def recall(self, child: int) -> list[int]:
+        return []  # what was sent has ended
+
     def outcomes(self) -> Iterator[Finished]:
         """Yield how what was sent has ended."""
         while self.ended:

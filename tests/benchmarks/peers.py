@@ -123,7 +123,7 @@ SYSTEMS: Final[dict[str, System]] = {
         "nbqueue", "own", "the same, the server with its append-only file", (HOT, BACKLOG), appendonly=True
     ),
     "nbqueue, by name": System(
-        "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT,)
+        "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT, BACKLOG)
     ),
     "nbqueue, embedded": System(
         "nbqueue",
