@@ -294,7 +294,7 @@ def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
         task = at.app.task(noop, name="noop", by_value=False)
         at.gather(workers)
         idle = at.window(WINDOW_S / 3)
-        idle_us = idle["cpu_us"] / idle["seconds"]
+        idle_us, idle_commands = (idle[name] / idle["seconds"] for name in ("cpu_us", "evalsha calls"))
         few = number // 10
 
         def each(name: str, count: int, run: Any) -> None:
@@ -302,7 +302,7 @@ def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
             run()
             did = at.since(before, start)
             found[f"{name}: us"] = (did["cpu_us"] - idle_us * did["seconds"]) / count
-            found[f"{name}: commands"] = did.get("evalsha calls", 0.0) / count
+            found[f"{name}: scripts"] = (did["evalsha calls"] - idle_commands * did["seconds"]) / count
             found[f"{name}: tasks/s seen"] = count / did["seconds"]
 
         each("map", number, lambda: task.map(range(number)).get(timeout=START_S))
