@@ -40,7 +40,9 @@ from nbqueue.messages import (
     new_id,
     open_group,
     pack_body,
+    pending_facts,
     python_version,
+    revoked_facts,
     sign_control,
     sign_group,
     sign_record,
@@ -516,9 +518,16 @@ class App:
         self.backend.unidentify(identity, id_)
 
     def _is_member(self, id_: str) -> bool:
+        return self._member_steering(id_) is not None
+
+    def _member_steering(self, id_: str) -> Steering | None:
+        """Return what a member of a map was sent with; None for any other id."""
         group, _, index = id_.rpartition("-")
-        text = self.backend.load_group(group) if group and index.isdigit() else None
-        return text is not None and int(index) < open_group(text, self.signer)[0].size
+        text = self.backend.load_group(group) if group and index.isdecimal() else None
+        if text is None:
+            return None
+        steering = open_group(text, self.signer)[0]
+        return steering.member(int(index)) if int(index) < steering.size else None
 
     # ---- revoking
 
@@ -551,6 +560,21 @@ class App:
             )
             self.backend.order(sign_control(order, self.signer))
         self.watcher.check_soon()
+
+    def retry(self, results: Sequence[results.AsyncResult]) -> int:
+        """Run tasks again that failed or were given up, and at once those that wait for their retry.
+
+        They keep id, arguments and place in their map; handles wait for the new end.
+
+        Returns:
+            How many of them run again.
+
+        Raises:
+            UnknownTask: none does: they have not failed, or their messages are kept no more.
+        """
+        from nbqueue.again import Again  # see `open_broker`
+
+        return Again(self.broker, self.blobs, self.signer).run(results, self.watcher)
 
     def order(self, what: str, workers: Sequence[str], *, size: int = 0, terminate: bool = False) -> None:
         """Tell workers to `shutdown`, `restart` their children or `resize` their pools; they follow within a moment.
@@ -595,40 +619,12 @@ class App:
         if watched.steering is not None:
             return watched.steering
         if watched.latest is None:
-            return None
+            return self._member_steering(result.id)
         f = watched.latest.facts
         return Steering(
             id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent_at, session=f.session,
             group=f.group, index=f.index, label=f.label, identity=f.identity, digest=f.digest,
         )  # fmt: skip
-
-
-def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0.0) -> Facts:
-    """Return what a record says of a task before it runs."""
-    return Facts(
-        kind="record",
-        id=steering.id,
-        at=at or steering.sent_at,
-        state=state,
-        nonce=steering.nonce,
-        task=steering.task,
-        name=steering.name,
-        queue=steering.queue,
-        session=steering.session,
-        sent_at=steering.sent_at,
-        retries=steering.retries,
-        eta=steering.eta if state == states.PENDING else 0.0,
-        group=steering.group,
-        index=steering.index,
-        label=steering.label,
-        identity=steering.identity,
-        digest=steering.digest,
-    )
-
-
-def revoked_facts(steering: Steering, why: str, at: float) -> Facts:
-    """Return what the record of a cancelled or expired task says."""
-    return msgspec.structs.replace(pending_facts(steering, states.REVOKED, at), error=why)
 
 
 def _check_size(name: str, size_bytes: int) -> None:

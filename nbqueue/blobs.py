@@ -16,7 +16,7 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -342,6 +342,12 @@ class Blobs:
                 upload = Upload(self.store, self.backend, ref, until)
                 while not upload.step():
                     pass
+
+    def keep(self, refs: Iterable[Ref], until: float) -> None:
+        """Let blobs stay until `until` (Unix seconds) at least, those that are still here."""
+        found = {ref.digest: ref.size for ref in refs if self.store.keep(ref, until) or self.backend is not None}
+        if self.backend is not None and found:
+            self.backend.keep_blobs(found, until)
 
     def read(self, ref: Ref) -> memoryview:
         """Return a blob's content.

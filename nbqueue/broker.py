@@ -18,7 +18,7 @@ import redis
 from kombu.transport.memory import Transport as MemoryTransport
 
 from nbqueue.config import REDIS_SCHEMES, mask, scheme_of
-from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Revocation, Settlement
+from nbqueue.deliveries import SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
 from nbqueue.streams import Streams
 from nbqueue.transport import Transport
@@ -136,20 +136,25 @@ class StreamsBroker:
         with self._translated():
             return self.streams.dead_letters()
 
-    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
-        """Return queue, header, body and priority of a dead letter."""
-        with self._translated():
-            return self.streams.dead_letter(id_)
-
     def drop_dead(self, ids: Sequence[str]) -> int:
         """Drop dead letters; return how many there were."""
         with self._translated():
             return self.streams.drop_dead(ids)
 
-    def requeue_dead(self, message: Outgoing, group: str) -> str:
-        """Send a message in place of the dead letter of its id; say `sent`, `unknown` or `live`."""
+    def kept(self, ids: Sequence[str]) -> list[Kept | None]:
+        """Return the messages of tasks that failed or were given up."""
         with self._translated():
-            return self.streams.requeue_dead(message, group)
+            return self.streams.kept(ids)
+
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
+        with self._translated():
+            return self.streams.send_kept(messages)
+
+    def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
+        """Put delayed messages, by queue and id, where workers take them now; tell which of them were there."""
+        with self._translated():
+            return self.streams.release(items)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

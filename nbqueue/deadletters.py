@@ -5,20 +5,14 @@ A worker keeps one in the step that writes the record of the task's end, and onl
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from nbqueue.app import pending_facts
+from nbqueue.again import Again
 from nbqueue.broker import StreamsBroker
-from nbqueue.deliveries import Outgoing
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured
-from nbqueue.messages import Call, Message, open_fact, sign_record
-from nbqueue.times import expiry_time
+from nbqueue.messages import open_fact
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -67,17 +61,7 @@ class DeadLetters:
         That is `sent`, `unknown` (there is no such dead letter), `live` (the id was sent again since), or why the
         message can't be believed.
         """
-        said = {}
-        for id_ in ids:  # one by one: bodies are large
-            letter = self.broker.dead_letter(id_)
-            if letter is None:
-                said[id_] = "unknown"
-                continue
-            try:
-                said[id_] = self.broker.requeue_dead(*self._again(id_, *letter))
-            except BadMessage as exc:
-                said[id_] = f"refused ({exc})"
-        return said
+        return Again(self.broker, self.app.blobs, self.app.signer).send(ids)
 
     def _opened(self, id_: str, record: bytes) -> DeadLetter:
         try:
@@ -87,21 +71,3 @@ class DeadLetters:
         if facts.id != id_:
             return DeadLetter(id_, error="its record is another task's")
         return DeadLetter(id_, facts.name or facts.task, facts.queue, facts.error, facts.at)
-
-    def _again(self, id_: str, queue: str, header: bytes, body: bytes, priority: int) -> tuple[Outgoing, str]:
-        """Return the message that is sent in place of a dead letter, and the id of its map."""
-        signer = self.app.signer
-        message = Message.open(header, body, signer)
-        if message.id != id_:
-            raise BadMessage("place", f"task {message.id} under the id {id_}")
-        steering = message.steering
-        if isinstance(steering, Call):
-            again = Message.sign_call(steering.group, steering.index, body, signer)
-            return Outgoing(queue, id_, again.header, body, priority=priority), steering.group
-        now = time.time()
-        steering = msgspec.structs.replace(
-            steering, nonce=uuid.uuid4().hex, sent_at=now, eta=0.0, retries=0, expires=expiry_time(now, None, 0.0)
-        )
-        again = Message.sign(steering, body, signer)
-        record = sign_record(pending_facts(steering), b"", signer)
-        return Outgoing(steering.queue, id_, again.header, body, record=record, priority=steering.priority), ""

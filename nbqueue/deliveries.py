@@ -42,6 +42,11 @@ def queue_key(queue: str, what: str) -> str:
     return f"nbq:{{{queue}}}:{what}"
 
 
+def failed_key(id_: str) -> str:
+    """Return the key of the message that is kept of a task that failed."""
+    return f"nbq:failed:{id_}"
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
@@ -106,6 +111,16 @@ class Revocation:
     session: str
     group: str
     mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The message of a task that failed or was given up, not yet verified."""
+
+    queue: str
+    header: bytes
+    body: bytes
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,34 @@ class Fact:
         return self.facts.kind == "record" and self.facts.state in states.READY_STATES
 
 
+def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0.0) -> Facts:
+    """Return what a record says of a task before it runs."""
+    return Facts(
+        kind="record",
+        id=steering.id,
+        at=at or steering.sent_at,
+        state=state,
+        nonce=steering.nonce,
+        task=steering.task,
+        name=steering.name,
+        queue=steering.queue,
+        session=steering.session,
+        sent_at=steering.sent_at,
+        retries=steering.retries,
+        eta=steering.eta if state == states.PENDING else 0.0,
+        group=steering.group,
+        index=steering.index,
+        label=steering.label,
+        identity=steering.identity,
+        digest=steering.digest,
+    )
+
+
+def revoked_facts(steering: Steering, why: str, at: float) -> Facts:
+    """Return what the record of a cancelled or expired task says."""
+    return msgspec.structs.replace(pending_facts(steering, states.REVOKED, at), error=why)
+
+
 def sign_event(facts: Facts, body: bytes, signer: Signer) -> bytes:
     """Return the JSON text of an event."""
     return _encode(FactText(signer.sign("event", _encode(facts), body), body))

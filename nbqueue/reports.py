@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from nbqueue import states
-from nbqueue.app import pending_facts
 from nbqueue.backends.base import Told
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Held
@@ -22,6 +21,7 @@ from nbqueue.messages import (
     Steering,
     decode_again,
     pack_body,
+    pending_facts,
     sign_event,
     sign_record,
 )

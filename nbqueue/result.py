@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -209,6 +209,15 @@ class AsyncResult:
         del connection
         self.app.revoke([self], terminate=terminate, signal=signal or "")
 
+    def retry(self) -> AsyncResult:
+        """Run the task again if it failed, with the same arguments and id; if it waits for a retry, at once.
+
+        Raises:
+            UnknownTask: its message is no longer kept, or it is not at an end.
+        """
+        self.app.retry([self])
+        return self
+
     def forget(self) -> None:
         """Drop the kept result and output of a task that has ended."""
         self.app.backend.forget([self.id])
@@ -265,7 +274,7 @@ class GroupResult:
         """Return the handle of each member."""
         if self._results is None:
             watched = self.watched
-            self._results = [_Member(self, index) for index in range(watched.size)]
+            self._results = [Member(self, index) for index in range(watched.size)]
         return self._results
 
     children = results
@@ -345,6 +354,20 @@ class GroupResult:
         waiting = [result for result, fact in zip(self.results, facts, strict=True) if fact is None]
         self.app.revoke(waiting, terminate=terminate, signal=signal or "")
 
+    def retry(self, indexes: Sequence[int] | None = None) -> GroupResult:
+        """Run members again that failed, with the same arguments and in the same place.
+
+        Args:
+            indexes: which of them; None for all.
+
+        Raises:
+            UnknownTask: none of their messages is kept any more, or none has failed.
+        """
+        results = self.results
+        chosen = self.watched.failures() if indexes is None else indexes
+        self.app.retry([results[index] for index in chosen])
+        return self
+
     def forget(self) -> None:
         """Drop the kept results and outputs."""
         self.app.backend.forget([result.id for result in self.results])
@@ -356,14 +379,18 @@ class GroupResult:
     def _arrivals(self, deadline: float | None) -> Iterator[int]:
         """Yield indexes as members end, waiting for the next."""
         watched = self.watched
-        seen = 0
+        seen, arrived = 0, watched.arrived
+        before: set[int] = set()  # what came in a list that a retry has replaced
         guard = _Guard(watched, self.app.conf.backend_timeout, f"map {self.id}")
         with watched.subscribing():
-            while seen < watched.size:
-                arrived = watched.arrived
+            while True:
+                if watched.arrived is not arrived:
+                    before |= set(arrived[:seen])
+                    seen, arrived = 0, watched.arrived
                 while seen < len(arrived):
-                    yield arrived[seen]
                     seen += 1
+                    if arrived[seen - 1] not in before:
+                        yield arrived[seen - 1]
                 if seen >= watched.size or watched.trouble is not None:
                     return
                 left = None if deadline is None else deadline - time.monotonic()
@@ -375,13 +402,17 @@ class GroupResult:
                 guard.check()
 
 
-class _Member(AsyncResult):
+class Member(AsyncResult):
     """A member of a map: what is known of it stands in the map, unless someone looks closer."""
 
     def __init__(self, group: GroupResult, index: int) -> None:
         super().__init__(member_id(group.id, index), group.app)
         self.group = group
         self.index = index
+
+    def look_anew(self) -> None:
+        """Ask the map again how this member stands."""
+        self._watched = None
 
     @property
     def watched(self) -> WatchedTask:

@@ -6,6 +6,7 @@ One thread folds, others may look: what they read is replaced as a whole, or cop
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -60,7 +61,8 @@ class Bar:
 class Log:
     """The first and the newest text of a task's streams, and how much there was in all."""
 
-    chunks: list[tuple[float, str, str]] = field(default_factory=list)  # (at, "stdout" or "stderr", text)
+    # (at, "stdout" or "stderr", text); of no stream: what came before was cleared
+    chunks: list[tuple[float, str, str]] = field(default_factory=list)
     lines: int = 0
     total: int = 0  # chunks ever added; not all of them are kept
     # a reader that falls between text and its count would show a chunk twice, or never
@@ -76,6 +78,13 @@ class Log:
             if len(self.chunks) > LOG_CHUNKS:
                 self._leave_out(LOG_HEAD)
                 del self.chunks[self._gap + 1 : self._gap + 1 + LOG_CHUNKS // 10]
+
+    def clear(self, at: float) -> None:
+        """Take all text away."""
+        with self._lock:
+            self.chunks = [(at, "", "")]
+            self.total += 1
+            self.lines, self._gap = 0, -1
 
     def leave_out(self) -> None:
         """Say that what comes next doesn't follow what came last: the server hasn't kept what was between."""
@@ -130,6 +139,19 @@ class TaskStatus:
     def ready(self) -> bool:
         """Tell whether the task has ended."""
         return self.state in states.READY_STATES
+
+    def begin_again(self, now: float) -> None:
+        """Show that it was sent again; its log goes on.
+
+        Args:
+            now: Unix seconds.
+        """
+        self.state, self.worker, self.child = states.PENDING, "", 0
+        self.attempt, self.retries = 1, 0
+        self.sent_at, self.started_at, self.ended_at, self.due = now, None, None, 0.0
+        self.bars, self.outputs, self.failure = {}, [], None
+        self.error = self.summary = self.note = ""
+        self.cancelling = self.lost = False
 
     def apply(self, fact: Fact) -> bool:
         """Fold in one verified fact; tell whether anything changed."""
@@ -188,19 +210,22 @@ class TaskStatus:
 
     def _output(self, at: float, output: Output) -> None:
         if output.type == "stream":
+            if self._clears:
+                self._displayed(at, Output("clear_output"))
             self.log.add(at, output.name, output.text)
         else:
-            self._displayed(output)
+            self._displayed(at, output)
 
-    def _displayed(self, output: Output) -> None:
+    def _displayed(self, at: float, output: Output) -> None:
         """Keep what is to be seen now, without what was updated or cleared. The list is replaced as a whole."""
+        clears = self._clears or (output.type == "clear_output" and not output.wait)
+        self._clears = output.type == "clear_output" and output.wait
+        if clears:
+            self.outputs = []
+            self.log.clear(at)
         if output.type == "clear_output":
-            self._clears = output.wait
-            if not output.wait:
-                self.outputs = []
             return
-        shown = [] if self._clears else list(self.outputs)
-        self._clears = False
+        shown = list(self.outputs)
         if output.type == "update_display_data":
             shown = [output if one.id == output.id else one for one in shown]
         else:
@@ -262,6 +287,21 @@ class MapStatus:
     def ready(self) -> bool:
         """Tell whether every member has ended."""
         return self.ended >= self.total
+
+    def begin_again(self, indexes: Iterable[int], errors: Iterable[tuple[int, str]]) -> None:
+        """Show that members were sent again.
+
+        Args:
+            indexes: theirs.
+            errors: index and error of all others that failed.
+        """
+        for index in indexes:
+            self.counts[self.members[index]] -= 1
+            self.counts[QUEUED] += 1
+            self.members[index] = QUEUED
+        self.ended_at, self.note, self.cancelling, self.kinds = None, "", False, {}
+        for index, error in errors:
+            self._count_kind(error, index)
 
     def apply(self, fact: Fact) -> bool:
         """Fold in one verified record of a member; tell whether anything changed."""

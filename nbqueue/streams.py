@@ -34,6 +34,7 @@ from nbqueue.deliveries import (
     QUEUES,
     RECORDS,
     Delivery,
+    Kept,
     Outgoing,
     QueueSize,
     Revocation,
@@ -293,29 +294,36 @@ class Streams:
 
     def dead_letters(self) -> list[tuple[str, bytes]]:
         """Return the id of each dead letter and the record that says why it is one, the newest last."""
-        return [(id_.decode(errors="replace"), record) for id_, record in self._dead("list")]
+        return [(id_.decode(errors="replace"), record) for id_, record in self._run("dead", ("list", []))]
 
     def count_dead(self) -> int:
         """Return how many dead letters there are."""
         return int(self.client.hlen(DEAD))
 
-    def dead_letter(self, id_: str) -> tuple[str, bytes, bytes, int] | None:
-        """Return queue, header, body and priority of a dead letter."""
-        (found,) = self._dead("get", [id_])
-        return (found[0].decode(errors="replace"), found[1], found[2], found[3]) if found else None
-
     def drop_dead(self, ids: Sequence[str]) -> int:
         """Drop dead letters; return how many there were."""
-        return int(self._dead("drop", ids))
+        return int(self._run("dead", ("drop", ids)))
 
-    def requeue_dead(self, message: Outgoing, group: str) -> str:
-        """Send a message in place of the dead letter of its id; say `sent`, `unknown` or `live`."""
-        row = (message.queue, message.id, message.header, message.record.decode(), group, message.priority)
-        return str(self._dead("requeue", [row], message.body)[0].decode())
+    def kept(self, ids: Sequence[str]) -> list[Kept | None]:
+        """Return the messages of tasks that failed or were given up."""
+        return [
+            Kept(found[0].decode(errors="replace"), found[1], found[2], found[3]) if found else None
+            for found in self._again("get", ids)
+        ]
 
-    def _dead(self, what: str, items: Sequence[object] = (), *bodies: bytes) -> Any:
-        blob = (what, self.records or RECORDS, self.record_ttl_ms, self.wake_key, items)
-        return self._run("dead", blob, *bodies)
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
+        rows = [(m.queue, m.id, m.header, m.record.decode(), group, m.priority) for m, group in messages]
+        return [word.decode() for word in self._again("send", rows, *[m.body for m, _ in messages])]
+
+    def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
+        """Put delayed messages, by queue and id, where workers take them now; tell which of them were there."""
+        return [found == 1 for found in self._again("release", items)]
+
+    def _again(self, what: str, items: Sequence[object], *bodies: bytes) -> Any:
+        if not items:
+            return []
+        return self._run("again", (what, self.records or RECORDS, self.record_ttl_ms, self.wake_key, items), *bodies)
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages of a queue wait, are claimed, and are delayed."""

@@ -128,6 +128,7 @@ class WatchedTask(Watched):
         self.replayed: set[str] = set()
         self._history: list[Fact] = []
         self._status: TaskStatus | None = None
+        self._past: Fact | None = None  # how it ended before it was sent again
 
     @property
     def ended(self) -> bool:
@@ -150,10 +151,26 @@ class WatchedTask(Watched):
                 self._status = status
             return self._status
 
+    def begin_again(self) -> None:
+        """Forget how it ended: it is about to be sent again."""
+        status = self.status
+        with self._lock:
+            self._past, self.fact, self.latest, self._event = self.fact, None, None, None
+            self.since = time.monotonic()
+            status.begin_again(time.time())
+        self._changed()
+
+    def resume_end(self) -> None:
+        """Take its end for true again: it was not sent again after all."""
+        with self._lock:
+            past, self._past = self._past, None
+        if past is not None:
+            self.add(past)
+
     def add(self, fact: Fact) -> None:
         """Take in one verified fact."""
         with self._lock:
-            if self.fact is not None:
+            if self.fact is not None or _is_same(fact, self._past):
                 return
             if fact.facts.kind == "record":
                 self.latest = fact
@@ -200,6 +217,7 @@ class WatchedMap(Watched):
         self.news = threading.Condition()
         self.trouble: TaskError | None = None
         self.failed = 0
+        self._past: dict[int, Fact] = {}  # how members ended before they were sent again
         self._status: MapStatus | None = None
 
     @property
@@ -219,13 +237,46 @@ class WatchedMap(Watched):
                         self._status.apply(fact)
             return self._status
 
+    def begin_again(self, indexes: Iterable[int]) -> None:
+        """Forget how members ended: they are about to be sent again."""
+        status = self.status
+        with self._lock:
+            again = {index: fact for index in indexes if (fact := self.facts[index]) is not None}
+            self._past |= again
+            self._event = None
+            self.since = time.monotonic()
+            for index, fact in again.items():
+                self.facts[index] = None
+                self.failed -= fact.facts.state != states.SUCCESS
+            self.arrived = [index for index in self.arrived if index not in again]
+            errors = ((index, fact.facts.error) for index, fact in enumerate(self.facts) if fact and _has_failed(fact))
+            status.begin_again(again, errors)
+        self._changed()
+
+    def resume_end(self, indexes: Iterable[int]) -> None:
+        """Take the end of members for true again: they were not sent again after all."""
+        with self._lock:
+            past = [self._past.pop(index) for index in indexes]
+        self.add_all(past)
+
+    def failures(self, like: int = -1) -> list[int]:
+        """Return the members that failed, all or those with the error of one of them."""
+        facts = self.facts[:]
+        kind = facts[like] if like >= 0 else None
+        error = kind.facts.error if kind is not None else None
+        return [
+            index
+            for index, fact in enumerate(facts)
+            if fact is not None and _has_failed(fact) and error in (None, fact.facts.error)
+        ]
+
     def add_all(self, facts: Iterable[Fact]) -> None:
         """Take in verified facts of members; one round of callbacks for all of them."""
         new = []
         with self._lock:
             for fact in facts:
                 index = fact.facts.index
-                if not 0 <= index < self.size:
+                if not 0 <= index < self.size or _is_same(fact, self._past.get(index)):
                     continue
                 if self._status is not None:
                     self._status.apply(fact)
@@ -257,3 +308,12 @@ class WatchedMap(Watched):
             if self._status is not None:
                 self._status.note = note
         self._changed()
+
+
+def _has_failed(fact: Fact) -> bool:
+    return fact.facts.state == states.FAILURE
+
+
+def _is_same(fact: Fact, past: Fact | None) -> bool:
+    """Tell whether a fact is the end of a task that was sent again since, told late."""
+    return past is not None and fact.ready and fact.facts.at == past.facts.at

@@ -101,6 +101,15 @@ class Watcher:
             self._maps[group.id] = group
         self._start()
 
+    def follow_again(self, watched: WatchedTask | WatchedMap) -> None:
+        """Follow something anew that has ended, and is about to run again."""
+        with self._lock:
+            if isinstance(watched, WatchedMap):
+                self._maps[watched.id] = watched
+            else:
+                self._tasks[watched.id] = watched
+        self._start()
+
     def unwatch(self, task: WatchedTask) -> None:
         """Stop following something that was not sent after all; another watch on the same id goes on."""
         with self._lock:

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from nbqueue import states
-from nbqueue.app import pending_facts
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.deliveries import Delivery
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
@@ -17,6 +16,7 @@ from nbqueue.messages import (
     Steering,
     encode_failure,
     pack_body,
+    pending_facts,
     python_version,
     sign_group,
     sign_record,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from nbqueue.deliveries import SENT, Delivery, Outgoing, Settlement
+from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement, stream_key
 from nbqueue.streams import BlockingRead, Streams, connect, script
 from tests.helpers import RedisServer, wait_until
 
@@ -161,3 +161,21 @@ def test_consumer_is_forgotten_only_when_it_holds_nothing(streams: Streams) -> N
     assert streams.settle([Settlement(delivery, b"{}")]) == [True]
     streams.forget_consumer("c", ["q"])
     assert streams.client.xinfo_consumers("nbq:{q}:n", "nbq") == []
+
+
+def test_copies_in_two_lanes_are_told_apart_when_they_came_in_the_same_millisecond(streams: Streams) -> None:
+    for lane in ("r", "n"):
+        streams.client.xadd(stream_key("q", lane), {"i": "a", "h": "header", "b": b"body"}, id="5-0")
+    (delivery,) = claimed(streams)
+    assert (delivery.lane, streams.counters()["repeat"]) == ("r", 1)
+    assert streams.size("q") == QueueSize(0, 1, 0)
+
+
+def test_claim_whose_entry_is_gone_does_not_stand_in_the_way_of_the_next(streams: Streams) -> None:
+    send(streams, "a")
+    (lost,) = claimed(streams)
+    streams.client.delete(stream_key("q", "n"))  # by somebody's hand
+    send(streams, "a")
+    (delivery,) = claimed(streams)
+    assert streams.settle([Settlement(lost, b""), Settlement(delivery, b"")]) == [False, True]
+    assert streams.size("q") == QueueSize(0, 0, 0)

@@ -51,6 +51,9 @@ class Handle:
         assert terminate
         self.revoked.set()
 
+    def retry(self) -> None:
+        raise LookupError("no message of it is kept")
+
 
 class Shown:
     """Stands for the front end: keeps what is displayed, and what a widget is told."""
@@ -285,7 +288,7 @@ def test_view_that_is_read_in_ends_when_its_reader_leaves(shown: Shown) -> None:
     view = WidgetView(Handle(watched), Painter())
     view._said(None, {"do": "hello", "n": view.drawing.told}, None)
     view._said(None, {"do": "hold", "on": True}, None)
-    watched.say(record(states.FAILURE, error="ValueError: no"))
+    watched.say(record(states.REVOKED, error="cancelled"))
     view.draw()
     assert not view.ended
     view._said(None, {"do": "hold", "on": False}, None)
@@ -297,8 +300,61 @@ def test_page_that_is_loaded_anew_holds_nothing(shown: Shown) -> None:
     view = WidgetView(Handle(watched), Painter())
     view._said(None, {"do": "hold", "on": True}, None)
     view._said(None, {"do": "hello", "n": view.drawing.told}, None)
-    watched.say(record(states.FAILURE, error="ValueError: no"))
+    watched.say(record(states.REVOKED, error="cancelled"))
     wait_until(lambda: view.ended, 5, "the end")
+
+
+def test_failure_stays_on_a_page_while_it_may_be_run_again(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    painter = Painter()
+    view = WidgetView(Handle(watched), painter)
+    view._said(None, {"do": "hello", "n": view.drawing.told}, None)
+    watched.say(record(states.FAILURE, error="ValueError: no"))
+    view.draw()
+    assert not view.ended
+    view._said(None, {"do": "retry", "like": -1}, None)
+    wait_until(lambda: watched.status.note == "Not run again: no message of it is kept", 5, "the note")
+    monkeypatch.setattr(views, "RETRY_S", 0.0)
+    view.draw()
+    wait_until(lambda: view.ended, 5, "the end")
+    assert "ValueError</b>: no" in shown.bundles[-1]["text/html"]
+
+
+def test_view_of_a_failure_lives_on_when_the_task_runs_again(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train", state=states.STARTED))
+    painter = Painter()
+    view = WidgetView(Handle(watched), painter)
+    view._said(None, {"do": "hello", "n": view.drawing.told}, None)
+    watched.say(record(states.FAILURE, error="ValueError: no"))
+    view.draw()
+    assert isinstance(watched.status, TaskStatus)
+    watched.status.begin_again(5.0)
+    shown.messages.clear()
+    view.draw()
+    # the painter may have drawn it just before
+    told = next(content["state"] for _, content, _ in shown.messages if "ready" in content.get("state", {}))
+    assert (told["kind"], told["ready"], told["error"], told["failure"]) == ("queued", False, "", None)
+    watched.say(record(states.SUCCESS))
+    view.draw()
+    painter.settle_all()
+    assert view.ended
+    assert "succeeded" in shown.bundles[-1]["text/html"]
+
+
+def test_log_that_was_cleared_begins_anew_on_pages(shown: Shown) -> None:
+    watched = Watched(TaskStatus("0123456789", "train"))
+    drawing = Drawing(watched)
+    watched.say(output("one\ntwo\n"))
+    drawing.news()
+    clear = msgspec.json.encode(Output("clear_output"))
+    watched.say(Fact(Facts(kind="output", id="0123456789", at=1.0, attempt=1), clear))
+    watched.say(output("three\n"))
+    message = drawing.news()[0]
+    assert (message["cleared"], message["total"], message["lines"]) == (2, 3, [[2, 1.0, 0, "three"]])
+    assert "cleared" not in drawing.news()[0]
+    opened = drawing.all()
+    assert (opened["cleared"], opened["total"], opened["lines"]) == (2, 3, [[2, 1.0, 0, "three"]])
+    assert "two" not in plain_text(watched.status)
 
 
 def test_page_that_missed_a_message_is_told_all_again(shown: Shown) -> None:

@@ -11,7 +11,7 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS, failed_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import connect
 
@@ -47,10 +47,10 @@ class RedisBackend:
         return found
 
     def forget(self, ids: Sequence[str]) -> None:
-        """Drop records and outputs."""
+        """Drop records, outputs, and what was kept to run them again."""
         with self._translated():
             for part in chunks(ids, _CHUNK):
-                keys = [key(id_) for id_ in part for key in (_record, _output, _late_output)]
+                keys = [key(id_) for id_ in part for key in (_record, _output, _late_output, failed_key)]
                 self.client.delete(*keys)
 
     def store_group(self, group: str, text: bytes, ttl_s: float) -> None:

@@ -6,26 +6,9 @@ local now = now_ms()
 local meta, data, next_due, levels = {}, {}, -1, {}
 
 local function move_due(queue)
-  local delayed, bodies = key(queue, "delayed"), key(queue, "bodies")
+  local delayed = key(queue, "delayed")
   local ids = redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, 100)
-  for _, id in ipairs(ids) do
-    local packed = redis.call("HGET", bodies, id)
-    redis.call("ZREM", delayed, id)
-    redis.call("HDEL", bodies, id)
-    if packed then
-      local read, parts = pcall(cmsgpack.unpack, packed)
-      if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
-        if type(parts[3]) == "string" then
-          enqueue(queue, parts[3], parts[1], parts[2], 0, level_of(parts[7]),
-            {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
-        else
-          enqueue(queue, id, parts[1], parts[2], 0, 0)
-        end
-      else
-        count("refused:format")
-      end
-    end
-  end
+  for _, id in ipairs(ids) do release(queue, id) end
   local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")
   if first[2] then
     local wait = math.max(0, tonumber(first[2]) - now)

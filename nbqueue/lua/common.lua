@@ -3,11 +3,15 @@
 local GROUP = "nbq"
 local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
 local DEAD_KEPT = 1000
+local FAILED = "nbq:failed:" -- before an id: the message of a task that failed
 
 -- Lane 0 is `n`, the lanes of higher priorities are `1` to `9`, and what came back is in `r`, whatever its priority.
 local function lane_of(level) return level > 0 and tostring(level) or "n" end
 
 local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
+
+-- What the hash of claims holds of a claimed entry: streams number theirs by the millisecond, each for itself.
+local function place_of(stream, entry) return string.match(stream, "[^:]+$") .. ":" .. entry end
 
 local function now_ms()
   local t = redis.call("TIME")
@@ -50,6 +54,11 @@ local function level_of(text) return math.min(9, whole(text, 0)) end
 
 local function count(what) redis.call("HINCRBY", "nbq:counters", what, 1) end
 
+local function free(queue, stream, entry, id)
+  local claims = key(queue, "claims")
+  if redis.call("HGET", claims, id) == place_of(stream, entry) then redis.call("HDEL", claims, id) end
+end
+
 -- Hides a claimed entry until `due`. What it is kept under has its entry too: a message that somebody else wrote
 -- must not take the place of a delayed task by having its id.
 local function hide(queue, stream, entry, due)
@@ -58,8 +67,8 @@ local function hide(queue, stream, entry, due)
   redis.call("XDEL", stream, entry)
   local f = fields_of(found[2])
   local id = id_of(f, entry)
-  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
-  local member = id .. " " .. entry
+  free(queue, stream, entry, id)
+  local member = id .. " " .. place_of(stream, entry)
   redis.call("HSET", key(queue, "bodies"), member,
     cmsgpack.pack({f.h or "", f.b or "", id, f.a or "", f.c or "", f.w or "", f.p or ""}))
   redis.call("ZADD", key(queue, "delayed"), due, member)
@@ -69,14 +78,12 @@ end
 -- dropped; one that differs may be the genuine one, as nothing is verified here, so it waits for the other's end.
 -- Returns nil for either; else whatever is known of the task that the claimer must look at.
 local function admit(queue, stream, entry, id, nonce, records)
-  local claims = key(queue, "claims")
-  if redis.call("HSETNX", claims, id, entry) == 0 then
+  local claims, place = key(queue, "claims"), place_of(stream, entry)
+  if redis.call("HSETNX", claims, id, place) == 0 then
     local holder = redis.call("HGET", claims, id)
-    if holder ~= entry then
-      local theirs
-      for _, lane in ipairs({"n", "r", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) do
-        theirs = theirs or redis.call("XRANGE", key(queue, lane), holder, holder)[1]
-      end
+    if holder ~= place then
+      local lane, other = string.match(holder, "^(%w+):(.+)$")
+      local theirs = lane and redis.call("XRANGE", key(queue, lane), other, other)[1]
       local mine = redis.call("XRANGE", stream, entry, entry)[1]
       if theirs and mine then
         local a, b = fields_of(theirs[2]), fields_of(mine[2])
@@ -85,10 +92,13 @@ local function admit(queue, stream, entry, id, nonce, records)
           return nil
         end
       end
-      redis.call("XACK", stream, GROUP, entry)
-      redis.call("XDEL", stream, entry)
-      count("repeat")
-      return nil
+      if theirs or not mine then
+        redis.call("XACK", stream, GROUP, entry)
+        redis.call("XDEL", stream, entry)
+        count("repeat")
+        return nil
+      end
+      redis.call("HSET", claims, id, place) -- the holder's entry is gone, by somebody's hand
     end
   end
   local record = ""
@@ -114,7 +124,7 @@ local function put_back(queue, stream, entry, charge)
   if charge ~= "none" then attempt = attempt + 1 end
   if charge == "child" then deaths = deaths + 1 end
   if charge == "worker" then losses = losses + 1 end
-  if redis.call("HGET", key(queue, "claims"), id) == entry then redis.call("HDEL", key(queue, "claims"), id) end
+  free(queue, stream, entry, id)
   redis.call("XADD", key(queue, "r"), "*", "i", f.i or "", "h", f.h or "", "b", f.b or "",
     "a", attempt, "c", deaths, "w", losses, "p", level_of(f.p))
   return {attempt, deaths, losses}
@@ -179,6 +189,17 @@ local function forget_dead(id)
   return redis.call("HDEL", DEAD, id)
 end
 
+-- Returns queue, header, record and priority of a dead letter; nil for what isn't there, or isn't ours.
+local function letter(id)
+  local packed = redis.call("HGET", DEAD, id)
+  local read, parts = pcall(cmsgpack.unpack, packed or "")
+  if not read or type(parts) ~= "table" then return nil end
+  for n = 1, 3 do
+    if type(parts[n]) ~= "string" then return nil end
+  end
+  return parts
+end
+
 -- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many.
 local function bury(queue, id, fields, record)
   redis.call("HSET", DEAD, id, cmsgpack.pack({queue, fields.h or "", record, level_of(fields.p)}))
@@ -191,6 +212,33 @@ local function bury(queue, id, fields, record)
       count("dead letter dropped")
     end
   end
+end
+
+-- Keeps the message of a task that failed for as long as its record, so that it can be run again.
+local function keep_failed(queue, id, fields, ttl_ms)
+  local kept = FAILED .. id
+  redis.call("HSET", kept, "q", queue, "h", fields.h or "", "b", fields.b or "", "p", level_of(fields.p))
+  redis.call("PEXPIRE", kept, ttl_ms)
+end
+
+-- Puts a delayed message on its queue, from where workers take it; false if it isn't delayed.
+local function release(queue, member)
+  local packed = redis.call("HGET", key(queue, "bodies"), member)
+  local there = redis.call("ZREM", key(queue, "delayed"), member) == 1
+  redis.call("HDEL", key(queue, "bodies"), member)
+  if not packed then return false end
+  local read, parts = pcall(cmsgpack.unpack, packed)
+  if not (read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string") then
+    count("refused:format")
+    return false
+  end
+  if type(parts[3]) == "string" then
+    enqueue(queue, parts[3], parts[1], parts[2], 0, level_of(parts[7]),
+      {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
+  else
+    enqueue(queue, member, parts[1], parts[2], 0, 0)
+  end
+  return there
 end
 
 -- The keeper starts a worker where none is; one hint is enough.

@@ -9,14 +9,14 @@ for n, item in ipairs(items) do
   if state == "SUCCESS" or state == "FAILURE" or state == "REVOKED" or state == "REJECTED" or state == "IGNORED" then
     said[n] = "ended"
   elseif queue == "" then
-    redis.call("HSET", "nbq:revoked", id, mark)
-    said[n] = "unknown"
+    said[n] = "unknown" -- no mark: nothing would ever take it away
   elseif redis.call("HEXISTS", key(queue, "claims"), id) == 1 then
     redis.call("HSET", "nbq:revoked", id, mark)
     said[n] = "held"
   else
     redis.call("ZREM", key(queue, "delayed"), id)
     redis.call("HDEL", key(queue, "bodies"), id)
+    redis.call("HDEL", "nbq:revoked", id) -- from when somebody held it
     redis.call("SET", records .. id, record, "PX", ttl_ms)
     redis.call("PUBLISH", records .. id, record)
     collect(sessions, session, record)

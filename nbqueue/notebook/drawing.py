@@ -64,6 +64,7 @@ class Drawing:
                 "state": self.state(),
                 "lines": _rows(self._lines.tail(), LOG_BYTES),
                 "total": self._lines.total,
+                "cleared": self._lines.cleared,
                 "cells": self._marks(),
             }
 
@@ -76,7 +77,10 @@ class Drawing:
             if changed := {name: value for name, value in state.items() if self._state.get(name, _NOTHING) != value}:
                 message["state"] = changed
             self._state = state
+            cleared = self._lines.cleared
             self._read()
+            if self._lines.cleared != cleared:
+                message["cleared"], message["total"] = self._lines.cleared, self._lines.total
             if lines := self._lines.take():
                 message["lines"], message["total"] = _rows(lines, NEWS_BYTES), self._lines.total
             runs = self._runs()
@@ -165,6 +169,7 @@ def _task_state(status: TaskStatus) -> dict[str, Any]:
             "closed": bar.closed,
             "unit": visible(bar.unit, 20),
             "note": visible(bar.note, 80),
+            "rate": bar.rate,
             "nested": bar.parent >= 0,
             "started": bar.started_at,
             "at": bar.updated_at,

@@ -39,6 +39,7 @@ class Lines:
     def __init__(self) -> None:
         self._lines: deque[Line] = deque()
         self._first = 0  # the number of the oldest line that is kept
+        self.cleared = 0  # so many lines were taken away, all of them at once
         self._open: dict[str, int] = {}  # stream -> the number of the line it is at
         self._begun: dict[str, str] = {}  # stream -> an escape sequence that its text broke off in
         self._changed: set[int] = set()  # numbers of lines changed since `take`
@@ -49,8 +50,11 @@ class Lines:
         return self._first + len(self._lines)
 
     def add(self, chunks: Iterable[tuple[float, str, str]]) -> None:
-        """Take text: when, of which stream, and what."""
+        """Take text: when, of which stream, and what. Of no stream: all there is goes."""
         for at, stream, text in chunks:
+            if not stream:
+                self._clear()
+                continue
             clean, self._begun[stream] = split_codes(self._begun.get(stream, "") + text)
             # not splitlines(): that ends a line at a carriage return too
             first, *others = clean.replace("\r\n", "\n").split("\n")
@@ -67,6 +71,11 @@ class Lines:
         """Return the lines that are new or were changed since the last `take`, in order, with their numbers."""
         numbers, self._changed = sorted(self._changed), set()
         return [(number, self._lines[number - self._first]) for number in numbers if number >= self._first]
+
+    def _clear(self) -> None:
+        self._first = self.cleared = self.total
+        for kept in (self._lines, self._open, self._begun, self._changed):
+            kept.clear()
 
     def _end(self, at: float, stream: str) -> None:
         """End the line that a stream is at; one that nothing was written to is empty."""

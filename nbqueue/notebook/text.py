@@ -211,7 +211,8 @@ def bar_line(bar: Bar) -> str:
         return f"  {label:<12} {bar.done:,.10g}"
     share = min(1.0, bar.done / bar.total)
     took = bar.updated_at - bar.started_at
-    left = f"  {clock(took * (1 - share) / share)} left" if 0 < share < 1 and took > 0 else ""
+    to_go = (bar.total - bar.done) / bar.rate if bar.rate else took * (1 - share) / share if share else 0.0
+    left = f"  {clock(to_go)} left" if 0 < share < 1 and to_go > 0 else ""
     return f"  {label:<12} {_blocks(share, 24)} {int(100 * share):>3} %  {bar.done:,.10g}/{bar.total:,.10g}{left}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from nbqueue.notebook.outputs import combined
 from nbqueue.notebook.saved import static_html
 from nbqueue.notebook.terminal import TextView
 from nbqueue.notebook.text import Status, clock, kind_of, plain_text
+from nbqueue.result import GroupResult
 from nbqueue.status import MapStatus, TaskStatus
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
@@ -29,6 +31,8 @@ DRAW_S: Final = 0.1
 OUTPUTS_S: Final = 0.5  # between two drawings of what a task displays
 LARGE_S: Final = 0.25  # between two drawings of a large map
 LINGER_S: Final = 4.0  # after a success, before its view becomes one line
+PAGE_S: Final = 2.0  # within which a page shows itself, if there is one
+RETRY_S: Final = 600.0  # after a failure, so long it may be run again from its view
 BEAT_S: Final = 5.0  # a live view that says nothing for longer than this, and some, is no longer live
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 
@@ -46,6 +50,9 @@ class Handle(Protocol):
 
     def revoke(self, *, terminate: bool = False) -> None:
         """Cancel it."""
+
+    def retry(self) -> object:
+        """Run again what failed, or at once what waits for its retry."""
 
 
 class StatusWidget(anywidget.AnyWidget):
@@ -79,6 +86,13 @@ class Painter:
                 self._thread = threading.Thread(target=self._run, name="nbqueue views", daemon=True)
                 self._thread.start()
         self._news.set()
+
+    def settle_all(self) -> None:
+        """Leave static HTML of all that has ended."""
+        with self._lock:
+            live = list(self._live)
+        for view in live:
+            view.settle()
 
     def _run(self) -> None:
         beat_at = time.monotonic()
@@ -150,24 +164,38 @@ class WidgetView:
             self._painter.soon(self)
             return
         self._tell(*self.drawing.news())
-        if (status.ready or trouble is not None) and not self._stays(status):
-            self.ended = True
-            self._unsubscribe()
-            text = plain_text(status)
-            # The widget stays: a page that is loaded again from an older save asks for it.
-            self._handle.update({"text/html": static_html(status), "text/plain": text}, raw=True)
+        if not status.ready and trouble is None:
+            self._over_at = None
+        elif not self._stays(status):
+            self._leave_static(status)
+
+    def settle(self) -> None:
+        """Become static HTML if it has ended, whoever looks."""
+        with self._lock:
+            if self.watched.status.ready and not self.ended:
+                self._leave_static(self.watched.status)
+
+    def _leave_static(self, status: Status) -> None:
+        self.ended = True
+        self._unsubscribe()
+        # The widget stays: a page that is loaded again from an older save asks for it.
+        self._handle.update({"text/html": static_html(status), "text/plain": plain_text(status)}, raw=True)
 
     def _stays(self, status: Status) -> bool:
         """Tell whether a view that has ended is left as it is: who reads in it is not disturbed, nor who just looks."""
-        if not self._page:
+        failed = kind_of(status) == "failed"
+        if not self._page and not failed:
             return False
         if self._over_at is None:
             self._over_at = time.monotonic()
-            wake = threading.Timer(LINGER_S, self._painter.soon, [self])
+            # later ends than these are seen at the next beat
+            wake = threading.Timer(LINGER_S if self._page else PAGE_S, self._painter.soon, [self])
             wake.daemon = True
             wake.start()
-        just_now = time.monotonic() - self._over_at < LINGER_S - DRAW_S
-        return self._held or (just_now and kind_of(status) == "succeeded")
+            if not self._page:
+                self._handle.update(self._bundle(), raw=True)  # should it be saved as it is
+        linger_s = {"succeeded": LINGER_S, "failed": RETRY_S if self._page else PAGE_S}.get(kind_of(status), 0.0)
+        return self._held or time.monotonic() - self._over_at < linger_s - DRAW_S
 
     def _tell(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
         self.widget.send(message, buffers=list(buffers))
@@ -209,6 +237,8 @@ class WidgetView:
                 self._painter.soon(self)
                 # Off this thread: it may be the kernel's, and the server may be slow to answer.
                 threading.Thread(target=self._cancel, name="nbqueue cancel", daemon=True).start()
+            case {"do": "retry", "like": int(index)}:
+                threading.Thread(target=self._retry, args=(index,), name="nbqueue retry", daemon=True).start()
 
     def _tell_all(self, number: int) -> None:
         """Tell all there is, unless the page's last message was the last."""
@@ -225,6 +255,18 @@ class WidgetView:
             self.watched.status.note = f"Not cancelled: {exc}"
             self._painter.soon(self)
 
+    def _retry(self, like: int) -> None:
+        """Run again what failed, of a map all members or those with the error of one."""
+        self.watched.status.note = ""
+        try:
+            if isinstance(self.result, GroupResult):
+                self.result.retry(self.watched.failures(like))
+            else:
+                self.result.retry()
+        except Exception as exc:  # noqa: BLE001 - shown where the click was made
+            self.watched.status.note = f"Not run again: {exc}"
+        self._painter.soon(self)
+
 
 def is_task(status: Status) -> bool:
     """Tell whether a status is that of one task."""
@@ -232,6 +274,14 @@ def is_task(status: Status) -> bool:
 
 
 _painter = Painter()
+
+
+@atexit.register
+def settle_all() -> None:
+    """Leave static HTML of every task that has ended, as when this process ends."""
+    _painter.settle_all()
+
+
 _display: Any = _untyped_display
 
 

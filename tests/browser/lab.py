@@ -44,6 +44,8 @@ GATES = Path({gates!r})
 def hold(gate):
     while not ((GATES / gate).exists() or (GATES / "all").exists()):
         time.sleep(0.02)"""
+# What failed stays live for a while; a cell with this makes it what a kernel leaves that ends.
+SETTLE: Final = "from nbqueue.notebook.views import settle_all; settle_all()"
 # The open notebook, as JupyterLab's own object.
 _PANELS: Final = "[...window.jupyterapp.shell.widgets('main')].filter(w => w.content?.widgets && w.sessionContext)"
 _PANEL: Final = f"{_PANELS}[0]"

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.lab import Lab
+from tests.browser.lab import SETTLE, Lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -64,8 +64,13 @@ def test_cancel_works_while_the_kernel_runs_another_cell(lab: Lab) -> None:
 
 
 def test_failed_cell_shows_its_error_and_its_own_line(lab: Lab) -> None:
-    with lab.open("failed", "%%task broken\nnumbers = [1, 2]\nnumbers[7]") as notebook:
+    with lab.open("failed", "%%task broken\nnumbers = [1, 2]\nnumbers[7]", SETTLE) as notebook:
         notebook.run(0, 1)
+        view = notebook.view(1)
+        expect(view.locator(".nbq-chip")).to_have_text("Failed")
+        expect(view.locator(".nbq-error-text")).to_have_text("IndexError: list index out of range")
+        expect(view.get_by_role("button", name="Retry")).to_be_visible()
+        notebook.run(2)
         output = notebook.output(1)
         expect(output).to_contain_text("broken failed after")
         expect(output.locator("code")).to_have_text("IndexError: list index out of range")
@@ -86,7 +91,7 @@ def work(n):
         hold("rest")
     return n
 runs = work.map(range(102))"""
-    with lab.open("map", code, "len(runs.get(propagate=False)), runs.completed_count()") as notebook:
+    with lab.open("map", code, "len(runs.get(propagate=False)), runs.completed_count()", SETTLE) as notebook:
         notebook.run(0, 1)
         view = notebook.view(1)
         expect(view.locator(".nbq-where")).to_contain_text("map of 102")
@@ -97,6 +102,8 @@ runs = work.map(range(102))"""
         notebook.open_gate("rest")
         notebook.run(2)
         expect(notebook.output(2)).to_contain_text("(102, 100)")
+        expect(view.locator(".nbq-chip")).to_have_text("2 failed")
+        notebook.run(3)
         expect(notebook.output(1)).to_contain_text("100 done, 2 failed")
         expect(notebook.output(1)).to_contain_text("ValueError: not this one")
         expect(notebook.view(1)).to_have_count(0)
@@ -226,7 +233,7 @@ def work(n):
     if n > 9:
         hold("rest")
 runs = work.map(range(12))"""
-    with lab.open("keys", code) as notebook:
+    with lab.open("keys", code, SETTLE) as notebook:
         notebook.run(0, 1)
         view = notebook.view(1)
         expect(view.locator("canvas")).to_have_accessible_name("9 done, 1 failed of 12")
@@ -245,8 +252,7 @@ runs = work.map(range(12))"""
         expect(view.get_by_role("img", name=re.compile("where in the map"))).to_be_visible()
         notebook.open_gate("rest")
         expect(view.locator(".nbq-chip")).to_have_text("1 failed")
-        view.get_by_role("button", name="1 failed").blur()
-        view.locator(".nbq-name").hover()
+        notebook.run(2)
         expect(notebook.output(1)).to_contain_text("11 done, 1 failed in")
         assert notebook.errors == []
 
@@ -279,4 +285,69 @@ def test_view_that_is_out_of_sight_draws_nothing_until_it_is_seen(lab: Lab) -> N
         notebook.view(1).evaluate("node => { node.style.display = '' }")
         expect(log).to_contain_text("line 42")
         notebook.open_gate("end")
+        assert notebook.errors == []
+
+
+def test_failed_cell_runs_again_from_its_view(lab: Lab) -> None:
+    code = "%%task mend\nprint('looking')\nassert (GATES / 'mended').exists(), 'not yet'\n'mended'"
+    with lab.open("mend", code, "mend.get()") as notebook:
+        notebook.run(0, 1)
+        view = notebook.view(1)
+        expect(view.locator(".nbq-error-text")).to_have_text("AssertionError: not yet")
+        view.get_by_role("button", name="Retry").click()
+        expect(view.get_by_role("log")).to_contain_text(re.compile("looking.*looking", re.DOTALL))
+        expect(view.locator(".nbq-chip")).to_have_text("Failed")
+        notebook.open_gate("mended")
+        view.get_by_role("button", name="Retry").click()
+        expect(notebook.output(1)).to_contain_text("mend succeeded in")
+        notebook.run(2)
+        expect(notebook.output(2)).to_contain_text("'mended'")
+        assert notebook.errors == []
+
+
+def test_members_that_failed_run_again_by_kind_and_all_together(lab: Lab) -> None:
+    code = """from nbqueue import task
+@task
+def work(n):
+    if n % 10 == 0 and not (GATES / "mended").exists():
+        raise ValueError(f"kind {n % 20}")
+    return n
+runs = work.map(range(60))"""
+    with lab.open("again", code, "sum(runs.get())") as notebook:
+        notebook.run(0, 1)
+        view = notebook.view(1)
+        expect(view.locator(".nbq-chip")).to_have_text("6 failed")
+        notebook.open_gate("mended")
+        first = view.locator(".nbq-kind").filter(has_text="kind 10")
+        first.get_by_role("button", name="Retry 3").click()
+        expect(view.locator(".nbq-chip")).to_have_text("3 failed")
+        expect(view.locator("canvas")).to_have_accessible_name("57 done, 3 failed of 60")
+        expect(first).to_have_count(0)
+        view.get_by_role("button", name="Retry all 3").click()
+        expect(notebook.output(1)).to_contain_text("60 done in")
+        notebook.run(2)
+        expect(notebook.output(2)).to_contain_text(str(sum(range(60))))
+        assert notebook.errors == []
+
+
+def test_task_that_waits_for_its_retry_is_tried_now_or_no_more(lab: Lab) -> None:
+    code = """from nbqueue import task
+@task(bind=True, max_retries=None)
+def again(self, gate):
+    if (GATES / gate).exists():
+        return "there"
+    raise self.retry(exc=LookupError(gate), countdown=3_000)
+{0} = again.delay("{0}")
+{0}"""
+    with lab.open("now", code.format("one"), code.format("two")) as notebook:
+        notebook.run(0, 1, 2)
+        one, two = notebook.view(1), notebook.view(2)
+        expect(one.locator(".nbq-where")).to_have_text("attempt 2")
+        one.get_by_role("button", name="Try now").click()
+        expect(one.locator(".nbq-where")).to_have_text("attempt 3")
+        notebook.open_gate("one")
+        one.get_by_role("button", name="Try now").click()
+        expect(notebook.output(1)).to_contain_text("again succeeded in")
+        two.get_by_role("button", name="Stop retrying").click()
+        expect(notebook.output(2)).to_contain_text("again cancelled after")
         assert notebook.errors == []

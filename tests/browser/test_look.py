@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, expect
 
-from tests.browser.lab import Lab, Notebook
+from tests.browser.lab import SETTLE, Lab, Notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -45,7 +45,7 @@ def work(n):
     raise ValueError({HOSTILE!r})
 one = work.delay(1)
 one"""
-    with lab.open("hostile", code, "many = work.map(range(2))") as notebook:
+    with lab.open("hostile", code, "many = work.map(range(2))", SETTLE) as notebook:
         notebook.run(0, 1)
         view = notebook.view(1)
         shows_as_text(notebook, view.get_by_role("log"))
@@ -53,6 +53,9 @@ one"""
         expect(view.locator(".nbq-label")).to_contain_text("<img src=x")
         notebook.run(2)
         notebook.open_gate("end")
+        shows_as_text(notebook, view.locator(".nbq-error-text"))
+        expect(notebook.view(2).locator(".nbq-chip")).to_have_text("2 failed")
+        notebook.run(3)
         expect(notebook.output(1)).to_contain_text("failed after")
         shows_as_text(notebook, notebook.output(1).locator("code"))
         shows_as_text(notebook, notebook.output(1).locator("details pre").first)
@@ -94,7 +97,8 @@ parts = part.map(range(3))"""
         notebook.resize(400, 1400)
         fits(notebook.view(1))
         fits(notebook.view(2).locator(".nbq-kinds"))
-        view.get_by_role("button", name="Cancel").click()
+        view.get_by_role("button", name="Stop retrying").click()
+        expect(notebook.output(1)).to_contain_text("cancelled after")
         notebook.open_gate("end")
 
 
@@ -145,7 +149,7 @@ def {LONG_NAME}(n):
     if n > 97:
         hold("end")
 many = {LONG_NAME}.map(range(100))"""
-    with lab.open(f"narrow-{width}", task, many) as notebook:
+    with lab.open(f"narrow-{width}", task, many, SETTLE) as notebook:
         notebook.resize(width, 1400)
         notebook.run(0, 1, 2)
         expect(notebook.view(1).get_by_role("log")).to_contain_text("yyy")
@@ -155,6 +159,11 @@ many = {LONG_NAME}.map(range(100))"""
         expect(notebook.view(2).locator(".nbq-legend")).to_contain_text("33 failed")
         fits(notebook.view(2))
         notebook.open_gate("end")
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Failed")
+        expect(notebook.view(2).locator(".nbq-chip")).to_have_text("34 failed")
+        fits(notebook.view(1))
+        fits(notebook.view(2))
+        notebook.run(3)
         expect(notebook.output(1)).to_contain_text("failed after")
         expect(notebook.output(2)).to_contain_text("in call order")
         fits(notebook.output(1).locator("div[style]").first)

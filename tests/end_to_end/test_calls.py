@@ -321,3 +321,20 @@ def test_revoke_of_a_map_ends_what_has_not_ended(shared_site: Site) -> None:
     values = results.get(timeout=15, propagate=False)
     assert values[0] == "waited"
     assert all(isinstance(value, TaskRevokedError) for value in values[1:])
+
+
+def test_revoke_by_another_session_ends_a_queued_member_of_a_map(idle_site: Site) -> None:
+    results = idle_site.app.task(double).map(range(2))
+    with idle_site.new_app() as other:
+        other.AsyncResult(f"{results.id}-1").revoke()
+    with pytest.raises(TaskRevokedError):
+        results[1].get(timeout=10)
+    assert not results[0].ready()
+
+
+def test_revoke_of_an_id_that_nobody_sent_leaves_nothing_behind(idle_site: Site) -> None:
+    idle_site.app.AsyncResult("nobody").revoke(terminate=True)
+    assert idle_site.server_says("EXISTS", "nbq:revoked") == 0
+    later = idle_site.app.task(double).apply_async((21,), task_id="nobody")
+    idle_site.worker()
+    assert later.get(timeout=20) == 42

@@ -12,6 +12,8 @@ const ICONS = {
   lost: '<path d="M8 1.8L14.2 8 8 14.2 1.8 8z"/><path d="M8 5v3.6m0 1.6v1"/>',
   fold: '<path d="M4 6l4 4 4-4"/>',
   copy: '<rect x="5.5" y="5.5" width="8" height="8" rx="1.4"/><path d="M3.4 10.4h-.6a.9.9 0 0 1-.9-.9V2.9c0-.5.4-.9.9-.9h6.6c.5 0 .9.4.9.9v.6"/>',
+  retry: '<path d="M12.8 9.5A5 5 0 1 1 12.3 5.4" stroke-width="1.7"/><path d="M13.4 2.6v3.6H9.8z" fill="currentColor" stroke="none"/>',
+  play: '<path d="M5 3.4v9.2L12.6 8z" fill="currentColor" stroke="none"/>',
   stop: '<rect x="4" y="4" width="8" height="8" rx="1" fill="currentColor" stroke="none"/>',
   pause: '<path d="M5.5 4v8M10.5 4v8" stroke-width="2"/>',
   down: '<path d="M8 3v9M4.5 8.7L8 12.2l3.5-3.5"/>',
@@ -120,7 +122,7 @@ function bytes(view) {
 }
 
 function fill(store, now, cells) {
-  Object.assign(store, { n: now.n, state: now.state, rows: now.lines, total: now.total, cells: bytes(cells) })
+  Object.assign(store, { n: now.n, state: now.state, rows: now.lines, total: now.total, cleared: now.cleared || 0, cells: bytes(cells) })
   hear(store, now.at)
 }
 
@@ -148,6 +150,12 @@ function take(store, model, message, buffers) {
     store.n = message.n
     hear(store, message.at)
     if (message.state) { store.state = { ...store.state, ...message.state }; changed.state = true }
+    if (message.cleared) {
+      store.cleared = message.cleared
+      store.total = message.total
+      store.rows = store.rows.filter(row => row[0] >= store.cleared)
+      changed.all = true
+    }
     if (message.lines) { store.total = message.total; for (const row of message.lines) addRow(store, row, changed.lines) }
     if (message.cells === 0) { store.cells = bytes(buffers[0]); changed.all = true }
     for (let i = 0; message.runs && i < message.runs.length; i += 3) {
@@ -251,7 +259,7 @@ function Bars() {
       const unit = bar.unit && bar.unit !== 'B' ? ' ' + bar.unit : '', note = bar.note ? ` · ${bar.note}` : ''
       const total = (bar.total ? ' / ' + amount(bar.total, bar.unit) : '') + unit, gone = bar.at - bar.started
       if (isDone(bar)) { say(at.numbers, `${amount(bar.done, bar.unit)}${total} in ${clock(gone)}${note}`); return }
-      const share = bar.total ? Math.min(1, bar.done / bar.total) : 0, each = bar.done > 0 ? gone / bar.done : 0
+      const share = bar.total ? Math.min(1, bar.done / bar.total) : 0, each = bar.rate ? 1 / bar.rate : bar.done > 0 ? gone / bar.done : 0
       at.ink.style.width = (100 * share) + '%'
       set(at.track, 'aria-label', bar.label)
       if (bar.total) { set(at.track, 'aria-valuemax', bar.total); set(at.track, 'aria-valuenow', bar.done) }
@@ -422,7 +430,7 @@ function Log(store, leave) {
   function draw(changed) {
     const rows = store.rows
     node.hidden = !rows.length
-    say(total, many(store.total, 'line'))
+    say(total, many(store.total - store.cleared, 'line'))
     if (changed === null) redraw()
     else {
       let n = rows.length
@@ -448,7 +456,7 @@ function Marks(store, model, leave) {
   const bars = make('div', 'bars'), strip = make('div', 'strip'), legend = make('div', 'legend'), share = make('span', 'numbers')
   const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip'), hot = make('div', 'hot')
   const ends = [make('span'), make('span'), make('span')]
-  const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), parts = new Map(), kinds = new Map()
+  const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), said = make('span'), all = button('button', 'retry', 'Retry all', ''), parts = new Map(), kinds = new Map()
   let fit = null, at = -1, only = -1, dark = false, flags = new Set(), asking = null
   bars.append(strip, legend)
   for (const [n, word] of LEGEND) {
@@ -468,7 +476,17 @@ function Marks(store, model, leave) {
   tip.hidden = hot.hidden = true
   caption.append(...ends)
   grid.append(canvas, hot, tip, caption)
+  head.append(said, make('span', 'space'), all)
   errors.append(head)
+
+  // Answers at once; what comes of it is seen in the marks, or said in the note.
+  function again(at, like) {
+    for (const one of errors.querySelectorAll('button')) one.disabled = true
+    say(at.querySelector('.nbq-word'), 'Sending…')
+    ask(model, { do: 'retry', like })
+    setTimeout(() => draw([]), 3000)
+  }
+  all.onclick = () => again(all, -1)
 
   canvas.onmousemove = event => {
     const box = canvas.getBoundingClientRect(), x = Math.floor((event.clientX - box.left) / fit.pitch), y = Math.floor((event.clientY - box.top) / fit.pitch)
@@ -527,23 +545,31 @@ function Marks(store, model, leave) {
 
   function drawKinds(s) {
     errors.hidden = !s.kinds.length
-    head.replaceChildren(make('b', '', `${count(s.failed)} failed`), ` ${many(s.kindCount, 'kind')} of error${s.kindCount > s.kinds.length ? `, the first ${s.kinds.length} here` : ''}`)
+    if (errors.contains(document.activeElement) && !s.kinds.length) canvas.focus()
+    say(all.querySelector('.nbq-word'), `Retry all ${count(s.failed)}`)
+    all.disabled = false
+    said.replaceChildren(make('b', '', `${count(s.failed)} failed`), ` ${many(s.kindCount, 'kind')} of error${s.kindCount > s.kinds.length ? `, the first ${s.kinds.length} here` : ''}`)
     const now = new Set(s.kinds.map(kind => kind.text))
     for (const [text, row] of kinds) if (!now.has(text)) { row.node.remove(); kinds.delete(text) }
     s.kinds.forEach((kind, place) => {
       let row = kinds.get(kind.text)
       if (!row) {
         const text = make('code', 'kind-text'), [, type, message] = /^([\w.]+): ([^]*)$/.exec(kind.text) || [null, kind.text, '']
-        row = { node: make('div', 'kind'), number: make('b'), where: make('span', 'where-strip'), first: make('span', 'numbers') }
+        row = { node: make('div', 'kind'), number: make('b'), where: make('span', 'where-strip'), first: make('span', 'numbers'), again: button('plain', '', 'Retry', '') }
+        row.again.onclick = () => again(row.again, row.like)
         text.append(make('b', 'error-type', type), message ? ': ' + message : '')
         text.title = kind.text
         row.where.setAttribute('role', 'img')
-        row.node.append(icon('failed'), row.number, text, row.where, row.first)
+        row.node.append(icon('failed'), row.number, text, row.where, row.first, row.again)
         kinds.set(kind.text, row)
       }
       put(errors, row.node, place + 1)
       say(row.number, count(kind.count))
       say(row.first, 'first #' + count(kind.first))
+      row.like = kind.first
+      say(row.again.querySelector('.nbq-word'), `Retry ${count(kind.count)}`)
+      row.again.disabled = false
+      row.again.hidden = s.kindCount === 1
       const spots = kind.where.join()
       if (row.spots !== spots) {
         row.spots = spots
@@ -687,12 +713,12 @@ function Marks(store, model, leave) {
 function render({ model, el }) {
   const store = open(model), isMap = store.state.form === 'map'
   const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where'), spark = make('span', 'spark'), line = make('div', 'countdown'), passed = make('i')
-  const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
+  const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), again = button('button', 'retry', 'Retry', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
   const actions = make('span', 'actions'), body = make('div', 'body'), note = make('div', 'note'), said = make('div', 'said')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
   said.setAttribute('role', 'status')
-  actions.append(cancel, copy, fold)
+  actions.append(again, cancel, copy, fold)
   spark.setAttribute('role', 'img')
   spark.hidden = true
   head.append(chip, name, where, make('span', 'space'), spark, time, actions)
@@ -705,7 +731,7 @@ function render({ model, el }) {
   root.append(head, line, body, said)
   el.append(root)
 
-  let asked = 0, onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
+  let asked = 0, lastKind = '', onScreen = true, frame = 0, waiting = null, lastWord = '', quietUntil = 0, toSay = '', quarter = 0, failed = 0
   let touched = false, active = 0, over = 0, held = false
 
   // ---- what a reader does
@@ -722,6 +748,12 @@ function render({ model, el }) {
     say(cancel.lastChild, 'Cancelling…')
     cancel.disabled = true
     ask(model, { do: 'cancel' })
+  }
+  again.onclick = () => {
+    say(again.lastChild, 'Sending…')
+    again.disabled = true
+    ask(model, { do: 'retry', like: -1 })
+    setTimeout(() => { again.disabled = false; drawHead(store.state) }, 3000)
   }
   copy.onclick = () => { navigator.clipboard?.writeText(store.state.id); copy.title = 'Copied'; setTimeout(() => { copy.title = 'Copy the id' }, 2000) }
   function collapse(yes) {
@@ -794,12 +826,28 @@ function render({ model, el }) {
     const why = silent ? 'Not live: the kernel does not answer. The task goes on without it; run the cell again to watch it.' : s.note
     say(note, why)
     note.hidden = !why
-    cancel.hidden = s.ready || silent
-    if (s.cancelling) { say(cancel.lastChild, 'Cancelling…'); cancel.disabled = true }
-    else if (cancel.disabled) { say(cancel.lastChild, 'Cancel'); cancel.disabled = false }
+    drawActions(s, silent)
     line.hidden = !due || s.kind !== 'retrying' || !s.told
     if (!line.hidden) passed.style.width = `${Math.min(100, 100 * (now() - s.told) / (due - s.told))}%`
     drawTime(s, due, silent)
+  }
+
+  // One likely thing to do, as a word; while a retry is waited for, two.
+  function drawActions(s, silent) {
+    const waits = s.kind === 'retrying', failed = s.kind === 'failed' && !isMap
+    cancel.hidden = s.ready || silent
+    if (s.cancelling) { say(cancel.lastChild, 'Cancelling…'); cancel.disabled = true }
+    else if (cancel.disabled) cancel.disabled = false
+    if (!s.cancelling && Date.now() - asked > 4000) say(cancel.lastChild, waits ? 'Stop retrying' : 'Cancel')
+    if (again.contains(document.activeElement) && !failed && !waits) fold.focus()
+    again.hidden = silent || s.cancelling || !(failed || waits)
+    again.classList.toggle('nbq-main', failed)
+    if (again.disabled && lastKind === s.kind) return
+    again.disabled = false
+    const sign = waits ? 'play' : 'retry'
+    if (again.dataset.sign !== sign) { again.dataset.sign = sign; again.firstChild.innerHTML = svg(ICONS[sign]) }
+    say(again.lastChild, waits ? 'Try now' : 'Retry')
+    lastKind = s.kind
   }
 
   function place(s) {
@@ -808,7 +856,7 @@ function render({ model, el }) {
       return `map of ${count(s.total)}${pace ? ` · ${count(pace >= 10 ? Math.round(pace) : pace.toFixed(1))} /s` : ''}`
     }
     const attempt = s.attempt > 1 || s.kind === 'retrying' ? `attempt ${s.attempt + (s.kind === 'retrying' ? 1 : 0)}${s.attempts ? ` of ${s.attempts}` : ''}` : ''
-    const here = s.worker && s.kind !== 'retrying' ? [s.worker, s.child ? `child ${s.child}` : ''] : s.ready ? [] : [`queue ${s.queue}`]
+    const here = s.kind === 'retrying' ? [] : s.worker ? [s.worker, s.child ? `child ${s.child}` : ''] : s.ready ? [] : [`queue ${s.queue}`]
     return [...here, attempt].filter(Boolean).join(' · ')
   }
 
@@ -864,6 +912,7 @@ function render({ model, el }) {
   function drawAll(changed) {
     const s = store.state
     if (s.ready && !over) { over = Date.now(); spark.hidden = true }
+    if (!s.ready && over) { over = 0; paces.length = counted.length = failed = 0; collapse(false) }
     drawHead(s)
     if (isMap) {
       milestones(s)
