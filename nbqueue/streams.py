@@ -46,6 +46,7 @@ from nbqueue.deliveries import (
 
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
+_LEVELS = frozenset(b"%d" % level for level in range(1, 10))
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -241,6 +242,28 @@ class Streams:
         items = [(d.queue, d.lane, d.entry, d.id) for d in deliveries]
         held, marks = self._run("renew", (consumer, worker, advert, items))
         return [one == 1 for one in held], {id_.decode(): mark for id_, mark in marks}
+
+    def sweeps(self, queues: Sequence[str], consumer: str, hold_ms: int) -> list[str]:
+        """Return those of these queues whose claims it falls to this consumer to look through, and let it keep them.
+
+        A look goes through every claim of a queue. One consumer a queue does it, until it has not asked for `hold_ms`:
+        if all did, what they cost the server would grow with the square of their number.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.set(queue_key(queue, "sweeper"), consumer, nx=True, px=hold_ms)
+            pipe.get(queue_key(queue, "sweeper"))
+            pipe.smembers(queue_key(queue, "levels"))
+        replies = pipe.execute()
+        mine = []
+        for queue, sweeper, levels in zip(queues, replies[1::3], replies[2::3], strict=True):
+            if sweeper == consumer.encode():
+                mine.append(queue)
+                pipe.pexpire(queue_key(queue, "sweeper"), hold_ms)
+                # a worker that has long been busy has not seen what priorities were used since
+                self._levels[queue] = sorted((int(level) for level in levels if level in _LEVELS), reverse=True)
+        pipe.execute()
+        return mine
 
     def lapsed(self, queues: Iterable[str], idle_ms: int, limit: int = 1000) -> list[tuple[str, str, str]]:
         """Return (queue, lane, entry) of claims not renewed for `idle_ms`. No proof yet: see `reap`."""

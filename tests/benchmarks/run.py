@@ -55,20 +55,23 @@ def main(words: Sequence[str] | None = None) -> int:
     backlog = options.backlog // 50 if options.short else options.backlog
     chosen = [name.strip() for name in options.only.split(";") if name.strip()] or list(SYSTEMS)
     about = describe(rounds)  # with the load before this adds to it
-    runs = repeat(rounds, chosen, options.kinds.split(","), seconds, backlog)
-    text = report.text(runs, about)
-    print(text)
     path: Path | None = options.report or (None if options.short else REPORT / "speed.md")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    said = ""
+    for runs in repeat(rounds, chosen, options.kinds.split(","), seconds, backlog):
+        said = report.text(runs, about)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(said)
+    print(said)
     return 0
 
 
-def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Runs:
-    """Measure every chosen system that is installed so often, interleaved."""
-    runs: Runs = {name: [Figures() for _ in range(rounds)] for name in names if SYSTEMS[name].installed}
+def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Iterator[Runs]:
+    """Measure every chosen system that is installed so often, interleaved; yield all there is after each round."""
+    runs: Runs = {name: [] for name in names if SYSTEMS[name].installed}
     for number in range(rounds):
+        for done in runs.values():
+            done.append({})
         for kind in kinds:
             for name, done in runs.items():
                 if kind in (*SYSTEMS[name].kinds, VIEW) and (kind != VIEW or name == "nbqueue"):
@@ -76,7 +79,7 @@ def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: flo
                     done[number] |= attempted(kind, name, seconds, backlog)
                     took = time.monotonic() - began
                     print(f"round {number + 1}/{rounds}: {kind}, {name}, {took:.0f} s", file=sys.stderr, flush=True)
-    return runs
+        yield runs
 
 
 def attempted(kind: str, name: str, seconds: float, backlog: int) -> Figures:

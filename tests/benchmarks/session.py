@@ -104,7 +104,7 @@ def backlog(name: str, url: str, amount: Work) -> Figures:
             figures[f"{row}_rate"] = (sent - first) / (clock() - start)
             figures[f"{row}_bytes"] = (memory() - before) / (sent - first)
         peer.start()
-        return figures | draining(sent, 10.0 + 15.0 * amount.seconds)
+        return figures | draining(sent, 10.0 + 8.0 * amount.seconds)
 
 
 def draining(sent: int, limit_s: float) -> Figures:
