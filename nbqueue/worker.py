@@ -60,6 +60,7 @@ TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
+CLAIM_AT_ONCE: Final = 500  # some milliseconds of the server, so that nobody else waits longer
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MAX_CHILDREN: Final = 1_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
@@ -396,7 +397,7 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        room = self.work.room()
+        room = self._room()
         deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues)
         self._drained = len(deliveries) < room
         self._take(deliveries)
@@ -406,12 +407,16 @@ class Worker:
         read = self._reads.get("claim")
         if self._drained or self._stopping_since is not None or read is None or read.pending:
             return False
-        return self.work.room() > 0
+        return self._room() > 0
+
+    def _room(self) -> int:
+        """Return how many messages to claim now: sixteen children that are quick could take 4,000."""
+        return min(CLAIM_AT_ONCE, self.work.room())
 
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message."""
         read = self._reads.get("claim")
-        room = self.work.room()
+        room = self._room()
         if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import capacity, growth
 from tests.benchmarks.peers import SYSTEMS
 from tests.benchmarks.report import BY_NAME, ROWS, text
 from tests.benchmarks.run import main
@@ -25,6 +27,26 @@ def test_the_short_benchmark_prints_every_row(capsys: pytest.CaptureFixture[str]
             assert "not measured" not in lines[0]
     for name, system in SYSTEMS.items():
         assert (f"| {name} was not measured |" in printed) != system.installed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
+    assert growth.main(["--short", "--to", str(tmp_path)]) == 0
+    picture = (tmp_path / "growth.svg").read_text()
+    assert "<svg" in picture
+    assert growth.main(["--only-draw", "--to", str(tmp_path)]) == 0
+    assert (tmp_path / "growth.svg").read_text() == picture, "the same figures, the same picture"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_capacity_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert capacity.main(["--short"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"]["queued alone, with its record"] > 100
+    assert [point["workers"] for point in found["workers"]] == [4]
+    assert found["workers"][0]["alive"] == 4
 
 
 def test_report_compares_with_the_best_peer_within_each_round() -> None:
