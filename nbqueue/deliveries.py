@@ -38,7 +38,7 @@ def lane_of(priority: int) -> str:
 
 
 def queue_key(queue: str, what: str) -> str:
-    """Return the key of a queue's `delayed`, `bodies`, `claims`, `levels` or `sweeper`."""
+    """Return the key of a queue's `delayed`, `bodies`, `claims`, `levels`, `sweeper` or `listeners`."""
     return f"nbq:{{{queue}}}:{what}"
 
 

@@ -44,6 +44,7 @@ from nbqueue.deliveries import (
     stream_key,
 )
 
+LISTENS_MS = 1_000  # a consumer that has room asks at least that often
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 _LEVELS = frozenset(b"%d" % level for level in range(1, 10))
@@ -100,6 +101,7 @@ class Streams:
         self.session_maxlen = session_maxlen
         self.session_ttl_ms = session_ttl_ms
         self.wake_key = wake_key
+        self.listeners: dict[str, int] = {}  # consumers that lately asked a queue for messages, as its sweeper counts
         self._levels: dict[str, list[int]] = {}  # priorities above 0 that were ever used, by queue, highest first
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
@@ -247,21 +249,31 @@ class Streams:
         """Return those of these queues whose claims it falls to this consumer to look through, and let it keep them.
 
         A look goes through every claim of a queue. One consumer a queue does it, until it has not asked for `hold_ms`:
-        if all did, what they cost the server would grow with the square of their number.
+        if all did, what they cost the server would grow with the square of their number. It also counts for the others
+        how many listen.
         """
         pipe = self.client.pipeline(transaction=False)
         for queue in queues:
             pipe.set(queue_key(queue, "sweeper"), consumer, nx=True, px=hold_ms)
             pipe.get(queue_key(queue, "sweeper"))
             pipe.smembers(queue_key(queue, "levels"))
+            pipe.get(queue_key(queue, "listeners"))
         replies = pipe.execute()
         mine = []
-        for queue, sweeper, levels in zip(queues, replies[1::3], replies[2::3], strict=True):
+        for queue, sweeper, levels, count in zip(queues, replies[1::4], replies[2::4], replies[3::4], strict=True):
+            self.listeners[queue] = _number(count, 1)
             if sweeper == consumer.encode():
                 mine.append(queue)
-                pipe.pexpire(queue_key(queue, "sweeper"), hold_ms)
                 # a worker that has long been busy has not seen what priorities were used since
                 self._levels[queue] = sorted((int(level) for level in levels if level in _LEVELS), reverse=True)
+        for queue in mine:
+            pipe.pexpire(queue_key(queue, "sweeper"), hold_ms)
+            pipe.xinfo_consumers(stream_key(queue, "n"), GROUP)
+        counted = pipe.execute(raise_on_error=False)[1::2]
+        for queue, consumers in zip(mine, counted, strict=True):
+            if isinstance(consumers, list):  # there is such a stream
+                self.listeners[queue] = sum(row["idle"] < LISTENS_MS for row in consumers)
+                pipe.set(queue_key(queue, "listeners"), self.listeners[queue], px=4 * hold_ms)
         pipe.execute()
         return mine
 

@@ -99,3 +99,25 @@ def test_worker_that_has_long_been_busy_sees_priorities_that_were_used_since(str
     wait_until(lambda: streams.lapsed(["q"], int(LEASE_S * 1000)), 5, "the claim to lapse")
     busy.sweep(["q"], (), now=100.0)
     assert busy.sweep(["q"], (), now=100.0 + RENEWAL_S) == 1
+
+
+def test_who_looks_through_a_queue_counts_for_all_how_many_listen(streams: Streams) -> None:
+    streams.publish([Outgoing("q", "task", "header", b"body")])
+    for number in range(3):
+        streams.claim(f"c{number}", 1, ["q"])
+    Leases(streams, "sweeper", LEASE_S, 5.0).sweep(["q"], (), now=100.0)
+    others = Streams(streams.client)
+    Leases(others, "other", LEASE_S, 5.0).sweep(["q"], (), now=100.0)
+    assert others.listeners == {"q": 3}
+
+
+def test_consumer_that_asks_no_more_is_not_counted(streams: Streams) -> None:
+    streams.publish([Outgoing("q", "task", "header", b"body")])
+    streams.claim("gone", 1, ["q"])
+    leases = Leases(streams, "sweeper", LEASE_S, 5.0)
+
+    def counted() -> bool:
+        leases.sweep(["q"], (), now=100.0)
+        return streams.listeners == {"q": 0}
+
+    wait_until(counted, 10, "it not to be counted")

@@ -26,10 +26,12 @@ from typing import Any, Final
 import redis
 
 from nbqueue import App, pool, states
+from nbqueue.deliveries import Outgoing, Settlement
 from nbqueue.messages import Outcome
 from nbqueue.pool import Finished, Job
 from nbqueue.serialization import dumps_value
 from nbqueue.signing import create_key_file
+from nbqueue.streams import BlockingRead, connect
 from nbqueue.watcher import live_offers
 from nbqueue.worker import Worker
 from tests.benchmarks.run import ROOT, Server, describe
@@ -60,6 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"about": describe(1), "embedded": options.embedded}
     server = RedisServer if options.embedded else Server
     found["memory"] = report("memory", memory(server, tasks))
+    found["waking"] = [report("waking", waking(server, number, tasks // 20)) for number in (1, *workers)]
     found["tasks"] = [report("tasks", task_costs(server, number, tasks)) for number in (1, *workers)]
     found["workers"] = [report("workers", worker_costs(server, number)) for number in workers]
     print(json.dumps(found, indent=1))
@@ -309,6 +312,35 @@ def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
         each("one after the other", few, lambda: [task.delay(x).get(timeout=START_S) for x in range(few)])
         each("loop", few, lambda: [h.get(timeout=START_S) for h in [task.delay(x) for x in range(few)]])
     return found
+
+
+def waking(server: type[RedisServer], readers: int, number: int) -> Point:
+    """Measure the server's processor time for a message that so many supervisors wait for, and one gets."""
+    with site(server) as at, contextlib.ExitStack() as ends:
+        streams = at.app.broker.streams  # type: ignore[attr-defined]
+        streams.ensure_groups(["q"])
+        selector = selectors.DefaultSelector()
+        for reader in range(readers):
+            read = BlockingRead(connect(at.app.broker.url, name="reader", timeout_s=None))
+            ends.callback(read.close)
+            command = streams.read_command(f"c{reader}", 1, ["q"], 600_000)
+            read.start(command)
+            selector.register(read, selectors.EVENT_READ, command)
+        message = Outgoing("q", "id", "header", b"body" * 50)
+
+        def all_of_them() -> None:
+            for _ in range(number):
+                streams.publish([message])
+                ((key, _),) = selector.select(10.0)
+                (delivery,) = streams.parse_read(key.fileobj.finish())  # type: ignore[union-attr]
+                streams.settle([Settlement(delivery, b"")])
+                key.fileobj.start(key.data)  # type: ignore[union-attr]
+
+        all_of_them()
+        before, start = at.used(), time.perf_counter()
+        all_of_them()
+        did = at.since(before, start)
+    return {"readers": readers, "us": did["cpu_us"] / number}
 
 
 def worker_costs(server: type[RedisServer], number: int) -> Point:
