@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import redis
 
 from nbqueue import App, pool, states
 from nbqueue.deliveries import Outgoing, Settlement
-from nbqueue.messages import Outcome
-from nbqueue.pool import Finished, Job
+from nbqueue.messages import ChildEvent, Outcome, Output
+from nbqueue.pool import Finished, Job, Told
 from nbqueue.serialization import dumps_value
 from nbqueue.signing import create_key_file
 from nbqueue.streams import BlockingRead, connect
@@ -42,6 +43,8 @@ A_PROCESS: Final = 250  # supervisors
 WINDOW_S: Final = 9.0  # three renewals
 START_S: Final = 180.0
 HOLD: Final = "hold"  # a task of this name never ends
+TALK: Final = "talk"  # one of this name says something first
+PIECES: Final = 10  # of output
 Point = dict[str, float]
 
 
@@ -105,12 +108,14 @@ class NoChildren(pool.Pool):
     def recall(self, child: int) -> list[int]:
         return []  # what was sent has ended
 
-    def outcomes(self) -> Iterator[Finished]:
-        """Yield how what was sent has ended."""
+    def happenings(self) -> Iterator[Finished | Told]:
+        """Yield what those that were sent have said, and how they have ended."""
         while self.ended:
             child, job = self.ended.popleft()
             del self.children[child].jobs[job.seq]
             now = time.time()
+            if job.task.task == TALK:
+                yield from [Told(child, ChildEvent(job.seq, "output", SAID, now))] * PIECES
             yield Finished(child, Outcome(job.seq, states.SUCCESS, VALUE, now - self.slow_s, now, "", "None"))
 
     def stop(self, timeout_s: float) -> None:
@@ -129,8 +134,8 @@ class Supervisor(Worker):
     def turn(self) -> float:
         """Do what there is to do; return the seconds until the next turn if nothing happens."""
         self._turn()
-        for finished in self.pool.outcomes():  # type: ignore[attr-defined]
-            self._happened(finished)
+        for happening in self.pool.happenings():  # type: ignore[attr-defined]
+            self._happened(happening)
         return super()._timeout()
 
     def _timeout(self) -> float:
@@ -143,6 +148,7 @@ class Supervisor(Worker):
 
 
 VALUE: Final = dumps_value(None)
+SAID: Final = msgspec.json.encode(Output("stream", "stdout", "a line of eighty characters".ljust(79, ".") + "\n"))
 
 
 class Crowd:
@@ -309,6 +315,10 @@ def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
             found[f"{name}: tasks/s seen"] = count / did["seconds"]
 
         each("map", number, lambda: task.map(range(number)).get(timeout=START_S))
+        talk = at.app.task(noop, name=TALK, by_value=False)
+        each("map of tasks that print", few, lambda: talk.map(range(few)).get(timeout=START_S))
+        printed = found["map of tasks that print: us"] - found["map: us"]
+        found["a line of output: us"] = printed / PIECES
         each("one after the other", few, lambda: [task.delay(x).get(timeout=START_S) for x in range(few)])
         each("loop", few, lambda: [h.get(timeout=START_S) for h in [task.delay(x) for x in range(few)]])
     return found
