@@ -5,8 +5,9 @@ Apart from the broker, so that a program which only declares tasks loads no clie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 GROUP: Final = "nbq"
 # The streams of a queue: what came back, then new entries by priority, `n` being that of 0.
@@ -47,8 +48,7 @@ def failed_key(id_: str) -> str:
     return f"nbq:failed:{id_}"
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
 
     The counters are of a message that follows another one of its id.
@@ -67,8 +67,7 @@ class Outgoing:
     worker_losses: int = 0
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id."""
 
     queue: str
@@ -84,8 +83,7 @@ class Delivery:
     mark: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it.
 
     `dead`: its message is kept among the dead letters.
@@ -101,8 +99,7 @@ class Settlement:
     dead: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Revocation:
+class Revocation(msgspec.Struct, frozen=True):
     """One task to revoke: the record to write if nobody holds it, and the mark to leave if somebody does."""
 
     queue: str
@@ -113,8 +110,7 @@ class Revocation:
     mark: str
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """The message of a task that failed or was given up, not yet verified."""
 
     queue: str
@@ -123,8 +119,7 @@ class Kept:
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSize:
+class QueueSize(msgspec.Struct, frozen=True):
     """How many messages of a queue wait, are claimed by workers, and wait for their time."""
 
     queued: int

@@ -11,8 +11,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from nbqueue.deliveries import Delivery
 from nbqueue.limits import NO_LIMITS, Limits
@@ -27,8 +28,7 @@ MAX_BATCH: Final = 256
 MEANS_KEPT: Final = 10_000
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct, eq=False):
     """One task that this worker has claimed."""
 
     seq: int
@@ -42,7 +42,7 @@ class Held:
     lost: bool = False  # its lease: whatever comes of it is dropped
     limits: Limits = NO_LIMITS
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
-    stops: list[int] = field(default_factory=list)  # signals still to send
+    stops: list[int] = []  # signals still to send
     stop_at: float = 0.0  # when the next of them is due
     said: int = 0  # pieces of output
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from nbqueue import states
 from nbqueue.backends.base import Backend
@@ -37,8 +38,7 @@ _GROUPS_KEPT: Final = 64
 _NOT_MINE: Final = frozenset({"key", "version"})
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """A task to run. `steering_text` is the JSON that its child gets."""
 
     delivery: Delivery
@@ -49,8 +49,7 @@ class Accepted:
     blobs: tuple[Ref, ...] = ()  # large data that code and arguments name
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """A task that ends without running, with this state. `dead`: its message is to be kept."""
 
     delivery: Delivery
@@ -61,23 +60,20 @@ class Ended:
     dead: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(msgspec.Struct, frozen=True):
     """A message whose task has ended already, or was sent or retried since: only to be acknowledged."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """A message that nobody should run."""
 
     delivery: Delivery
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotMine:
+class NotMine(msgspec.Struct, frozen=True):
     """A message that only another worker can judge."""
 
     delivery: Delivery
@@ -87,8 +83,7 @@ class NotMine:
 Verdict = Accepted | Ended | Repeat | Refused | NotMine
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(msgspec.Struct, frozen=True):
     steering: Steering
     text: bytes
     code: bytes
@@ -196,7 +191,8 @@ class Intake:
 
 def _is_over(facts: Facts, steering: Steering) -> bool:
     """Tell whether a record says that this call of a task has ended, or was followed by another."""
-    later = facts.nonce != steering.nonce or facts.retries > steering.retries
+    # The records of a map's members have none: their ids are used once.
+    later = (facts.nonce not in ("", steering.nonce)) or facts.retries > steering.retries
     return later or facts.state in states.READY_STATES
 
 

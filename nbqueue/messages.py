@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
@@ -106,8 +105,7 @@ def member_id(group: str, index: int) -> str:
     return f"{group}-{index}"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A task on its way: the signed text and the body exactly as they travel, and what the text says."""
 
     id: str
@@ -232,8 +230,7 @@ class Failure(msgspec.Struct, array_like=True):
     pickled: bytes = b""  # of the exception itself; empty when it can't be pickled
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True, dict=True):
     """A verified fact and the exact text it came in."""
 
     facts: Facts

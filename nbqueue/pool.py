@@ -46,8 +46,7 @@ _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_event = msgspec.msgpack.Decoder(ChildEvent).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """A task for a child. `code` is what `task.code` is the digest of; empty for a task by name."""
 
     seq: int
@@ -55,15 +54,13 @@ class Job:
     code: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """A child can take tasks."""
 
     child: int
 
 
-@dataclass(frozen=True, slots=True)
-class Began:
+class Began(msgspec.Struct, frozen=True):
     """A task with a limit has begun in its child; `at` is the machine's monotonic clock."""
 
     child: int
@@ -71,24 +68,21 @@ class Began:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A task has ended in its child."""
 
     child: int
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True):
     """A task said something."""
 
     child: int
     event: ChildEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(msgspec.Struct, frozen=True):
     """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at.
 
     `worn`: it was to be replaced, and ended in order between two tasks. `said`: what it wrote last to descriptor 2.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Final
 
@@ -74,6 +73,9 @@ class Reporter:
     ) -> Settlement:
         """Return the end of a task; `dead` keeps its message."""
         s = held.steering
+        if s.group and state == states.SUCCESS and outcome is not None:
+            record = self._member_succeeded(held, b"" if s.ignore_result else body, outcome)
+            return Settlement(held.delivery, record, s.session, s.group, state)
         record = self._record(
             held,
             state,
@@ -133,6 +135,25 @@ class Reporter:
         )
         return Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
 
+    def _member_succeeded(self, held: Held, body: bytes, outcome: Outcome) -> bytes:
+        """Return the record of a map's member, one of very many: what its map has in common stands there."""
+        s = held.steering
+        facts = Facts(
+            kind="record",
+            id=s.id,
+            at=outcome.ended_at,
+            state=states.SUCCESS,
+            attempt=held.delivery.attempt,
+            worker=self.worker,
+            child=held.child,
+            started_at=outcome.started_at,
+            retries=s.retries,
+            group=s.group,
+            index=s.index,
+            summary=outcome.summary[:200],
+        )
+        return sign_record(facts, body, self.signer)
+
     def _record(self, held: Held, state: str, at: float, body: bytes = b"", **more: object) -> bytes:
         facts = msgspec.structs.replace(
             pending_facts(held.steering, state, at),
@@ -146,12 +167,12 @@ class Reporter:
 
 def blobs_of(state: str, body: bytes) -> tuple[Ref, ...]:
     """Return the large data that the body of an outcome names: a value, or the arguments of a retry."""
-    with contextlib.suppress(BadMessage):  # nobody will read it, but that is no reason to stop
-        if state == states.SUCCESS:
-            return named(body)
-        if state == states.RETRY:
-            return named(decode_again(body).args or b"")
-    return ()
+    if state not in (states.SUCCESS, states.RETRY):
+        return ()
+    try:
+        return named(body if state == states.SUCCESS else decode_again(body).args or b"")
+    except BadMessage:
+        return ()  # nobody will read it, but that is no reason to stop
 
 
 def cause_of_death(cause: str, *, out_of_memory: bool) -> str:

@@ -9,7 +9,7 @@ Source: HMAC (RFC 2104) with SHA-256; the key file follows Jupyter's connection 
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import hmac
 import os
@@ -72,13 +72,14 @@ class Signer:
         if key_id != self.key_id:
             raise BadMessage("key", f"signed with key {key_id[:8]!r}, this process holds {self.key_id}")
         data = text.encode("utf-8", "surrogatepass")
-        if not hmac.compare_digest(mac.encode("utf-8", "surrogatepass"), self._mac(kind, data, body).encode()):
+        if not mac.isascii() or not hmac.compare_digest(mac, self._mac(kind, data, body)):
             raise BadMessage("signature", "the signature doesn't fit")
         return data
 
     def _mac(self, kind: str, text: bytes, body: bytes) -> str:
         data = b"%d\n%b%b" % (len(text), text, body)
-        return base64.urlsafe_b64encode(hmac.digest(self._kinds[kind], data, "sha256")).decode().rstrip("=")
+        # 32 bytes are 43 characters and one that fills up
+        return binascii.b2a_base64(hmac.digest(self._kinds[kind], data, "sha256"))[:43].decode()
 
 
 def create_key_file(path: Path) -> bytes:

@@ -14,9 +14,10 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
-import re
+import itertools
+import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import redis
@@ -33,6 +34,7 @@ from nbqueue.deliveries import (
     QUARANTINE,
     QUEUES,
     RECORDS,
+    SENT,
     Delivery,
     Kept,
     Outgoing,
@@ -48,7 +50,8 @@ LISTENS_MS = 1_000  # a consumer that has room asks at least that often
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 _LEVELS = frozenset(b"%d" % level for level in range(1, 10))
-_NONCE = re.compile(rb'"nonce":"([^"]*)"')
+CLAIM_MOST: Final = 1_000  # messages in one claim
+_CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -108,29 +111,53 @@ class Streams:
         """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
         verdicts: list[int] = []
         for part in _parts(messages):
-            rows = [(m.queue, m.id, m.header, m.due_ms, m.priority, m.nonce, m.record.decode()) for m in part]
-            blob = (self.records, self.record_ttl_ms, self.wake_key, rows)
-            verdicts += self._run("publish", blob, *[m.body for m in part])
+            groups = []
+            # Most come in one row: what they have in common goes once, the rest in columns.
+            for (queue, due_ms, priority), grouped in itertools.groupby(part, key=_destination):
+                row = list(grouped)
+                texts = [m.record.decode() for m in row] if any(m.record for m in row) else []
+                nonces = [m.nonce for m in row] if texts else []
+                groups.append((queue, due_ms, priority, [m.id for m in row], [m.header for m in row], nonces, texts))
+            blob = (self.records, self.record_ttl_ms, self.wake_key, groups)
+            verdicts += self._run("publish", blob, *[m.body for m in part]) or [SENT] * len(part)
         return verdicts
 
-    def claim(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
-        """Claim up to `limit` messages that wait now; return them, and the seconds until a delayed one is due."""
-        meta, data, next_due, levels = self._run("claim", (consumer, limit, self.records, queues))
+    def claim(
+        self, consumer: str, limit: int, queues: Sequence[str], read: Sequence[Delivery] = ()
+    ) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages that wait now; return them, and the seconds until a delayed one is due.
+
+        Args:
+            consumer: who claims.
+            limit: at most `CLAIM_MOST`.
+            queues: where from.
+            read: what a blocking read has brought; of these, those that may run are returned first.
+        """
+        given = _by_place(read)
+        columns = [
+            (queue, lane, [d.entry for d in row], [d.id for d in row], [d.header.decode("latin-1") for d in row])
+            for (queue, lane), row in given.items()
+        ]
+        rows, data, next_due, levels, verdicts = self._run("claim", (consumer, limit, self.records, queues, columns))
         self._levels = {queue: seen for queue, seen in zip(queues, levels, strict=True) if seen}
         deliveries = []
+        for row, said in zip(given.values(), verdicts, strict=True):
+            for delivery, verdict in zip(row, said, strict=True):
+                if verdict:
+                    delivery.record, delivery.mark = verdict
+                    deliveries.append(delivery)
         at = 0
-        for number, place, entry, attempt, deaths, losses, *sizes in msgspec.msgpack.decode(meta):
+        for number, place, attempt, deaths, losses, *sizes in _CLAIMED.iter_unpack(rows):
             parts = []
             for size in sizes:
                 parts.append(data[at : at + size])
                 at += size
-            id_, header, body, record, mark = parts
-            lane = "r" if place < 0 else lane_of(place)
+            entry, id_, header, body, record, mark = parts
             deliveries.append(
                 Delivery(
                     queues[number - 1],
-                    lane,
-                    entry,
+                    "r" if place < 0 else lane_of(place),
+                    entry.decode(),
                     id_.decode(),
                     header,
                     body,
@@ -152,7 +179,7 @@ class Streams:
     ) -> tuple[str | int | bytes, ...]:
         """Return the blocking read by which an idle worker waits for the next message.
 
-        Its reply goes through `parse_read` and then `admit`. Redis serves blocked consumers in turn, one a message.
+        Its reply goes through `parse_read` and then `claim`. Redis serves blocked consumers in turn, one a message.
         The first message of a priority that its queue has not seen is found only by the claim that follows.
         """
         streams = [stream_key(queue, lane) for queue in queues for lane in self.lanes(queue)]
@@ -183,54 +210,32 @@ class Streams:
                 )
         return deliveries
 
-    def admit(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Finish a claim that a blocking read began; return what remains without repeats."""
-        entries = []
-        for delivery in deliveries:
-            nonce = _NONCE.search(delivery.header)
-            entries.append(
-                (
-                    delivery.queue,
-                    delivery.lane,
-                    delivery.entry,
-                    delivery.id,
-                    nonce.group(1).decode("utf-8", "replace") if nonce else "",
-                )
-            )
-        admitted = []
-        for delivery, verdict in zip(deliveries, self._run("admit", (self.records, entries)), strict=True):
-            if verdict:
-                delivery.record, delivery.mark = verdict
-                admitted.append(delivery)
-        return admitted
-
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
         """Acknowledge, record, tell and send the outbox in one step; False for each whose lease was lost.
 
         Of such a one nothing is written and nothing sent.
         """
-        outbox = [(number, message) for number, item in enumerate(items, 1) for message in item.outbox]
-        follow_ups = [
-            (number, m.queue, m.id, m.header, m.due_ms, m.priority, m.attempt, m.child_deaths, m.worker_losses)
-            for number, m in outbox
-        ]
-        rows = [
-            (
-                int(item.ends),
-                item.delivery.queue,
-                item.delivery.lane,
-                item.delivery.entry,
-                item.delivery.id,
-                item.record.decode(),
-                item.session,
-                item.group,
-                item.state,
-                int(item.dead),
-            )
-            for item in items
-        ]
-        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, follow_ups)
-        return [held == 1 for held in self._run("settle", blob, *[message.body for _, message in outbox])]
+        groups: dict[tuple[int, str, str, str, str, str, int], list[int]] = {}
+        for number, item in enumerate(items):
+            d = item.delivery
+            common = (int(item.ends), d.queue, d.lane, item.session, item.group, item.state, int(item.dead))
+            groups.setdefault(common, []).append(number)
+        rows, outbox, bodies = [], [], []
+        for group, (common, numbers) in enumerate(groups.items(), 1):
+            row = [items[number] for number in numbers]
+            texts = [item.record.decode() for item in row]
+            rows.append((*common, [item.delivery.entry for item in row], [item.delivery.id for item in row], texts))
+            for place, item in enumerate(row, 1):
+                for m in item.outbox:
+                    counters = (m.attempt, m.child_deaths, m.worker_losses)
+                    outbox.append((group, place, m.queue, m.id, m.header, m.due_ms, m.priority, *counters))
+                    bodies.append(m.body)
+        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, outbox)
+        held = [True] * len(items)
+        in_groups = list(groups.values())
+        for group, place in self._run("settle", blob, *bodies):
+            held[in_groups[group - 1][place - 1]] = False
+        return held
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
@@ -493,6 +498,18 @@ def _parts(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
         size_bytes += len(message.body)
     if messages:
         yield messages[start:]
+
+
+def _destination(message: Outgoing) -> tuple[str, int, int]:
+    return message.queue, message.due_ms, message.priority
+
+
+def _by_place(deliveries: Iterable[Delivery]) -> dict[tuple[str, str], list[Delivery]]:
+    """Return deliveries by queue and lane."""
+    found: dict[tuple[str, str], list[Delivery]] = {}
+    for delivery in deliveries:
+        found.setdefault((delivery.queue, delivery.lane), []).append(delivery)
+    return found
 
 
 def _number(text: bytes | None, otherwise: int) -> int:

@@ -134,6 +134,9 @@ class Watcher:
             return task
         record = open_fact(text, self.signer, kind="record")
         task.session = record.facts.session
+        if record.facts.group and (group := self.backend.load_group(record.facts.group)) is not None:
+            task.steering = open_group(group, self.signer)[0].member(record.facts.index)
+            task.session = task.steering.session
         # The cursor first: what is told between here and the replay comes twice, and the second is dropped.
         if task.session and task.session not in self._cursors:
             cursor = self.backend.last(task.session)

@@ -47,7 +47,7 @@ from nbqueue.messages import (
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.streams import BlockingRead, connect
+from nbqueue.streams import CLAIM_MOST, BlockingRead, connect
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
@@ -63,7 +63,6 @@ PUT_OFF_MS: Final = 5_000
 # So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
 # waits; very many that ask now and then, each at its own time, see a message as soon.
 READERS: Final = 32
-CLAIM_AT_ONCE: Final = 500  # some milliseconds of the server, so that nobody else waits longer
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MAX_CHILDREN: Final = 1_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
@@ -413,8 +412,12 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        room = self._room()
-        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues)
+        self._claim_now()
+
+    def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
+        """Claim what there is room for, besides what a blocking read has brought."""
+        room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
+        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues, read)
         self._drained = len(deliveries) < room
         self._take(deliveries)
 
@@ -423,16 +426,12 @@ class Worker:
         read = self._reads.get("claim")
         if self._drained or self._stopping_since is not None or read is None or read.pending:
             return False
-        return self._room() > 0
-
-    def _room(self) -> int:
-        """Return how many messages to claim now: sixteen children that are quick could take 4,000."""
-        return min(CLAIM_AT_ONCE, self.work.room())
+        return self.work.room() > 0
 
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message, unless others enough are told."""
         read = self._reads.get("claim")
-        room = self._room()
+        room = self.work.room()
         if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
             self._ask_at = 0.0
             return
@@ -445,7 +444,7 @@ class Worker:
         listeners = self.streams.listeners
         queues = [queue for queue in self.queues if waits(listeners.get(queue, 1), random.random())]  # noqa: S311 - spreads workers
         if queues:
-            read.start(self.streams.read_command(self.consumer, room, queues, block_ms))
+            read.start(self.streams.read_command(self.consumer, min(room, CLAIM_MOST), queues, block_ms))
         else:
             self._ask_at = time.monotonic() + block_ms / 1000
 
@@ -459,9 +458,9 @@ class Worker:
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)
             reply = None
-        self._drained = False  # more may have come, and delayed messages may be due: the next turn asks
+        self._drained = False  # delayed messages may be due: the next turn asks
         if reply:
-            self._take(self.streams.admit(self.streams.parse_read(reply)))
+            self._claim_now(self.streams.parse_read(reply))
 
     def _cancel_claim(self) -> None:
         read = self._reads.get("claim")

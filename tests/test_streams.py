@@ -123,7 +123,7 @@ def test_idle_worker_is_woken_by_a_message_and_gets_it(streams: Streams, redis_s
     assert not select.select([read], [], [], 0)[0]
     send(streams, "a")
     assert select.select([read], [], [], 5)[0]
-    assert [delivery.id for delivery in streams.admit(streams.parse_read(read.finish()))] == ["a"]
+    assert [delivery.id for delivery in streams.claim("c", 0, ["q"], streams.parse_read(read.finish()))[0]] == ["a"]
     read.close()
 
 

@@ -10,8 +10,11 @@ local function lane_of(level) return level > 0 and tostring(level) or "n" end
 
 local function key(queue, what) return "nbq:{" .. queue .. "}:" .. what end
 
--- What the hash of claims holds of a claimed entry: streams number theirs by the millisecond, each for itself.
-local function place_of(stream, entry) return string.match(stream, "[^:]+$") .. ":" .. entry end
+-- What the hash of claims holds of a claimed entry: streams number theirs by the millisecond, each for itself. With a value of
+-- more than 64 bytes the server keeps a hash as a table; packed, it is searched from its beginning.
+local PADDING = string.rep(" ", 64)
+local function place_in(lane, entry) return lane .. ":" .. entry .. PADDING end
+local function place_of(stream, entry) return place_in(string.match(stream, "[^:]+$"), entry) end
 
 local function now_ms()
   local t = redis.call("TIME")
@@ -76,40 +79,67 @@ end
 
 -- Two live entries of one id: only the first claimed may run. A true copy (a publish sent twice, or replayed) is
 -- dropped; one that differs may be the genuine one, as nothing is verified here, so it waits for the other's end.
--- Returns nil for either; else whatever is known of the task that the claimer must look at.
-local function admit(queue, stream, entry, id, nonce, records)
+-- Tells whether this one may run.
+local function displace(queue, stream, entry, id)
   local claims, place = key(queue, "claims"), place_of(stream, entry)
-  if redis.call("HSETNX", claims, id, place) == 0 then
-    local holder = redis.call("HGET", claims, id)
-    if holder ~= place then
-      local lane, other = string.match(holder, "^(%w+):(.+)$")
-      local theirs = lane and redis.call("XRANGE", key(queue, lane), other, other)[1]
-      local mine = redis.call("XRANGE", stream, entry, entry)[1]
-      if theirs and mine then
-        local a, b = fields_of(theirs[2]), fields_of(mine[2])
-        if a.h ~= b.h or a.b ~= b.b then
-          hide(queue, stream, entry, now_ms() + 1000)
-          return nil
-        end
-      end
-      if theirs or not mine then
-        redis.call("XACK", stream, GROUP, entry)
-        redis.call("XDEL", stream, entry)
-        count("repeat")
-        return nil
-      end
-      redis.call("HSET", claims, id, place) -- the holder's entry is gone, by somebody's hand
+  if redis.call("HSETNX", claims, id, place) == 1 then return true end
+  local holder = redis.call("HGET", claims, id)
+  if holder == place then return true end
+  local lane, other = string.match(holder, "^(%w+):(%S+)")
+  local theirs = lane and redis.call("XRANGE", key(queue, lane), other, other)[1]
+  local mine = redis.call("XRANGE", stream, entry, entry)[1]
+  if theirs and mine then
+    local a, b = fields_of(theirs[2]), fields_of(mine[2])
+    if a.h ~= b.h or a.b ~= b.b then
+      hide(queue, stream, entry, now_ms() + 1000)
+      return false
     end
   end
-  local record = ""
-  if records ~= "" then
-    record = redis.call("GET", records .. id) or ""
-    -- The usual case, its own pending record, needs no second look.
-    if record ~= "" and nonce ~= "" and string.find(record, '"status":"PENDING"', 1, true)
-      and string.find(record, nonce, 1, true) then record = "" end
+  if theirs or not mine then
+    redis.call("XACK", stream, GROUP, entry)
+    redis.call("XDEL", stream, entry)
+    count("repeat")
+    return false
   end
-  local mark = redis.call("HGET", "nbq:revoked", id) or ""
-  return {record, mark}
+  redis.call("HSET", claims, id, place) -- the holder's entry is gone, by somebody's hand
+  return true
+end
+
+-- Claims entries of one stream for their ids. `entries` and `ids` go together, at most 1000 of them, and so do what is returned:
+-- false for each that may not run, else its record as far as it matters, and the mark of one that is to be revoked.
+local function admit(queue, stream, entries, ids, headers, records)
+  local claims, fresh, seen, may_run = key(queue, "claims"), {}, {}, {}
+  local lane = string.match(stream, "[^:]+$")
+  local holders = redis.call("HMGET", claims, unpack(ids))
+  for n, id in ipairs(ids) do
+    if not holders[n] and not seen[id] then
+      fresh[#fresh + 1] = id
+      fresh[#fresh + 1] = place_in(lane, entries[n])
+      seen[id], may_run[n] = true, true
+    end
+  end
+  if #fresh > 0 then redis.call("HSET", claims, unpack(fresh)) end
+  for n, id in ipairs(ids) do
+    if not may_run[n] then may_run[n] = displace(queue, stream, entries[n], id) end
+  end
+  local found, marks = {}, {}
+  if records ~= "" then
+    local keys = {}
+    for n, id in ipairs(ids) do keys[n] = records .. id end
+    found = redis.call("MGET", unpack(keys))
+  end
+  if redis.call("HLEN", "nbq:revoked") > 0 then marks = redis.call("HMGET", "nbq:revoked", unpack(ids)) end
+  for n in ipairs(ids) do
+    local record = found[n] or ""
+    if record ~= "" and string.find(record, '"status":"PENDING"', 1, true) then
+      -- The usual case, its own pending record, needs no second look.
+      local nonce = string.match(headers[n], '"nonce":"([^"]*)"') or ""
+      if nonce ~= "" and string.find(record, nonce, 1, true) then record = "" end
+    end
+    found[n] = may_run[n] and record
+    marks[n] = marks[n] or ""
+  end
+  return found, marks
 end
 
 -- Puts an entry back at the head of its queue under a new entry id. That an entry never changes hands is
@@ -146,10 +176,10 @@ local function collect(sessions, session, fact)
 end
 
 -- How many members of a map have ended, and how: read at constant cost.
-local function count_member(groups, group, state)
+local function count_members(groups, group, state, number)
   if group == "" then return end
   if not groups[group] then groups[group] = {} end
-  groups[group][state] = (groups[group][state] or 0) + 1
+  groups[group][state] = (groups[group][state] or 0) + number
 end
 
 local function write_counts(groups, ttl_ms)

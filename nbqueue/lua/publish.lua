@@ -1,31 +1,37 @@
--- Puts messages on their queues, each with its pending record. Same id and nonce: a repeat, reported as sent.
--- Returns one number a message: 1 sent, 2 a repeat, -1 the id belongs to a live task.
-local records, ttl_ms, wake, messages = unpack(cmsgpack.unpack(ARGV[1]))
-local known, status = {}, {}
-for n, message in ipairs(messages) do
-  local queue, id, header, due_ms, level, nonce, record = unpack(message)
-  local body = ARGV[n + 1]
-  local verdict = 1
-  if record ~= "" then
-    local old = redis.call("GET", records .. id)
-    if old then
-      if string.find(old, nonce, 1, true) then
-        verdict = 2
-      else
-        local state = string.match(old, '"status":"(%u+)"')
-        if is_live(state) then verdict = -1 end
-      end
-    end
-    if verdict == 1 then redis.call("SET", records .. id, record, "PX", ttl_ms) end
+-- Puts messages on their queues, each with its pending record. Same id and nonce: a repeat, reported as sent. They come in
+-- groups that have queue, due time and priority in common; nonces and records only where there are any.
+-- Returns an empty array if all were sent, else for each message 1 sent, 2 a repeat, -1 the id belongs to a live task.
+local records, ttl_ms, wake, groups = unpack(cmsgpack.unpack(ARGV[1]))
+local said, number, all_sent = {}, 0, true
+
+-- Writes a message's first record; tells what is to become of the message.
+local function record(id, nonce, text)
+  local old = redis.call("GET", records .. id)
+  if old then
+    if string.find(old, nonce, 1, true) then return 2 end
+    if is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
   end
-  if verdict == 1 then
-    if not known[queue] then
-      redis.call("SADD", "nbq:queues", queue)
-      known[queue] = true
+  redis.call("SET", records .. id, text, "PX", ttl_ms)
+  return 1
+end
+
+for _, group in ipairs(groups) do
+  local queue, due_ms, level, ids, headers, nonces, texts = unpack(group)
+  local stream = key(queue, "n")
+  redis.call("SADD", "nbq:queues", queue)
+  for n, id in ipairs(ids) do
+    number = number + 1
+    local verdict = 1
+    if texts[n] and texts[n] ~= "" then verdict = record(id, nonces[n], texts[n]) end
+    if verdict ~= 1 then
+      all_sent = false
+    elseif due_ms == 0 and level == 0 then
+      redis.call("XADD", stream, "*", "i", id, "h", headers[n], "b", ARGV[number + 1])
+    else
+      enqueue(queue, id, headers[n], ARGV[number + 1], due_ms, level)
     end
-    enqueue(queue, id, header, body, due_ms, level)
+    said[number] = verdict
   end
-  status[n] = verdict
 end
 rouse(wake)
-return status
+return all_sent and {} or said

@@ -20,7 +20,7 @@ for n, item in ipairs(items) do
     redis.call("SET", records .. id, record, "PX", ttl_ms)
     redis.call("PUBLISH", records .. id, record)
     collect(sessions, session, record)
-    count_member(groups, group, "REVOKED")
+    count_members(groups, group, "REVOKED", 1)
     said[n] = "revoked"
   end
 end

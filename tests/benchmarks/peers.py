@@ -158,19 +158,23 @@ SYSTEMS: Final[dict[str, System]] = {
     ),
     "RQ": System("rq", "rq", "`worker-pool -n 2` of `SimpleWorker`, which doesn't fork; `enqueue_many`", QUEUES),
     "Ray": System(
-        "ray", "ray", "`init(num_cpus=2)` without a dashboard; 20 MB shared by `put`", CLUSTERS, server=False
+        "ray",
+        "ray",
+        "`init(num_cpus=2)` without a dashboard; sends confirm nothing; 20 MB shared by `put`",
+        CLUSTERS,
+        server=False,
     ),
     "Dask": System(
         "distributed",
         "dask",
-        "a scheduler and two worker processes of one thread; 20 MB shared by `scatter`",
+        "a scheduler and two worker processes of one thread; sends confirm nothing; 20 MB shared by `scatter`",
         CLUSTERS,
         server=False,
     ),
     "ipyparallel": System(
         "ipyparallel",
         "ipyparallel",
-        "`Cluster(n=2)`, load-balanced view; 20 MB shared by `push`",
+        "`Cluster(n=2)`, load-balanced view; sends confirm nothing; 20 MB shared by `push`",
         CLUSTERS,
         server=False,
     ),

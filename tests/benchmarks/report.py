@@ -118,7 +118,10 @@ def judged(runs: Runs, row: Row) -> str:
 
 def best_peer(runs: Runs, row: Row) -> str:
     """Return which of the others is best at something; empty if none was measured."""
-    found = {name: middle(values(runs, name, row)) for name in runs if name not in (*OURS, LIMIT)}
+    others = [name for name in runs if name not in (*OURS, LIMIT)]
+    if row.figure == "send_rate":
+        others = [name for name in others if SYSTEMS[name].server]  # the rest confirms nothing
+    found = {name: middle(values(runs, name, row)) for name in others}
     ranked = sorted((value, name) for name, value in found.items() if value is not None)
     return (ranked[-1 if row.higher_is_better else 0][1]) if ranked else ""
 
