@@ -44,8 +44,10 @@ from nbqueue.deliveries import (
 )
 from nbqueue.wire import Wire
 
+LISTENS_MS = 1_000  # a consumer that has room asks at least that often
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
+_LEVELS = frozenset(b"%d" % level for level in range(1, 10))
 CLAIM_MOST: Final = 1_000  # messages in one claim
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
@@ -80,6 +82,7 @@ class Streams:
         self.session_maxlen = session_maxlen
         self.session_ttl_ms = session_ttl_ms
         self.wake_key = wake_key
+        self.listeners: dict[str, int] = {}  # consumers that lately asked a queue for messages, as its sweeper counts
         self._levels: dict[str, list[int]] = {}  # priorities above 0 that were ever used, by queue, highest first
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
@@ -244,6 +247,38 @@ class Streams:
         items = [(d.queue, d.lane, d.entry, d.id) for d in deliveries]
         held, marks = self._run("renew", (consumer, worker, advert, items))
         return [one == 1 for one in held], {id_.decode(): mark for id_, mark in marks}
+
+    def sweeps(self, queues: Sequence[str], consumer: str, hold_ms: int) -> list[str]:
+        """Return those of these queues whose claims it falls to this consumer to look through, and let it keep them.
+
+        A look goes through every claim of a queue. One consumer a queue does it, until it has not asked for `hold_ms`:
+        if all did, what they cost the server would grow with the square of their number. It also counts for the others
+        how many listen.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.set(queue_key(queue, "sweeper"), consumer, nx=True, px=hold_ms)
+            pipe.get(queue_key(queue, "sweeper"))
+            pipe.smembers(queue_key(queue, "levels"))
+            pipe.get(queue_key(queue, "listeners"))
+        replies = pipe.execute()
+        mine = []
+        for queue, sweeper, levels, count in zip(queues, replies[1::4], replies[2::4], replies[3::4], strict=True):
+            self.listeners[queue] = _number(count, 1)
+            if sweeper == consumer.encode():
+                mine.append(queue)
+                # a worker that has long been busy has not seen what priorities were used since
+                self._levels[queue] = sorted((int(level) for level in levels if level in _LEVELS), reverse=True)
+        for queue in mine:
+            pipe.pexpire(queue_key(queue, "sweeper"), hold_ms)
+            pipe.xinfo_consumers(stream_key(queue, "n"), GROUP)
+        counted = pipe.execute(raise_on_error=False)[1::2]
+        for queue, consumers in zip(mine, counted, strict=True):
+            if isinstance(consumers, list):  # there is such a stream
+                self.listeners[queue] = sum(row["idle"] < LISTENS_MS for row in consumers)
+                pipe.set(queue_key(queue, "listeners"), self.listeners[queue], px=4 * hold_ms)
+        pipe.execute()
+        return mine
 
     def lapsed(self, queues: Iterable[str], idle_ms: int, limit: int = 1000) -> list[tuple[str, str, str]]:
         """Return (queue, lane, entry) of claims not renewed for `idle_ms`. No proof yet: see `reap`."""

@@ -63,6 +63,9 @@ TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
+# So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
+# waits; very many that ask now and then, each at its own time, see a message as soon.
+READERS: Final = 32
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
@@ -72,6 +75,16 @@ logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
 # outlasts it, and its tasks run on.
 _OUTAGE = (redis.RedisError, BackendUnavailable)
+
+
+def waits(listeners: int, drawn: float) -> bool:
+    """Tell whether a worker waits at a queue for its next message, or asks now and then.
+
+    Args:
+        listeners: workers that have room for what comes on that queue.
+        drawn: a random number from 0 to 1.
+    """
+    return drawn * listeners < READERS
 
 
 class Worker:
@@ -161,6 +174,7 @@ class Worker:
         self._next_due: float | None = None
         self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
+        self._ask_at = 0.0  # when to ask for messages instead of waiting for them; 0.0: it waits
         self._reads: dict[str, BlockingRead] = {}
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
@@ -275,6 +289,8 @@ class Worker:
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
         longest = TELL_S if unmarked or self._stops else 0.5
+        if self._ask_at and self._stopping_since is None:
+            longest = min(longest, max(0.0, self._ask_at - time.monotonic()))
         limit = self.guard.wait_s(time.monotonic())
         return longest if limit is None else min(longest, max(limit, LOOK_S))
 
@@ -439,15 +455,24 @@ class Worker:
         return self.work.room() > 0
 
     def _wait_for_news(self) -> None:
-        """Let the server tell an idle worker of the next message."""
+        """Let the server tell an idle worker of the next message, unless others enough are told."""
         read = self._reads.get("claim")
         room = self.work.room()
         if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
+            self._ask_at = 0.0
+            return
+        if self._ask_at:
+            if time.monotonic() >= self._ask_at:
+                self._ask_at, self._drained = 0.0, False
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
-        read.start(
-            self.streams.read_command(self.consumer, min(room, CLAIM_MOST), self.queues, max(1, min(BLOCK_MS, due_ms)))
-        )
+        block_ms = max(1, min(BLOCK_MS, due_ms))
+        listeners = self.streams.listeners
+        queues = [queue for queue in self.queues if waits(listeners.get(queue, 1), random.random())]  # noqa: S311 - spreads workers
+        if queues:
+            read.start(self.streams.read_command(self.consumer, min(room, CLAIM_MOST), queues, block_ms))
+        else:
+            self._ask_at = time.monotonic() + block_ms / 1000
 
     def _read_claim(self) -> None:
         asked, self._asked = self._asked, None
