@@ -2,8 +2,8 @@
 
 A queue is two streams (new entries, and entries that came back), a sorted set of delayed ones, and a hash of
 the ids that are claimed. An entry is claimed by a consumer group and never changes hands: to give one back is
-to add it anew, so that `XACK` returning 1 proves, in the same script as what depends on it, that the claim
-still held.
+to add it anew. So the place that the hash of claims still holds proves, in the same script as what depends on it, that
+the claim held.
 
 Nothing here opens messages; bodies and records are bytes.
 """
@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -49,6 +50,8 @@ _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 _LEVELS = frozenset(b"%d" % level for level in range(1, 10))
 CLAIM_MOST: Final = 1_000  # messages in one claim
+_PARTS: Final = re.compile(r"^(?=local )", re.MULTILINE)  # of `common.lua`: each defines one name
+_DEFINED: Final = re.compile(r"local (?:function )?(\w+)")
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -440,9 +443,14 @@ class Streams:
 
 @functools.cache
 def script(name: str) -> tuple[str, str]:
-    """Return a script's source, with what all scripts share, and its SHA-1 as Redis computes it."""
+    """Return a script's source, with what it needs of `common.lua`, and its SHA-1 as Redis computes it."""
     folder = importlib.resources.files("nbqueue") / "lua"
-    source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    source = (folder / f"{name}.lua").read_text()
+    # Each run of a script makes all of its functions anew, so those that it doesn't call are left out.
+    for part in reversed(_PARTS.split((folder / "common.lua").read_text())):
+        found = _DEFINED.match(part)
+        if found is None or re.search(rf"\b{found[1]}\b", source):
+            source = part + source
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
