@@ -6,7 +6,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -48,6 +49,7 @@ from nbqueue.messages import (
     sign_record,
 )
 from nbqueue.payloads import Packer, Ref
+from nbqueue.pipeline import Pipeline
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
 from nbqueue.signing import Signer
@@ -106,6 +108,7 @@ class App:
         self.session = uuid.uuid4().hex
         self.tasks: dict[str, Task] = {}
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
+        self._pipelines = threading.local()
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -335,6 +338,10 @@ class App:
             sign_record(pending_facts(steering), b"", self.signer),
             priority=steering.priority,
         )
+        pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
+        if pipeline is not None:
+            pipeline.add(outgoing, mine)
+            return results.AsyncResult(steering.id, self, watched=watched)
         try:
             verdict = self._publish([outgoing], retry, retry_policy)[0]
         except (SendFailed, SendUncertain):
@@ -344,6 +351,27 @@ class App:
             self.watcher.unwatch(mine)
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """Send what this thread calls in a `with` block while it goes on; confirmed together when the block ends.
+
+        A call returns at once with its handle, which may be waited for in the block too. Maps are sent as ever.
+
+        Raises:
+            SendFailed: at the end of the block: some calls were not sent. Their handles raise `UnknownTask`.
+            SendUncertain: the broker went away before it answered; of some calls it isn't known.
+        """
+        outer = getattr(self._pipelines, "current", None)
+        if outer is not None:
+            yield outer  # the outer block confirms
+            return
+        with Pipeline(lambda messages: self._publish(messages, None, None), self.watcher.unwatch) as made:
+            self._pipelines.current = made
+            try:
+                yield made
+            finally:
+                self._pipelines.current = None
 
     def send_map(
         self, steering: Steering, code: bytes, calls: Sequence[bytes], packer: Packer | None = None

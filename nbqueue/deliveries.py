@@ -40,7 +40,7 @@ def lane_of(priority: int) -> str:
 
 
 def queue_key(queue: str, what: str) -> str:
-    """Return the key of a queue's `delayed`, `bodies` or `claims`."""
+    """Return the key of a queue's `delayed`, `bodies`, `claims`, `levels`, `sweeper` or `listeners`."""
     return f"nbq:{{{queue}}}:{what}"
 
 

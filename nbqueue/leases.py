@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from nbqueue.deliveries import Delivery
 from nbqueue.streams import Streams
 
+# One worker looks through a queue's claims; when it has missed two looks another does. That is sooner than a claim of
+# its own could lapse, so it costs nobody time.
+HOLD_RENEWALS: Final = 2.5
 Place = tuple[str, str, str]  # queue, lane, entry
 
 
@@ -57,7 +61,7 @@ class Leases:
         """Return to their queues what other workers have let lapse; return how many.
 
         Args:
-            queues: where to look.
+            queues: where to look, unless another worker does.
             mine: claims of this worker, renewed just now.
             now: this process's monotonic clock, seconds.
         """
@@ -65,7 +69,8 @@ class Leases:
             return 0
         idle_ms = int(self.lease_s * 1000)
         held = {(d.queue, d.lane, d.entry) for d in mine}
-        seen = [place for place in self.streams.lapsed(queues, idle_ms) if place not in held]
+        watched = self.streams.sweeps(queues, self.consumer, int(HOLD_RENEWALS * self.renewal_s * 1000))
+        seen = [place for place in self.streams.lapsed(watched, idle_ms) if place not in held]
         self._lapsed = {place: self._lapsed.get(place, now) for place in seen}
         certain = [place for place, since in self._lapsed.items() if now - since >= 0.8 * self.renewal_s]
         return self.streams.reap(certain, idle_ms)

@@ -103,7 +103,7 @@ def read_key_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError as exc:
         raise ImproperlyConfigured(f"the key file {path} can't be opened: {exc.strerror}") from exc
-    with os.fdopen(descriptor) as file:
+    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
         found = os.fstat(file.fileno())
         if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), 0):
             raise ImproperlyConfigured(f"the key file {path} belongs to another user")

@@ -2,8 +2,8 @@
 
 A queue is two streams (new entries, and entries that came back), a sorted set of delayed ones, and a hash of
 the ids that are claimed. An entry is claimed by a consumer group and never changes hands: to give one back is
-to add it anew, so that `XACK` returning 1 proves, in the same script as what depends on it, that the claim
-still held.
+to add it anew. So the place that the hash of claims still holds proves, in the same script as what depends on it, that
+the claim held.
 
 Nothing here opens messages; bodies and records are bytes.
 """
@@ -15,17 +15,15 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
-from nbqueue.config import redis_url, scheme_of
 from nbqueue.deliveries import (
     COUNTERS,
     DEAD,
@@ -45,33 +43,17 @@ from nbqueue.deliveries import (
     queue_key,
     stream_key,
 )
+from nbqueue.wire import Wire
 
+LISTENS_MS = 1_000  # a consumer that has room asks at least that often
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
+_LEVELS = frozenset(b"%d" % level for level in range(1, 10))
 CLAIM_MOST: Final = 1_000  # messages in one claim
+_PARTS: Final = re.compile(r"^(?=local )", re.MULTILINE)  # of `common.lua`: each defines one name
+_DEFINED: Final = re.compile(r"local (?:function )?(\w+)")
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
-
-
-def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
-    """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
-
-    Args:
-        url: a broker's or backend's URL.
-        name: shown by CLIENT LIST; the keeper looks for it.
-        timeout_s: None for connections that block.
-    """
-    options: dict[str, Any] = {"socket_timeout": timeout_s}
-    if scheme_of(url) in ("redis", "rediss"):
-        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
-    return redis.Redis.from_url(
-        redis_url(url),
-        protocol=2,  # one shape of reply, whatever the server
-        client_name=name,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **options,
-    )
 
 
 class Streams:
@@ -97,11 +79,13 @@ class Streams:
         wake_key: str = "",
     ) -> None:
         self.client = client
+        self.wire = Wire(client)
         self.records = records
         self.record_ttl_ms = record_ttl_ms
         self.session_maxlen = session_maxlen
         self.session_ttl_ms = session_ttl_ms
         self.wake_key = wake_key
+        self.listeners: dict[str, int] = {}  # consumers that lately asked a queue for messages, as its sweeper counts
         self._levels: dict[str, list[int]] = {}  # priorities above 0 that were ever used, by queue, highest first
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
@@ -135,10 +119,30 @@ class Streams:
             (queue, lane, [d.entry for d in row], [d.id for d in row], [d.header.decode("latin-1") for d in row])
             for (queue, lane), row in given.items()
         ]
-        rows, data, next_due, levels, verdicts = self._run("claim", (consumer, limit, self.records, queues, columns))
+        reply = self._run("claim", (consumer, limit, self.records, queues, columns))
+        return self.parse_claim(reply, queues, given.values())
+
+    def claim_command(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[str | int | bytes, ...]:
+        """Return the command of a claim, for who goes on until its reply comes.
+
+        The server may have forgotten the script: then the reply is a `NoScriptError`, and nothing was claimed.
+        """
+        return "EVALSHA", script("claim")[1], 0, _pack((consumer, limit, self.records, queues, []))
+
+    def parse_claim(
+        self, reply: Any, queues: Sequence[str], given: Iterable[list[Delivery]] = ()
+    ) -> tuple[list[Delivery], float | None]:
+        """Return the deliveries in the reply of a claim, and the seconds until a delayed one is due.
+
+        Args:
+            reply: as the server sent it.
+            queues: as they were given.
+            given: what a blocking read had brought, by place.
+        """
+        rows, data, next_due, levels, verdicts = reply
         self._levels = {queue: seen for queue, seen in zip(queues, levels, strict=True) if seen}
         deliveries = []
-        for row, said in zip(given.values(), verdicts, strict=True):
+        for row, said in zip(given, verdicts, strict=True):
             for delivery, verdict in zip(row, said, strict=True):
                 if verdict:
                     delivery.record, delivery.mark = verdict
@@ -246,6 +250,38 @@ class Streams:
         items = [(d.queue, d.lane, d.entry, d.id) for d in deliveries]
         held, marks = self._run("renew", (consumer, worker, advert, items))
         return [one == 1 for one in held], {id_.decode(): mark for id_, mark in marks}
+
+    def sweeps(self, queues: Sequence[str], consumer: str, hold_ms: int) -> list[str]:
+        """Return those of these queues whose claims it falls to this consumer to look through, and let it keep them.
+
+        A look goes through every claim of a queue. One consumer a queue does it, until it has not asked for `hold_ms`:
+        if all did, what they cost the server would grow with the square of their number. It also counts for the others
+        how many listen.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.set(queue_key(queue, "sweeper"), consumer, nx=True, px=hold_ms)
+            pipe.get(queue_key(queue, "sweeper"))
+            pipe.smembers(queue_key(queue, "levels"))
+            pipe.get(queue_key(queue, "listeners"))
+        replies = pipe.execute()
+        mine = []
+        for queue, sweeper, levels, count in zip(queues, replies[1::4], replies[2::4], replies[3::4], strict=True):
+            self.listeners[queue] = _number(count, 1)
+            if sweeper == consumer.encode():
+                mine.append(queue)
+                # a worker that has long been busy has not seen what priorities were used since
+                self._levels[queue] = sorted((int(level) for level in levels if level in _LEVELS), reverse=True)
+        for queue in mine:
+            pipe.pexpire(queue_key(queue, "sweeper"), hold_ms)
+            pipe.xinfo_consumers(stream_key(queue, "n"), GROUP)
+        counted = pipe.execute(raise_on_error=False)[1::2]
+        for queue, consumers in zip(mine, counted, strict=True):
+            if isinstance(consumers, list):  # there is such a stream
+                self.listeners[queue] = sum(row["idle"] < LISTENS_MS for row in consumers)
+                pipe.set(queue_key(queue, "listeners"), self.listeners[queue], px=4 * hold_ms)
+        pipe.execute()
+        return mine
 
     def lapsed(self, queues: Iterable[str], idle_ms: int, limit: int = 1000) -> list[tuple[str, str, str]]:
         """Return (queue, lane, entry) of claims not renewed for `idle_ms`. No proof yet: see `reap`."""
@@ -390,66 +426,31 @@ class Streams:
                 name = stream_key(queue, lane)
                 self.client.eval(_FORGET_CONSUMER, 1, name, GROUP, consumer)
 
+    def close(self) -> None:
+        """Give up connections."""
+        self.wire.close()
+        self.client.close()
+
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
         # One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
         source, digest = script(name)
         packed = _pack(blob)
         try:
-            return self.client.execute_command("EVALSHA", digest, 0, packed, *raw)
+            return self.wire.call("EVALSHA", digest, 0, packed, *raw)
         except NoScriptError:
-            return self.client.execute_command("EVAL", source, 0, packed, *raw)
-
-
-class BlockingRead:
-    """One connection that waits for news while its owner goes on: send, select on it, then read.
-
-    Args:
-        client: made without a socket time-out.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._connection = client.connection_pool.get_connection()
-        self._connection.send_command("CLIENT", "ID")
-        self._id = int(self._connection.read_response(timeout=5.0))
-        # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
-        # asks for it again to forget it, and by then the connection may be closed.
-        self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
-        self.pending = False
-
-    def fileno(self) -> int:
-        """Return the socket to select on."""
-        return self._descriptor
-
-    def start(self, command: Sequence[str | int | bytes]) -> None:
-        """Send a blocking command."""
-        self._connection.send_command(*command)
-        self.pending = True
-
-    def finish(self) -> Any:
-        """Return the reply, once the socket is readable."""
-        self.pending = False
-        return self._connection.read_response(timeout=5.0)
-
-    def cancel(self, client: redis.Redis) -> Any:
-        """End the wait through another connection; return the reply, which may have come just before."""
-        if not self.pending:
-            return None
-        client.execute_command("CLIENT", "UNBLOCK", self._id)
-        return self.finish()
-
-    def close(self) -> None:
-        """Give up the connection."""
-        self.pending = False
-        self._connection.disconnect()
-        self._client.close()
+            return self.wire.call("EVAL", source, 0, packed, *raw)
 
 
 @functools.cache
 def script(name: str) -> tuple[str, str]:
-    """Return a script's source, with what all scripts share, and its SHA-1 as Redis computes it."""
+    """Return a script's source, with what it needs of `common.lua`, and its SHA-1 as Redis computes it."""
     folder = importlib.resources.files("nbqueue") / "lua"
-    source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    source = (folder / f"{name}.lua").read_text()
+    # Each run of a script makes all of its functions anew, so those that it doesn't call are left out.
+    for part in reversed(_PARTS.split((folder / "common.lua").read_text())):
+        found = _DEFINED.match(part)
+        if found is None or re.search(rf"\b{found[1]}\b", source):
+            source = part + source
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -24,6 +24,7 @@ from nbqueue.watched import WatchedMap, WatchedTask
 
 CHECK_S: Final = 5.0
 BLOCK_S: Final = 1.0
+LINGER_S: Final = 2.0  # without anything to follow, until it stops reading
 READ_AT_ONCE: Final = 500  # entries of a session, as backends give them
 SENDING_S: Final = 60.0  # a map of which nothing more was sent for so long is sent no further
 EXPLAIN_S: Final = 3.0  # a worker that is being started needs a moment
@@ -217,15 +218,19 @@ class Watcher:
                 self._thread.start()
 
     def _run(self) -> None:
-        failures = 0
+        failures, busy_at = 0, time.monotonic()
         while not self._closed:
             with self._lock:
-                idle = not self._tasks and not self._maps
+                if self._tasks or self._maps:
+                    busy_at = time.monotonic()
+                # Whoever sends one task after the other doesn't wake this thread for each.
+                idle = time.monotonic() - busy_at > LINGER_S
                 if idle:
                     self._work.clear()
                 cursors = dict(self._cursors)
             if idle:
                 self._work.wait()
+                busy_at = time.monotonic()
                 continue
             try:
                 self._read(cursors)

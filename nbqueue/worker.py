@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import redis
+from redis.exceptions import NoScriptError
 
 from nbqueue import pool as pools
 from nbqueue import states
@@ -48,10 +49,11 @@ from nbqueue.messages import (
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.streams import CLAIM_MOST, BlockingRead, connect
+from nbqueue.streams import CLAIM_MOST
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
+from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -62,6 +64,9 @@ LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
 PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
+# So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
+# waits; very many that ask now and then, each at its own time, see a message as soon.
+READERS: Final = 32
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
@@ -71,6 +76,16 @@ logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
 # outlasts it, and its tasks run on.
 _OUTAGE = (redis.RedisError, BackendUnavailable)
+
+
+def waits(listeners: int, drawn: float) -> bool:
+    """Tell whether a worker waits at a queue for its next message, or asks now and then.
+
+    Args:
+        listeners: workers that have room for what comes on that queue.
+        drawn: a random number from 0 to 1.
+    """
+    return drawn * listeners < READERS
 
 
 class Worker:
@@ -158,7 +173,9 @@ class Worker:
         )
         self._seq = 0
         self._next_due: float | None = None
+        self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
+        self._ask_at = 0.0  # when to ask for messages instead of waiting for them; 0.0: it waits
         self._reads: dict[str, BlockingRead] = {}
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
@@ -274,6 +291,8 @@ class Worker:
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
         longest = TELL_S if unmarked or self._stops else 0.5
+        if self._ask_at and self._stopping_since is None:
+            longest = min(longest, max(0.0, self._ask_at - time.monotonic()))
         limit = self.guard.wait_s(time.monotonic())
         return longest if limit is None else min(longest, max(limit, LOOK_S))
 
@@ -382,6 +401,7 @@ class Worker:
 
     def _open_reads(self) -> None:
         self._close_reads()
+        self._asked = None
         for name in ("claim", "orders"):
             read = BlockingRead(connect(self.broker.url, name=self._client_name, timeout_s=None))
             self._reads[name] = read
@@ -418,12 +438,18 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        self._claim_now()
+        # Meanwhile children are listened to.
+        room, queues = min(self.work.room(), CLAIM_MOST), tuple(self.queues)
+        self._asked = room, queues
+        self._reads["claim"].start(self.streams.claim_command(self.consumer, room, queues))
 
     def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
         """Claim what there is room for, besides what a blocking read has brought."""
         room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
-        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues, read)
+        self._claimed(self.streams.claim(self.consumer, room, self.queues, read), room)
+
+    def _claimed(self, claimed: tuple[list[Delivery], float | None], room: int) -> None:
+        deliveries, self._next_due = claimed
         self._drained = len(deliveries) < room
         self._take(deliveries)
 
@@ -435,19 +461,32 @@ class Worker:
         return self.work.room() > 0
 
     def _wait_for_news(self) -> None:
-        """Let the server tell an idle worker of the next message."""
+        """Let the server tell an idle worker of the next message, unless others enough are told."""
         read = self._reads.get("claim")
         room = self.work.room()
         if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
+            self._ask_at = 0.0
+            return
+        if self._ask_at:
+            if time.monotonic() >= self._ask_at:
+                self._ask_at, self._drained = 0.0, False
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
-        read.start(
-            self.streams.read_command(self.consumer, min(room, CLAIM_MOST), self.queues, max(1, min(BLOCK_MS, due_ms)))
-        )
+        block_ms = max(1, min(BLOCK_MS, due_ms))
+        listeners = self.streams.listeners
+        queues = [queue for queue in self.queues if waits(listeners.get(queue, 1), random.random())]  # noqa: S311 - spreads workers
+        if queues:
+            read.start(self.streams.read_command(self.consumer, min(room, CLAIM_MOST), queues, block_ms))
+        else:
+            self._ask_at = time.monotonic() + block_ms / 1000
 
     def _read_claim(self) -> None:
+        asked, self._asked = self._asked, None
         try:
             reply = self._reads["claim"].finish()
+        except NoScriptError:
+            self._claim_now()
+            return
         except redis.ResponseError as exc:
             if "NOGROUP" not in str(exc):
                 raise
@@ -455,14 +494,22 @@ class Worker:
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)
             reply = None
+        if asked is not None and reply is not None:
+            room, queues = asked
+            self._claimed(self.streams.parse_claim(reply, queues), room)
+            return
         self._drained = False  # delayed messages may be due: the next turn asks
         if reply:
             self._claim_now(self.streams.parse_read(reply))
 
     def _cancel_claim(self) -> None:
         read = self._reads.get("claim")
-        if read is not None and (reply := read.cancel(self.streams.client)):
+        if read is None or not (reply := read.cancel(self.streams.client)):
+            return
+        if self._asked is None:
             self.streams.give_back(self.streams.parse_read(reply))
+        else:
+            self.streams.give_back(self.streams.parse_claim(reply, self._asked[1])[0])
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""

@@ -6,7 +6,8 @@ import pytest
 
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.leases import Leases
-from nbqueue.streams import Streams, connect
+from nbqueue.streams import Streams
+from nbqueue.wire import connect
 from tests.helpers import RedisServer, wait_until
 
 LEASE_S = 0.2
@@ -72,3 +73,52 @@ def test_claim_given_back_is_no_longer_renewed(streams: Streams) -> None:
     streams.give_back([delivery])
     held, _ = Leases(streams, "worker", LEASE_S, RENEWAL_S).renew([delivery], "", "")
     assert held == [False]
+
+
+def test_one_worker_looks_through_the_claims_of_a_queue_and_others_leave_it_to_it(streams: Streams) -> None:
+    claimed(streams, "dead")
+    first, second = (Leases(streams, name, LEASE_S, renewal_s=5.0) for name in ("first", "second"))
+    assert first.sweep(["q"], (), now=100.0) == 0, "seen once"
+    for now in (100.0, 105.0):
+        assert second.sweep(["q"], (), now) == 0
+    assert first.sweep(["q"], (), now=105.0) == 1
+
+
+def test_claims_are_looked_through_by_another_worker_when_the_one_that_did_is_gone(streams: Streams) -> None:
+    claimed(streams, "dead")
+    gone, other = (Leases(streams, name, LEASE_S, RENEWAL_S) for name in ("gone", "other"))
+    gone.sweep(["q"], (), now=100.0)
+    wait_until(lambda: streams.sweeps(["q"], "other", 10_000), 5, "the first to have missed its looks")
+    assert other.sweep(["q"], (), now=100.0) == 0, "what the first saw is not its own sight"
+    assert other.sweep(["q"], (), now=100.0 + RENEWAL_S) == 1
+
+
+def test_worker_that_has_long_been_busy_sees_priorities_that_were_used_since(streams: Streams) -> None:
+    busy = Leases(Streams(streams.client), "busy", LEASE_S, RENEWAL_S)
+    streams.publish([Outgoing("q", "urgent", "header", b"body", priority=9)])
+    streams.claim("dead", 1, ["q"])
+    wait_until(lambda: streams.lapsed(["q"], int(LEASE_S * 1000)), 5, "the claim to lapse")
+    busy.sweep(["q"], (), now=100.0)
+    assert busy.sweep(["q"], (), now=100.0 + RENEWAL_S) == 1
+
+
+def test_who_looks_through_a_queue_counts_for_all_how_many_listen(streams: Streams) -> None:
+    streams.publish([Outgoing("q", "task", "header", b"body")])
+    for number in range(3):
+        streams.claim(f"c{number}", 1, ["q"])
+    Leases(streams, "sweeper", LEASE_S, 5.0).sweep(["q"], (), now=100.0)
+    others = Streams(streams.client)
+    Leases(others, "other", LEASE_S, 5.0).sweep(["q"], (), now=100.0)
+    assert others.listeners == {"q": 3}
+
+
+def test_consumer_that_asks_no_more_is_not_counted(streams: Streams) -> None:
+    streams.publish([Outgoing("q", "task", "header", b"body")])
+    streams.claim("gone", 1, ["q"])
+    leases = Leases(streams, "sweeper", LEASE_S, 5.0)
+
+    def counted() -> bool:
+        leases.sweep(["q"], (), now=100.0)
+        return streams.listeners == {"q": 0}
+
+    wait_until(counted, 10, "it not to be counted")

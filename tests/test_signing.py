@@ -43,6 +43,14 @@ def test_missing_key_file_is_named(tmp_path: Path) -> None:
         read_key_file(tmp_path / "nowhere")
 
 
+def test_key_file_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(bytes(range(255, 223, -1)))
+    path.chmod(0o600)
+    with pytest.raises(ImproperlyConfigured, match="hexadecimal digits are expected"):
+        read_key_file(path)
+
+
 @pytest.mark.parametrize("text", ["", "no hexadecimal", "abcd"])
 def test_text_that_is_no_key_is_refused(text: str) -> None:
     with pytest.raises(ImproperlyConfigured, match="the file"):

@@ -50,7 +50,8 @@ from nbqueue.messages import (
     sign_record,
 )
 from nbqueue.signing import Signer
-from nbqueue.streams import Streams, connect
+from nbqueue.streams import Streams
+from nbqueue.wire import connect
 from tests.helpers import RedisServer
 
 SIGNER: Final = Signer(b"k" * 32)

@@ -13,7 +13,7 @@ from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
 from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, failed_key
 from nbqueue.exceptions import BackendUnavailable
-from nbqueue.streams import connect
+from nbqueue.wire import Wire, connect
 
 OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late output; one holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
@@ -32,6 +32,7 @@ class RedisBackend:
         self.client = connect(url, name=name)
         # Longer than it blocks: a network that swallows everything would keep it waiting for hours.
         self._blocking = connect(url, name=name, timeout_s=BLOCK_S + 5.0)
+        self._news = Wire(self._blocking)
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
         """Keep records by task id, replacing what was there."""
@@ -108,14 +109,15 @@ class RedisBackend:
 
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
-        streams: dict[Any, Any] = {_session(session): cursor or "0" for session, cursor in cursors.items()}
+        names = [_session(session) for session in cursors]
+        after = [cursor or "0" for cursor in cursors.values()]
         with self._translated():
             block_ms = max(1, int(min(block_s, BLOCK_S) * 1000))
-            reply = self._blocking.xread(streams, count=500, block=block_ms)
+            reply = self._news.call("XREAD", "COUNT", 500, "BLOCK", block_ms, "STREAMS", *names, *after)
         return [
-            (name.decode().removeprefix("nbq:session:"), entry.decode(), fields.get(b"f", b"[]"))
+            (name.decode().removeprefix("nbq:session:"), entry.decode(), flat[1] if flat[0] == b"f" else b"[]")
             for name, entries in reply or ()
-            for entry, fields in entries
+            for entry, flat in entries
         ]
 
     def last(self, session: str) -> str:
@@ -237,6 +239,7 @@ class RedisBackend:
     def close(self) -> None:
         """Give up connections."""
         self.client.close()
+        self._news.close()
         self._blocking.close()
 
     def _last(self, stream: str) -> str:

@@ -144,7 +144,7 @@ local function admit(queue, stream, entries, ids, headers, records)
 end
 
 -- Puts an entry back at the head of its queue under a new entry id. That an entry never changes hands is
--- what makes XACK = 1 the proof of ownership everywhere. Returns attempt, child deaths and worker losses.
+-- what makes its place among the claims the proof of ownership. Returns attempt, child deaths and worker losses.
 local function put_back(queue, stream, entry, charge)
   local found = redis.call("XRANGE", stream, entry, entry)[1]
   if redis.call("XACK", stream, GROUP, entry) ~= 1 or not found then return nil end

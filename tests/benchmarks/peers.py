@@ -1,68 +1,74 @@
-"""What is compared, each behind the same few calls. A session starts one of them, with two processes that run tasks.
-
-Run as a module with a URL, this is Celery's worker.
-"""
+"""The systems that are compared, and what a session asks of each."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from nbqueue import App
-    from nbqueue.tasks import Task
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 CHILDREN: Final = 2
-WAIT_S: Final = 60.0
-
-
-def noop(x: int) -> int:
-    return x
+WAIT_S: Final = 120.0
+URL: Final = "BENCHMARK_URL"  # the variable that tells workers of other systems where their server is
+# Kinds of sessions, each measured by a process of its own; see `session`.
+HOT: Final = "hot"
+BACKLOG: Final = "backlog"
+COMPUTE: Final = "compute"
+DATA: Final = "data"
+FIRST: Final = "first"
+KINDS: Final = (HOT, BACKLOG, COMPUTE, DATA, FIRST)
+Rows = Sequence[tuple[Any, ...]]
 
 
 class Peer(ABC):
-    """One system, driven from this process; `url` is the server that is its own, if it needs one."""
+    """One system, driven from this process, with two processes that run the tasks of `work`.
 
-    package: ClassVar[str]
-    has_server: ClassVar[bool] = True
-    appendonly: ClassVar[bool] = False
-    about: ClassVar[str]
+    Args:
+        url: of the server that is its own; a system that needs none takes no notice.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._worker: subprocess.Popen[bytes] | None = None
-
-    @classmethod
-    def installed(cls) -> bool:
-        return importlib.util.find_spec(cls.package) is not None
 
     @abstractmethod
     def start(self) -> None:
         """Start what runs tasks, without waiting for it."""
 
     @abstractmethod
-    def call(self, x: int) -> int:
-        """Run one task and wait for its result."""
+    def send(self, task: str, rows: Rows) -> Sequence[Any]:
+        """Send calls one by one, each confirmed before the next; return their handles."""
 
     @abstractmethod
-    def map(self, n: int) -> list[int]:
-        """Run n tasks and wait for all results."""
-
-    @abstractmethod
-    def send(self, n: int) -> Sequence[Any]:
-        """Send n tasks one by one, each confirmed before the next."""
-
-    @abstractmethod
-    def gather(self, handles: Sequence[Any]) -> list[int]:
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
         """Wait for the results of what was sent."""
 
+    def call(self, task: str, *args: Any) -> Any:
+        """Run one task and wait for its result."""
+        return self.gather(self.send(task, [args]))[0]
+
+    def map(self, task: str, rows: Rows) -> list[Any]:
+        """Run many calls, in the way that is fastest here, and wait for all results."""
+        return self.gather(self.send(task, rows))
+
+    def enqueue(self, task: str, rows: Rows) -> None:
+        """Send many calls, in the way that is fastest here."""
+        self.send(task, rows)
+
+    def pipelined(self, task: str, rows: Rows) -> list[Any] | None:
+        """Run calls sent one by one that are confirmed later, and wait for all; None where there is no such way."""
+        return None
+
+    def share(self, data: Any) -> Any:
+        """Return what is passed to many tasks that read the same data."""
+        return data
+
     def stop(self) -> None:
+        """End what was started."""
         if self._worker is not None:
             self._worker.terminate()
             try:
@@ -75,145 +81,106 @@ class Peer(ABC):
         self._worker = subprocess.Popen([sys.executable, "-m", *words], stdin=subprocess.DEVNULL)
 
 
-class Nbqueue(Peer):
-    package = "nbqueue"
-    about = "`python -m nbqueue worker -c 2`, the task's code sent by value"
-    worker_options: ClassVar[tuple[str, ...]] = ()
+class System(NamedTuple):
+    """How a system is found, and what it can do.
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._app, self._noop = self._open()
+    Args:
+        package: that has to be installed.
+        module: of `systems`, or `module:Class`.
+        about: how it is driven.
+        kinds: of sessions it takes part in.
+        server: whether it needs one.
+        appendonly: whether that keeps a file.
+    """
 
-    def _open(self) -> tuple[App, Task]:
-        from nbqueue import App
+    package: str
+    module: str
+    about: str
+    kinds: tuple[str, ...]
+    server: bool = True
+    appendonly: bool = False
 
-        app = App(by_value=True)
-        return app, app.task(noop)
+    @property
+    def installed(self) -> bool:
+        """Tell whether it can be measured here."""
+        return importlib.util.find_spec(self.package) is not None
 
-    def start(self) -> None:
-        self._start_worker("nbqueue", "worker", "-c", str(CHILDREN), *self.worker_options)
-
-    def call(self, x: int) -> int:
-        value: int = self._noop.delay(x).get(timeout=WAIT_S)
-        return value
-
-    def map(self, n: int) -> list[int]:
-        return self._noop.map(range(n)).get(timeout=WAIT_S)
-
-    def send(self, n: int) -> Sequence[Any]:
-        delay = self._noop.delay
-        return [delay(x) for x in range(n)]
-
-    def gather(self, handles: Sequence[Any]) -> list[int]:
-        return [handle.get(timeout=WAIT_S) for handle in handles]
-
-    def stop(self) -> None:
-        self._app.close()
-        super().stop()
+    def open(self, url: str) -> Peer:
+        """Import it and return it, connected."""
+        module, _, name = self.module.partition(":")
+        found = importlib.import_module(f"tests.benchmarks.systems.{module}")
+        peer: Peer = getattr(found, name or "Driver")(url)
+        return peer
 
 
-class NbqueueFile(Nbqueue):
-    about = "the same, the server with its append-only file"
-    appendonly = True
-
-
-class NbqueueByName(Nbqueue):
-    about = "the same as the first, the task in a module given with `-A`"
-    worker_options = ("-A", "tests.benchmarks.by_name")
-
-    def _open(self) -> tuple[App, Task]:
-        from tests.benchmarks import by_name
-
-        return by_name.app, by_name.noop
-
-
-class Pool(Peer):
-    package = "concurrent.futures"
-    has_server = False
-    about = "`ProcessPoolExecutor(2)`, `map` with chunksize 1; no server, keeps nothing"
-
-    def start(self) -> None:
-        self._pool = ProcessPoolExecutor(CHILDREN)
-
-    def call(self, x: int) -> int:
-        return self._pool.submit(noop, x).result(WAIT_S)
-
-    def map(self, n: int) -> list[int]:
-        return list(self._pool.map(noop, range(n), timeout=WAIT_S, chunksize=1))
-
-    def send(self, n: int) -> Sequence[Any]:
-        submit = self._pool.submit
-        return [submit(noop, x) for x in range(n)]
-
-    def gather(self, handles: Sequence[Any]) -> list[int]:
-        return [handle.result(WAIT_S) for handle in handles]
-
-    def stop(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-class Celery(Peer):
-    package = "celery"
-    about = (
+QUEUES: Final = (HOT, BACKLOG, COMPUTE)
+CLUSTERS: Final = (HOT, COMPUTE, DATA, FIRST)
+SYSTEMS: Final[dict[str, System]] = {
+    "nbqueue": System(
+        "nbqueue", "own", "`python -m nbqueue worker -c 2`, the task's code sent by value", (*QUEUES, DATA)
+    ),
+    "nbqueue, file": System(
+        "nbqueue", "own", "the same, the server with its append-only file", (HOT, BACKLOG), appendonly=True
+    ),
+    "nbqueue, by name": System(
+        "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT, BACKLOG)
+    ),
+    "nbqueue, embedded": System(
+        "nbqueue",
+        "own:Embedded",
+        "nothing configured: the embedded server, and the worker that its keeper starts",
+        (DATA, FIRST),
+        server=False,
+    ),
+    "ProcessPoolExecutor": System(
+        "concurrent.futures",
+        "pool",
+        "two processes, `map` with chunksize 1; no server, keeps nothing",
+        (HOT, COMPUTE, DATA),
+        server=False,
+    ),
+    "Celery": System(
+        "celery",
+        "celery",
         "`worker -P prefork -c 2 -O fair` without gossip, mingle, heartbeat and events, prefetch multiplier 64, early"
-        " acknowledgement, one priority step; a map is a `group`"
-    )
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        from celery import group  # may be missing
-
-        self._group: Callable[[Any], Any] = group
-        self._noop = celery_app(url).tasks["noop"]
-
-    def start(self) -> None:
-        self._start_worker("tests.benchmarks.peers", self.url)
-
-    def call(self, x: int) -> int:
-        value: int = self._noop.delay(x).get(timeout=WAIT_S)
-        return value
-
-    def map(self, n: int) -> list[int]:
-        values: list[int] = self._group(self._noop.s(x) for x in range(n)).apply_async().get(timeout=WAIT_S)
-        return values
-
-    def send(self, n: int) -> Sequence[Any]:
-        delay = self._noop.delay
-        return [delay(x) for x in range(n)]
-
-    def gather(self, handles: Sequence[Any]) -> list[int]:
-        from celery.result import ResultSet
-
-        values: list[int] = ResultSet(handles).join_native(timeout=WAIT_S)
-        return values
-
-
-SYSTEMS: Final[dict[str, type[Peer]]] = {
-    "nbqueue": Nbqueue,
-    "nbqueue, file": NbqueueFile,
-    "nbqueue, by name": NbqueueByName,
-    "ProcessPoolExecutor": Pool,
-    "Celery": Celery,
+        " acknowledgement, one priority step; a map is a `group`",
+        (*QUEUES, DATA),
+    ),
+    "dramatiq": System("dramatiq", "dramatiq", "`--processes 2`, Redis broker and results; a map is a `group`", QUEUES),
+    "huey": System(
+        "huey",
+        "huey",
+        "`-w 2 -k process`, results asked for every 2 ms, `TaskWrapper.map`; acknowledges nothing",
+        QUEUES,
+    ),
+    "SAQ": System(
+        "saq", "saq", "`--workers 2`, pickle, results asked for every 2 ms; a map is a gather of 100 at a time", QUEUES
+    ),
+    "RQ": System("rq", "rq", "`worker-pool -n 2` of `SimpleWorker`, which doesn't fork; `enqueue_many`", QUEUES),
+    "Ray": System(
+        "ray",
+        "ray",
+        "`init(num_cpus=2)` without a dashboard; sends confirm nothing; 20 MB shared by `put`",
+        CLUSTERS,
+        server=False,
+    ),
+    "Dask": System(
+        "distributed",
+        "dask",
+        "a scheduler and two worker processes of one thread; sends confirm nothing; 20 MB shared by `scatter`",
+        CLUSTERS,
+        server=False,
+    ),
+    "ipyparallel": System(
+        "ipyparallel",
+        "ipyparallel",
+        "`Cluster(n=2)`, load-balanced view; sends confirm nothing; 20 MB shared by `push`",
+        CLUSTERS,
+        server=False,
+    ),
 }
 
 
-def celery_app(url: str) -> Any:
-    """Return Celery's app with the one task, for client and worker."""
-    import celery
-
-    app = celery.Celery("benchmark", broker=url, backend=url, set_as_current=True)
-    app.conf.update(
-        worker_prefetch_multiplier=64,
-        worker_disable_rate_limits=True,
-        worker_send_task_events=False,
-        broker_connection_retry_on_startup=True,
-        broker_transport_options={"priority_steps": [0]},
-    )
-    app.task(noop, name="noop")
-    app.finalize()
-    return app
-
-
-if __name__ == "__main__":
-    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR")
-    celery_app(sys.argv[1]).worker_main(["worker", "-P", "prefork", "-c", str(CHILDREN), "-O", "fair", *quiet])
+def server_url() -> str:
+    """Return, in a worker of another system, where its server is; as redis-py writes it."""
+    return os.environ[URL].replace("redis+socket://", "unix://")

@@ -1,7 +1,8 @@
-"""Compare nbqueue with a process pool and with Celery: `python -m tests.benchmarks.run [--repeats N] [--short]`.
+"""Compare nbqueue with its peers: `python -m tests.benchmarks.run [--rounds N] [--short]`.
 
-Each repeat measures every system in turn, each with a new client process, new workers and a new server on a unix
-socket. The tables hold medians with the lowest and the highest. Nothing here fails because something was slow.
+Each round runs each kind of work on each installed system once, in turn, each time with a new client process, new
+workers and a new server on a unix socket. Figures are medians; ratios are made within a round. Nothing here fails
+because something was slow.
 """
 
 from __future__ import annotations
@@ -14,116 +15,138 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 from nbqueue import __version__
 from nbqueue.signing import create_key_file
-from tests.benchmarks.peers import SYSTEMS
+from tests.benchmarks import report
+from tests.benchmarks.peers import FIRST, KINDS, SYSTEMS, URL
+from tests.benchmarks.report import Figures, Runs
+from tests.benchmarks.work import MARKS
 from tests.helpers import RedisServer, server_binary
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tests.benchmarks.session import Figures
-
 ROOT: Final = Path(__file__).resolve().parents[2]
-REPORT: Final = Path(__file__).parent / "report" / "first.md"
-LIMIT_S: Final = 180.0
-OURS: Final = ("nbqueue", "nbqueue, file", "nbqueue, by name")
-THEIRS: Final = ("ProcessPoolExecutor", "Celery")
-PACKAGES: Final = ("redis", "hiredis", "kombu", "celery")
-
-
-class Row(NamedTuple):
-    title: str
-    figure: str
-    digits: int
-    higher_is_better: bool = False
-
-
-ROWS: Final = (
-    Row("map of no-ops, all results back, tasks/s", "map_rate", 0, higher_is_better=True),
-    Row("loop of `delay()`, each confirmed, sent/s", "send_rate", 0, higher_is_better=True),
-    Row("the same until all results are back, tasks/s", "send_all_rate", 0, higher_is_better=True),
-    Row("round trip p50, ms", "p50_ms", 2),
-    Row("round trip p99, ms", "p99_ms", 2),
-    Row("idle memory of the workers (PSS), MB", "pss_mb", 0),
-    Row("cold start to the first result, s", "cold_s", 2),
-    Row("spin (a fixed piece of Python), ms", "spin_ms", 0),
+REPORT: Final = Path(__file__).parent / "report"
+LIMIT_S: Final = 230.0
+VIEW: Final = "view"  # a kind that only nbqueue has: see `view`
+PACKAGES: Final = (
+    *("redis", "hiredis", "kombu", "celery", "dramatiq", "huey", "saq", "rq", "ray", "distributed", "ipyparallel"),
+    *("numpy", "ipykernel"),
 )
-NOISE: Final = "spin_ms"
-
-Runs = dict[str, list["Figures"]]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print, and add to the report."""
+    """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--short", action="store_true", help="one repeat, a tenth of the work, no report")
-    parser.add_argument("--report", type=Path, help=f"the file to add to, instead of {REPORT.relative_to(ROOT)}")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--short", action="store_true", help="one round, a tenth of the work, no report")
+    parser.add_argument("--only", default="", help="systems, separated by `;`")
+    parser.add_argument("--kinds", default=",".join((*KINDS, VIEW)), help="of work, separated by commas")
+    parser.add_argument("--backlog", type=int, default=50_000, metavar="N", help="messages; 1000000 takes long")
+    parser.add_argument("--report", type=Path, help=f"the file to write, instead of {REPORT.name}/speed.md")
     options = parser.parse_args(words)
-    repeats, seconds = (1, 0.2) if options.short else (options.repeats, 1.0)
-    about = describe(repeats)  # with the load before this adds to it
-    text = report(repeat(repeats, seconds), about)
-    print(text)
-    path: Path | None = options.report or (None if options.short else REPORT)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(text + "\n")
+    rounds, seconds = (1, 0.1) if options.short else (options.rounds, 1.0)
+    backlog = options.backlog // 50 if options.short else options.backlog
+    chosen = [name.strip() for name in options.only.split(";") if name.strip()] or list(SYSTEMS)
+    about = describe(rounds)  # with the load before this adds to it
+    path: Path | None = options.report or (None if options.short else REPORT / "speed.md")
+    said = ""
+    for runs in repeat(rounds, chosen, options.kinds.split(","), seconds, backlog):
+        said = report.text(runs, about)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(said)
+    print(said)
     return 0
 
 
-def repeat(repeats: int, seconds: float) -> Runs:
-    """Measure every system that is installed so often, interleaved."""
-    runs: Runs = {name: [] for name in SYSTEMS if SYSTEMS[name].installed()}
-    for number in range(repeats):
-        for name, done in runs.items():
-            print(f"repeat {number + 1} of {repeats}: {name}", file=sys.stderr, flush=True)
-            done.append(session(name, seconds))
-    return runs
+def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Iterator[Runs]:
+    """Measure every chosen system that is installed so often, interleaved; yield all there is after each round."""
+    runs: Runs = {name: [] for name in names if SYSTEMS[name].installed}
+    for number in range(rounds):
+        for done in runs.values():
+            done.append({})
+        for kind in kinds:
+            for name, done in runs.items():
+                if kind in (*SYSTEMS[name].kinds, VIEW) and (kind != VIEW or name == "nbqueue"):
+                    began = time.monotonic()
+                    done[number] |= attempted(kind, name, seconds, backlog)
+                    took = time.monotonic() - began
+                    print(f"round {number + 1}/{rounds}: {kind}, {name}, {took:.0f} s", file=sys.stderr, flush=True)
+        yield runs
 
 
-def session(name: str, seconds: float) -> Figures:
+def attempted(kind: str, name: str, seconds: float, backlog: int) -> Figures:
+    """Measure one system; what another's fails at is left out, and said."""
+    try:
+        return session(kind, name, seconds, backlog)
+    except (RuntimeError, subprocess.TimeoutExpired) as exc:
+        if name.startswith("nbqueue"):
+            raise
+        print(f"left out: {exc}", file=sys.stderr, flush=True)
+        return {}
+
+
+def session(kind: str, name: str, seconds: float, backlog: int) -> Figures:
     """Measure one system once, on a server of its own."""
-    with tempfile.TemporaryDirectory(prefix="nbq-") as directory, Server(appendonly=SYSTEMS[name].appendonly) as server:
-        key_file = Path(directory) / "key"
-        create_key_file(key_file)
-        variables = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("NBQUEUE_", "CELERY_"))},
-            "NBQUEUE_BROKER_URL": server.url,
-            "NBQUEUE_KEY_FILE": str(key_file),
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "tests.benchmarks.session", name, server.url, str(seconds)]
-        process = subprocess.Popen(
-            command,
-            cwd=directory,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    system = SYSTEMS[name]
+    with contextlib.ExitStack() as ends:
+        place = tempfile.TemporaryDirectory(prefix="nbq-", ignore_cleanup_errors=True)
+        directory = Path(ends.enter_context(place))
+        url = ends.enter_context(Server(appendonly=system.appendonly)).url if system.server else ""
+        if kind == VIEW:
+            command = [sys.executable, "-m", "tests.benchmarks.view", str(seconds)]
+        else:
+            command = [sys.executable, "-m", "tests.benchmarks.session", kind, name, url, str(seconds), str(backlog)]
+        # files: a pipe would be kept open by whatever a system leaves behind
+        with (directory / "out").open("w") as out, (directory / "err").open("w") as err:
+            process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment(directory, url),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
         try:
-            out, err = process.communicate(timeout=LIMIT_S)
+            process.wait(timeout=LIMIT_S if kind != FIRST else LIMIT_S / 2)
         finally:
             # the client, if it was interrupted, and what it has started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
+        said, errors = (directory / "out").read_text(), (directory / "err").read_text()
     if process.returncode != 0:
-        raise RuntimeError(f"{name} failed:\n{out}{err}")
-    figures: Figures = json.loads(out.splitlines()[-1])
+        raise RuntimeError(f"{kind} of {name} failed:\n{said}{errors[-3000:]}")
+    figures: Figures = json.loads(said.splitlines()[-1])
     return figures
+
+
+def environment(directory: Path, url: str) -> dict[str, str]:
+    """Return the variables of a session and all that it starts."""
+    ours = ("NBQUEUE_", "CELERY_", "RAY_", "BENCHMARK_")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    (directory / "marks").mkdir()
+    (directory / "tmp").mkdir()
+    variables |= {
+        "NBQUEUE_HOME": str(directory / "h"),
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(directory / "tmp"),
+        "C_FORCE_ROOT": "1",
+        MARKS: str(directory / "marks"),
+    }
+    if url:
+        key_file = directory / "key"
+        create_key_file(key_file)
+        variables |= {"NBQUEUE_BROKER_URL": url, "NBQUEUE_KEY_FILE": str(key_file), URL: url}
+    return variables
 
 
 class Server(RedisServer):
@@ -137,59 +160,13 @@ def program() -> str:
     return shutil.which("redis-server") or server_binary()
 
 
-def report(runs: Runs, about: str) -> str:
-    """Return the tables as Markdown."""
-    return "\n".join([about, "", *table(runs), "", *ratios(runs), "", *details(runs), ""])
-
-
-def table(runs: Runs) -> Iterator[str]:
-    """Yield the table of medians, lowest and highest."""
-    yield f"| work | {' | '.join(SYSTEMS)} |"
-    yield "| --- |" + " ---: |" * len(SYSTEMS)
-    for row in ROWS:
-        cells = [spread([f[row.figure] for f in runs[name]], row.digits) if name in runs else "" for name in SYSTEMS]
-        yield f"| {row.title} | {' | '.join(cells)} |"
-    for name in SYSTEMS:
-        if name not in runs:
-            yield f"| {name} is not installed |" + " |" * len(SYSTEMS)
-
-
-def ratios(runs: Runs) -> Iterator[str]:
-    """Yield the table of ratios: within each repeat, then their median, lowest and highest."""
-    pairs = [(ours, theirs) for theirs in THEIRS for ours in OURS if theirs in runs]
-    yield "| ratio | " + " | ".join(f"{ours} : {theirs}" for ours, theirs in pairs) + " |"
-    yield "| --- |" + " ---: |" * len(pairs)
-    for row in ROWS:
-        if row.figure == NOISE:
-            continue
-        cells = [
-            spread([a[row.figure] / b[row.figure] for a, b in zip(runs[ours], runs[theirs], strict=True)], 2)
-            for ours, theirs in pairs
-        ]
-        better = "higher" if row.higher_is_better else "lower"
-        yield f"| {row.title.rpartition(',')[0]} ({better} is better) | {' | '.join(cells)} |"
-
-
-def details(runs: Runs) -> Iterator[str]:
-    """Yield how each system was driven."""
-    for name, done in runs.items():
-        n = [f"{statistics.median(f[key] for f in done):,.0f}" for key in ("map_n", "send_n", "trips_n", "processes")]
-        yield f"* {name}: {SYSTEMS[name].about}."
-        yield f"  Tasks in a map {n[0]}, in a loop {n[1]}, round trips {n[2]}; processes besides the client {n[3]}."
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
-
-
-def describe(repeats: int) -> str:
-    """Return a line on machine and versions."""
+def describe(rounds: int) -> str:
+    """Return lines on machine and versions."""
     server = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
     version = next(word for word in server.split() if word.startswith("v=")).removeprefix("v=")
     packages = ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed_version(name)))
     return (
-        f"## {time.strftime('%Y-%m-%d %H:%M')}, {repeats} interleaved repeat{'s' * (repeats != 1)}\n\n"
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {rounds} interleaved round{'s' * (rounds != 1)} on "
         f"{os.cpu_count()} cores ({processor()}), {platform.system()}, load {os.getloadavg()[0]:.1f} at the start; "
         f"Python {platform.python_version()}, {Path(program()).name} {version} on a unix socket, "
         f"nbqueue {__version__}{commit()}, {packages}."
@@ -208,7 +185,11 @@ def processor() -> str:
     """Return the processor's name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(models(lines), platform.machine())
+
+
+def models(lines: Sequence[str]) -> Iterator[str]:
+    return (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
 
 
 def installed_version(name: str) -> str | None:

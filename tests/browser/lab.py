@@ -183,7 +183,7 @@ class Notebook:
     """A notebook open in the page. Used as a context manager, which closes it and ends its kernel.
 
     Cells count from 0, the prelude; waits are in seconds. Uncaught errors and dialogs are kept in `errors`, what the
-    page logs as an error in `console`.
+    page logs as an error in `console`. `gates` is the directory that the prelude calls so.
     """
 
     def __init__(self, lab: Lab, name: str, gates: Path) -> None:
@@ -192,7 +192,7 @@ class Notebook:
         self.console: list[str] = []
         self._lab = lab
         self._name = name
-        self._gates = gates
+        self.gates = gates
 
     def __enter__(self) -> Self:
         self.page.on("pageerror", self._page_error)
@@ -255,7 +255,7 @@ class Notebook:
 
     def open_gate(self, gate: str) -> None:
         """Let a task go on that is held at a gate."""
-        (self._gates / gate).touch()
+        (self.gates / gate).touch()
 
     def output(self, cell: int) -> Locator:
         """Return where a cell's outputs are."""
@@ -277,6 +277,10 @@ class Notebook:
     def save(self) -> None:
         """Save the notebook."""
         self.page.evaluate(f"async () => {{ await {_PANEL}.context.save() }}")
+
+    def leave(self) -> None:
+        """Close the page, as far as JupyterLab can tell; `reload` opens it again."""
+        self.page.goto("about:blank")
 
     def reload(self) -> None:
         """Load the page anew."""

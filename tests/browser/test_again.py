@@ -1,11 +1,16 @@
-"""Cells found again: after a restart, a reload, an interrupt."""
+"""Cells found again: after a restart, a reload, an interrupt, a killed child."""
 
 from __future__ import annotations
 
+import os
+import signal
+
+import psutil
 import pytest
 from playwright.sync_api import expect
 
 from tests.browser.lab import Lab
+from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -90,3 +95,42 @@ def test_interrupted_wait_says_that_the_task_goes_on(lab: Lab) -> None:
         expect(notebook.output(2)).to_contain_text("'both parts'")
         expect(notebook.output(1)).to_contain_text("parts succeeded in")
         assert notebook.errors == []
+
+
+TOLD = """%%task told
+import os
+again = (GATES / "pid").exists()
+if not again:
+    print("first attempt, line 0")
+    (GATES / "pid.new").write_text(str(os.getpid()))
+    (GATES / "pid.new").rename(GATES / "pid")
+number = 0
+while not again:
+    number += 1
+    print("first attempt, line", number)
+    time.sleep(0.02)
+print("second attempt")
+hold("end")
+"ended by the second"
+"""
+
+
+def test_view_opened_again_after_a_child_was_killed_shows_both_attempts(lab: Lab) -> None:
+    with lab.open("killed", TOLD, "told.get()") as notebook:
+        notebook.run(0, 1)
+        log = notebook.view(1).get_by_role("log")
+        expect(log).to_contain_text("first attempt, line 5")
+        notebook.save()
+        notebook.leave()
+        pid = int((notebook.gates / "pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(pid), 10, "the child to end")
+        notebook.reload()
+        expect(log).to_contain_text("first attempt, line 0")
+        expect(log).to_contain_text("first attempt, line 5")
+        expect(log).to_contain_text("second attempt")
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Running")
+        notebook.open_gate("end")
+        notebook.run(2)
+        expect(notebook.output(2)).to_contain_text("'ended by the second'")
+        expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Succeeded")

@@ -75,3 +75,24 @@ def test_queues_are_named_with_commas_and_spaces(idle_site: Site, option: str) -
     words = ("-Q", "a, b") if option == "-Q" else ("-Q", "a,b,c", "-X", " c ,")
     worker = idle_site.worker(*words, concurrency=1)
     wait_until(lambda: "queues a, b\n" in worker.log.read_text(), 10, "the worker to name its queues")
+
+
+def test_worker_asks_now_and_then_where_very_many_wait_already(idle_site: Site) -> None:
+    # another has the count, and does not look again
+    idle_site.server_says("SET", "nbq:{nbqueue}:sweeper", "another")
+    idle_site.server_says("SET", "nbq:{nbqueue}:listeners", "999999")
+    worker = idle_site.worker()
+    looks = 0
+
+    def waits_no_more() -> bool:
+        nonlocal looks
+        with idle_site.server.client(decode_responses=True) as client:
+            lines = client.client_list()
+        waits = any(line["cmd"].startswith("xreadgroup") and "b" in line["flags"] for line in lines)
+        looks = 0 if waits else looks + 1
+        return looks > 30  # one that waits pauses for a moment only
+
+    wait_until(waits_no_more, 20, "it to wait no more")
+    for number in range(5):
+        assert idle_site.app.send_task("tests.project.add", (number, 1)).get(timeout=10) == number + 1
+    assert worker.process.poll() is None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from nbqueue import App
+from tests.benchmarks import work
 
 app = App()  # its URL and key come from the environment
-
-
-@app.task
-def noop(x: int) -> int:
-    return x
+tasks = {name: app.task(fn, name=name) for name, fn in work.TASKS.items()}
