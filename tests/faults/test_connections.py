@@ -227,7 +227,8 @@ def test_map_whose_sender_dies_in_the_middle_ends_for_those_who_wait(
     group = site.app.GroupResult(key.decode().removeprefix("nbq:group:"))
     site.worker()
     wait_until(lambda: group.completed_count() == sent, 40, "what was sent to run")
-    monkeypatch.setattr("nbqueue.watcher.SENDING_S", 1.0)
+    for name, seconds in (("SENDING_S", 1.0), ("CHECK_S", 0.1), ("BLOCK_S", 0.05)):
+        monkeypatch.setattr(f"nbqueue.watcher.{name}", seconds)
     with pytest.raises(UnknownTask, match=f"stopped after {sent:,} of its 3,000 calls"):
         group.get(timeout=20)
     assert group[sent - 1].get(timeout=5) == f"t{sent - 1}"

@@ -68,9 +68,9 @@ def test_worker_begins_nothing_while_the_server_has_no_room_for_results(site: Si
     wait_until(lambda: len(results.watched.arrived) >= 4, 20, "some to end")
     site.server_says("CONFIG", "SET", "maxmemory", "1")
     wait_for_outage(site)
-    passed(1.0)
+    passed(0.5)
     begun = len(runs(tmp_path))
-    passed(1.5)
+    passed(1.0)
     assert len(runs(tmp_path)) == begun
     assert worker.process.poll() is None
     site.server_says("CONFIG", "SET", "maxmemory", "0")

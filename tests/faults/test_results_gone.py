@@ -19,7 +19,8 @@ DAY_S = 86_400.0
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbqueue.watcher.CHECK_S", 0.2)
+    monkeypatch.setattr("nbqueue.watcher.CHECK_S", 0.1)
+    monkeypatch.setattr("nbqueue.watcher.BLOCK_S", 0.05)
     monkeypatch.setattr("nbqueue.watcher.EXPLAIN_S", 0.0)
 
 
