@@ -6,7 +6,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -18,7 +19,7 @@ from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.current import set_current_app
-from nbqueue.deliveries import KEEPER_WAKE, LIVE, RECORDS, Outgoing, Revocation
+from nbqueue.deliveries import KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, Revocation
 from nbqueue.exceptions import (
     AmbiguousLabel,
     BlobNotStored,
@@ -48,6 +49,7 @@ from nbqueue.messages import (
     sign_record,
 )
 from nbqueue.payloads import Packer, Ref
+from nbqueue.pipeline import Pipeline
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
 from nbqueue.signing import Signer
@@ -106,6 +108,7 @@ class App:
         self.session = uuid.uuid4().hex
         self.tasks: dict[str, Task] = {}
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
+        self._pipelines = threading.local()
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -335,6 +338,10 @@ class App:
             sign_record(pending_facts(steering), b"", self.signer),
             priority=steering.priority,
         )
+        pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
+        if pipeline is not None:
+            pipeline.add(outgoing, mine)
+            return results.AsyncResult(steering.id, self, watched=watched)
         try:
             verdict = self._publish([outgoing], retry, retry_policy)[0]
         except (SendFailed, SendUncertain):
@@ -345,6 +352,27 @@ class App:
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
 
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """Send what this thread calls in a `with` block while it goes on; confirmed together when the block ends.
+
+        A call returns at once with its handle, which may be waited for in the block too. Maps are sent as ever.
+
+        Raises:
+            SendFailed: at the end of the block: some calls were not sent. Their handles raise `UnknownTask`.
+            SendUncertain: the broker went away before it answered; of some calls it isn't known.
+        """
+        outer = getattr(self._pipelines, "current", None)
+        if outer is not None:
+            yield outer  # the outer block confirms
+            return
+        with Pipeline(lambda messages: self._publish(messages, None, None), self.watcher.unwatch) as made:
+            self._pipelines.current = made
+            try:
+                yield made
+            finally:
+                self._pipelines.current = None
+
     def send_map(
         self, steering: Steering, code: bytes, calls: Sequence[bytes], packer: Packer | None = None
     ) -> results.GroupResult:
@@ -354,7 +382,8 @@ class App:
         group = msgspec.structs.replace(steering, id=new_id(), nonce=uuid.uuid4().hex, size=len(calls))
         watched = WatchedMap(group, self.session)
         self._save(packer, group)
-        self.backend.store_group(group.id, sign_group(group, code, self.signer), self.conf.result_expires)
+        keep_s = max(self.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
+        self.backend.store_group(group.id, sign_group(group, code, self.signer), keep_s)
         self.watcher.watch_map(watched)
         due = int(group.eta * 1000)
         signer = self.signer
@@ -362,8 +391,25 @@ class App:
             outgoing = []
             for index, args in enumerate(calls[start : start + _MAP_CHUNK], start):
                 message = Message.sign_call(group.id, index, args, signer)
-                outgoing.append(Outgoing(group.queue, message.id, message.header, args, due, priority=group.priority))
-            self._publish(outgoing, None, None)
+                outgoing.append(
+                    Outgoing(
+                        group.queue,
+                        message.id,
+                        message.header,
+                        args,
+                        due,
+                        priority=group.priority,
+                        group=group.id,
+                        index=index,
+                    )
+                )
+            try:
+                self._publish(outgoing, None, None)
+            except (SendFailed, SendUncertain) as exc:
+                self.watcher.unwatch_map(watched)
+                if start:
+                    exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
+                raise
         sent = results.GroupResult(group.id, self, watched=watched)
         if self.show is not None:
             self.show(sent)
@@ -540,25 +586,19 @@ class App:
             signal: the first signal, instead of SIGINT.
         """
         now = time.time()
-        mark = msgspec.json.encode({"terminate": terminate, "signal": signal}).decode()
+        order = Control(order="revoke", at=now, nonce=uuid.uuid4().hex, terminate=terminate, signal=signal)
         items = []
         for result in results:
             steering = self._steering_of(result)
             facts = revoked_facts(steering, "cancelled", now) if steering else Facts(kind="record", id=result.id)
             record = sign_record(facts, b"", self.signer).decode() if steering else ""
+            mark = sign_control(msgspec.structs.replace(order, ids=(result.id,)), self.signer)
             items.append(Revocation(facts.queue, result.id, record, facts.session, facts.group, mark))
         said = self.broker.revoke(items)
         held = tuple(result.id for result, word in zip(results, said, strict=True) if word in ("held", "unknown"))
         for start in range(0, len(held), 200):
-            order = Control(
-                order="revoke",
-                at=now,
-                nonce=uuid.uuid4().hex,
-                ids=held[start : start + 200],
-                terminate=terminate,
-                signal=signal,
-            )
-            self.backend.order(sign_control(order, self.signer))
+            part = msgspec.structs.replace(order, nonce=uuid.uuid4().hex, ids=held[start : start + 200])
+            self.backend.order(sign_control(part, self.signer))
         self.watcher.check_soon()
 
     def retry(self, results: Sequence[results.AsyncResult]) -> int:

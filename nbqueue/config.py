@@ -59,7 +59,7 @@ class Settings:
     worker_lease: float = 10.0  # how long a claim holds without renewal
     worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims
     worker_max_child_deaths: int = 3  # a task that ended its child this often is given up
-    worker_max_losses: int = 10  # a task that lost its worker this often is given up
+    worker_max_losses: int = 10  # a task that lost its worker this often gets one more run, alone, and is given up then
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
     include: tuple[str, ...] = ()
 

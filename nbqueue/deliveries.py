@@ -22,6 +22,7 @@ REVOKED: Final = "nbq:revoked"
 KEEPER_WAKE: Final = "nbq:keeper:wake"
 KEEPER_TROUBLE: Final = "nbq:keeper:trouble"
 RECORDS: Final = "celery-task-meta-"
+LIVE_S: Final = 30 * 86_400.0  # what is known of a task that has not ended is kept so long; as `LIVE_MS` in the scripts
 
 SENT: Final = 1
 REPEAT: Final = 2
@@ -51,7 +52,8 @@ def failed_key(id_: str) -> str:
 class Outgoing(msgspec.Struct, frozen=True):
     """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
 
-    The counters are of a message that follows another one of its id.
+    Members of a map name it, and are published in its order. The counters are of a message that follows another one of
+    its id.
     """
 
     queue: str
@@ -65,6 +67,8 @@ class Outgoing(msgspec.Struct, frozen=True):
     attempt: int = 1
     child_deaths: int = 0
     worker_losses: int = 0
+    group: str = ""
+    index: int = -1
 
 
 class Delivery(msgspec.Struct, eq=False):

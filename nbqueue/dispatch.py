@@ -39,6 +39,7 @@ class Held(msgspec.Struct, eq=False):
     marked: bool = False  # shown as started
     revoked: bool = False  # being stopped because somebody cancelled it
     unwanted: bool = False  # cancelled, but left to run; it must not run again
+    alone: bool = False  # it may have been the end of its workers: nothing else runs beside it
     lost: bool = False  # its lease: whatever comes of it is dropped
     limits: Limits = NO_LIMITS
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
@@ -59,6 +60,7 @@ class Dispatcher:
         self.held: dict[int, Held] = {}
         self.by_id: dict[str, Held] = {}
         self.ready: deque[Held] = deque()
+        self.alone: set[int] = set()
         self.waiting: dict[int, Held] = {}  # for what they need to be here
         self._load: dict[int, float] = {}  # seconds of work handed to a child
         self._since: dict[int, float] = {}  # when a child began what it does
@@ -69,6 +71,8 @@ class Dispatcher:
         """Take charge of a claimed task; if it `waits`, it runs once it is resumed."""
         self.held[held.seq] = held
         self.by_id[held.steering.id] = held
+        if held.alone:
+            self.alone.add(held.seq)
         if waits:
             self.waiting[held.seq] = held
         else:
@@ -83,11 +87,14 @@ class Dispatcher:
         """Forget a task that has ended, or is somebody else's."""
         self.held.pop(held.seq, None)
         self.waiting.pop(held.seq, None)
+        self.alone.discard(held.seq)
         if self.by_id.get(held.steering.id) is held:
             del self.by_id[held.steering.id]
 
     def room(self) -> int:
         """Return how many more tasks the children could take now."""
+        if self.alone:
+            return 0
         children = [child for child in self.pool.children.values() if child.ready]
         if self._mean is not None and self._mean < FAST_S:
             batch = max(1, min(MAX_BATCH, int(BATCH_S / max(self._mean, 2e-5))))
@@ -101,6 +108,8 @@ class Dispatcher:
         full: set[int] = set()
         while self.ready:
             held = self.ready[0]
+            if self.alone and any(other.child for other in self.held.values()):
+                return
             seconds = self._means.get(_kind(held.steering))
             child = self._child_for(seconds, full)
             if child is None:
@@ -130,7 +139,12 @@ class Dispatcher:
         return best
 
     def surplus(self) -> list[Held]:
-        """Take out what was claimed in the belief that it is quick, and would wait for a child after all."""
+        """Take out what was claimed in the belief that it is quick, or before it was known who is to run alone."""
+        if self.alone:
+            kept = next((held for held in self.ready if held.alone), None)
+            back = [held for held in self.ready if held is not kept]
+            self.ready = deque([kept] if kept is not None else [])
+            return back
         slow = [held for held in self.ready if (self._means.get(_kind(held.steering)) or 1.0) >= FAST_S]
         if len(slow) <= len(self.pool.children):
             return []

@@ -6,6 +6,7 @@ stops the worker; one that is meant for somebody else is left to them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 from typing import Final
@@ -26,6 +27,7 @@ from nbqueue.messages import (
     encode_steering,
     open_fact,
     open_group,
+    open_mark,
     python_version,
     split_body,
 )
@@ -39,7 +41,7 @@ _NOT_MINE: Final = frozenset({"key", "version"})
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A task to run. `steering_text` is the JSON that its child gets."""
+    """A task to run; `alone` if it is to have a worker to itself. `steering_text` is the JSON that its child gets."""
 
     delivery: Delivery
     steering: Steering
@@ -47,6 +49,7 @@ class Accepted(msgspec.Struct, frozen=True):
     code: bytes
     args: bytes
     blobs: tuple[Ref, ...] = ()  # large data that code and arguments name
+    alone: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -97,7 +100,8 @@ class Intake:
         signer: of this worker's key.
         backend: where groups are looked up.
         worker: this worker's name, for errors.
-        max_losses: so many lost workers end a task.
+        max_losses: a task that lost so many workers runs alone, and ends if it loses another: those that a worker
+            holds are charged together with the one that is its end.
     """
 
     def __init__(self, signer: Signer, backend: Backend, worker: str, max_losses: int) -> None:
@@ -128,7 +132,12 @@ class Intake:
             return (NotMine if exc.reason in _NOT_MINE else Refused)(delivery, str(exc))
         except _GroupMissing as exc:
             return Ended(delivery, exc.steering, states.FAILURE, *failure_of("BlobMissing", str(exc)))
-        return self._known(task) or self._unfit(task, now) or task
+        alone = delivery.worker_losses >= self.max_losses
+        return (
+            self._known(task)
+            or self._unfit(task, now)
+            or (msgspec.structs.replace(task, alone=True) if alone else task)
+        )
 
     def _task(self, message: Message, delivery: Delivery) -> Accepted:
         if isinstance(message.steering, Call):
@@ -169,7 +178,9 @@ class Intake:
             if record is not None and about_it and _is_over(record.facts, task.steering):
                 return Repeat(delivery)
         if delivery.mark:
-            return Ended(delivery, task.steering, states.REVOKED, "cancelled")
+            with contextlib.suppress(BadMessage):
+                open_mark(delivery.mark, delivery.id, self.signer)
+                return Ended(delivery, task.steering, states.REVOKED, "cancelled")
         return None
 
     def _unfit(self, task: Accepted, now: float) -> Verdict | None:
@@ -178,8 +189,8 @@ class Intake:
         delivery = task.delivery
         if has_expired(now, s.expires, s.sent_at, s.eta, s.retries):
             return Ended(delivery, steering, states.REVOKED, "expired")
-        if delivery.worker_losses >= self.max_losses:
-            text = f"Given up: it lost its worker {delivery.worker_losses} times."
+        if delivery.worker_losses > self.max_losses:
+            text = f"Given up: it lost its worker {delivery.worker_losses} times, the last time while it ran alone."
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)
         here = python_version()
         if steering.python and steering.python != here:

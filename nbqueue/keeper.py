@@ -224,7 +224,7 @@ class Keeper:
         live: dict[str, Callable[[str], bool]] = {}
         for name, text in zip(adverts[::2], adverts[1::2], strict=True):
             worker = name.decode(errors="replace")
-            with contextlib.suppress(BadMessage, ValueError, TypeError, KeyError):
+            with contextlib.suppress(BadMessage, ValueError, TypeError, KeyError, RecursionError):
                 advert = json.loads(text)
                 dead = worker == self.worker_name and not self._worker_lives()
                 if dead or now_s - advert["at"] > FORGET_S:

@@ -362,6 +362,18 @@ def open_control(text: str | bytes, signer: Signer) -> Control:
     return _decode(_CONTROL, signer.verify("control", text))
 
 
+def open_mark(text: str | bytes, id_: str, signer: Signer) -> Control:
+    """Return the order that was left to revoke a task, once its signature holds and it is about this task.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    order = open_control(text, signer)
+    if order.order != "revoke" or id_ not in order.ids:
+        raise BadMessage("place", f"an order to {order.order[:20]} other tasks, left with {id_[:80]}")
+    return order
+
+
 class ChildTask(msgspec.Struct, array_like=True):
     """One task as a supervisor hands it to a child. `steering` is the JSON of its (or its group's) `Steering`."""
 

@@ -174,7 +174,7 @@ def _open(payload: bytes) -> _Head:
         raise BadMessage("version", "a payload in a form of a newer nbqueue")
     try:
         head = _decode(payload[len(_MARK) :])
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadMessage("fields", str(exc)) from None
     for ref in head.refs:
         if len(ref.digest) != 64 or not _HEX.issuperset(ref.digest) or ref.size < 0:

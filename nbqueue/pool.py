@@ -42,6 +42,9 @@ _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
 # The package may lie where only this process looks; users' folders join the path when the machinery is loaded.
 _FORK_SERVER: Final = "import sys; sys.path.append(sys.argv[2]); from nbqueue.child import main; main()"
 _encode = msgspec.msgpack.Encoder().encode
+# What decoders of ours and msgspec's raise.
+_GARBLED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, BadMessage)
+_LATEST: Final = 1e11  # Unix seconds, beyond which no date can be written
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_event = msgspec.msgpack.Decoder(ChildEvent).decode
 
@@ -344,7 +347,7 @@ class Pool:
                 break
         try:
             yield from self._parse(child)
-        except (msgspec.DecodeError, struct.error, BadMessage) as exc:
+        except _GARBLED as exc:
             # A task has written to a descriptor that isn't its own.
             child.fault = f"its replies were garbled: {exc}"
             child.incoming.clear()
@@ -356,7 +359,7 @@ class Pool:
         try:
             while len(incoming) - at >= 4:
                 size = int.from_bytes(incoming[at : at + 4], "big")
-                if size > _MAX_REPLY_BYTES:
+                if not 0 < size <= _MAX_REPLY_BYTES:
                     raise msgspec.DecodeError(f"a reply of {size:,} bytes")
                 end = at + 4 + size
                 if len(incoming) < end:
@@ -488,10 +491,15 @@ def _checked(outcome: Outcome) -> Outcome:
     """
     if outcome.state not in _ENDS:
         raise BadMessage("fields", f"an outcome of state {outcome.state[:20]}")
+    instants = [outcome.started_at, outcome.ended_at]
     if outcome.state == states.RETRY:
-        decode_failure(decode_again(outcome.body).failure)
+        again = decode_again(outcome.body)
+        decode_failure(again.failure)
+        instants.append(again.due)
     elif outcome.state == states.FAILURE:
         decode_failure(outcome.body)
+    if not all(0 <= instant < _LATEST for instant in instants):
+        raise BadMessage("fields", "an outcome at no time there is")
     return outcome
 
 

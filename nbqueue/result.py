@@ -179,6 +179,7 @@ class AsyncResult:
             TimeoutError: it has not ended within `timeout`; the task goes on.
             TaskRevokedError: it was cancelled, or expired.
             UnknownTask: nobody sent it, or nothing is kept of it.
+            ResultExpired: it was sent, and nothing is kept of it any more.
             BackendUnavailable: the backend has not answered for longer than `conf.backend_timeout`.
             Exception: what the task raised.
         """
@@ -319,8 +320,6 @@ class GroupResult:
                     raise _error(fact)
         else:
             _wait(watched, timeout, self.app.conf.backend_timeout, f"map {self.id}")
-        if watched.trouble is not None:
-            raise watched.trouble
         return [_outcome(fact, self.app) for fact in watched.facts if fact is not None]
 
     join = get
@@ -391,7 +390,9 @@ class GroupResult:
                     seen += 1
                     if arrived[seen - 1] not in before:
                         yield arrived[seen - 1]
-                if seen >= watched.size or watched.trouble is not None:
+                if watched.trouble is not None:
+                    raise watched.trouble
+                if seen >= watched.size:
                     return
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:

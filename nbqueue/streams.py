@@ -2,8 +2,8 @@
 
 A queue is two streams (new entries, and entries that came back), a sorted set of delayed ones, and a hash of
 the ids that are claimed. An entry is claimed by a consumer group and never changes hands: to give one back is
-to add it anew, so that `XACK` returning 1 proves, in the same script as what depends on it, that the claim
-still held.
+to add it anew. So the place that the hash of claims still holds proves, in the same script as what depends on it, that
+the claim held.
 
 Nothing here opens messages; bodies and records are bytes.
 """
@@ -15,17 +15,15 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
-from nbqueue.config import redis_url, scheme_of
 from nbqueue.deliveries import (
     COUNTERS,
     DEAD,
@@ -45,35 +43,17 @@ from nbqueue.deliveries import (
     queue_key,
     stream_key,
 )
+from nbqueue.wire import Wire
 
 LISTENS_MS = 1_000  # a consumer that has room asks at least that often
 _CHUNK = 500  # messages in one script: about 5 ms of the server, so that nobody else waits longer
 _CHUNK_BYTES = 64 << 20  # a server closes connections that send more than 1 GB in one command
 _LEVELS = frozenset(b"%d" % level for level in range(1, 10))
 CLAIM_MOST: Final = 1_000  # messages in one claim
+_PARTS: Final = re.compile(r"^(?=local )", re.MULTILINE)  # of `common.lua`: each defines one name
+_DEFINED: Final = re.compile(r"local (?:function )?(\w+)")
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
 _pack = msgspec.msgpack.Encoder().encode
-
-
-def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
-    """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
-
-    Args:
-        url: a broker's or backend's URL.
-        name: shown by CLIENT LIST; the keeper looks for it.
-        timeout_s: None for connections that block.
-    """
-    options: dict[str, Any] = {"socket_timeout": timeout_s}
-    if scheme_of(url) in ("redis", "rediss"):
-        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
-    return redis.Redis.from_url(
-        redis_url(url),
-        protocol=2,  # one shape of reply, whatever the server
-        client_name=name,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **options,
-    )
 
 
 class Streams:
@@ -99,6 +79,7 @@ class Streams:
         wake_key: str = "",
     ) -> None:
         self.client = client
+        self.wire = Wire(client)
         self.records = records
         self.record_ttl_ms = record_ttl_ms
         self.session_maxlen = session_maxlen
@@ -118,7 +99,7 @@ class Streams:
                 texts = [m.record.decode() for m in row] if any(m.record for m in row) else []
                 nonces = [m.nonce for m in row] if texts else []
                 groups.append((queue, due_ms, priority, [m.id for m in row], [m.header for m in row], nonces, texts))
-            blob = (self.records, self.record_ttl_ms, self.wake_key, groups)
+            blob = (self.records, self.record_ttl_ms, self.wake_key, groups, part[-1].group, part[-1].index + 1)
             verdicts += self._run("publish", blob, *[m.body for m in part]) or [SENT] * len(part)
         return verdicts
 
@@ -138,10 +119,30 @@ class Streams:
             (queue, lane, [d.entry for d in row], [d.id for d in row], [d.header.decode("latin-1") for d in row])
             for (queue, lane), row in given.items()
         ]
-        rows, data, next_due, levels, verdicts = self._run("claim", (consumer, limit, self.records, queues, columns))
+        reply = self._run("claim", (consumer, limit, self.records, queues, columns))
+        return self.parse_claim(reply, queues, given.values())
+
+    def claim_command(self, consumer: str, limit: int, queues: Sequence[str]) -> tuple[str | int | bytes, ...]:
+        """Return the command of a claim, for who goes on until its reply comes.
+
+        The server may have forgotten the script: then the reply is a `NoScriptError`, and nothing was claimed.
+        """
+        return "EVALSHA", script("claim")[1], 0, _pack((consumer, limit, self.records, queues, []))
+
+    def parse_claim(
+        self, reply: Any, queues: Sequence[str], given: Iterable[list[Delivery]] = ()
+    ) -> tuple[list[Delivery], float | None]:
+        """Return the deliveries in the reply of a claim, and the seconds until a delayed one is due.
+
+        Args:
+            reply: as the server sent it.
+            queues: as they were given.
+            given: what a blocking read had brought, by place.
+        """
+        rows, data, next_due, levels, verdicts = reply
         self._levels = {queue: seen for queue, seen in zip(queues, levels, strict=True) if seen}
         deliveries = []
-        for row, said in zip(given.values(), verdicts, strict=True):
+        for row, said in zip(given, verdicts, strict=True):
             for delivery, verdict in zip(row, said, strict=True):
                 if verdict:
                     delivery.record, delivery.mark = verdict
@@ -405,6 +406,19 @@ class Streams:
                     if "BUSYGROUP" not in str(exc):
                         raise
 
+    def risks(self) -> list[str]:
+        """Return what about the server's settings may cost tasks or results, a sentence each."""
+        found = []
+        memory, persistence = self.client.info("memory"), self.client.info("persistence")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            found.append(
+                f"It drops tasks and results when its memory is full (maxmemory-policy {policy}); set it to noeviction."
+            )
+        if not persistence.get("aof_enabled", 1):
+            found.append("What it has not yet saved is lost if it ends (appendonly no); set appendonly to yes.")
+        return found
+
     def forget_consumer(self, consumer: str, queues: Iterable[str]) -> None:
         """Remove a consumer that holds nothing; with entries pending it stays, or they would be destroyed."""
         for queue in queues:
@@ -412,66 +426,31 @@ class Streams:
                 name = stream_key(queue, lane)
                 self.client.eval(_FORGET_CONSUMER, 1, name, GROUP, consumer)
 
+    def close(self) -> None:
+        """Give up connections."""
+        self.wire.close()
+        self.client.close()
+
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
         # One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
         source, digest = script(name)
         packed = _pack(blob)
         try:
-            return self.client.execute_command("EVALSHA", digest, 0, packed, *raw)
+            return self.wire.call("EVALSHA", digest, 0, packed, *raw)
         except NoScriptError:
-            return self.client.execute_command("EVAL", source, 0, packed, *raw)
-
-
-class BlockingRead:
-    """One connection that waits for news while its owner goes on: send, select on it, then read.
-
-    Args:
-        client: made without a socket time-out.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._connection = client.connection_pool.get_connection()
-        self._connection.send_command("CLIENT", "ID")
-        self._id = int(self._connection.read_response(timeout=5.0))
-        # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
-        # asks for it again to forget it, and by then the connection may be closed.
-        self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
-        self.pending = False
-
-    def fileno(self) -> int:
-        """Return the socket to select on."""
-        return self._descriptor
-
-    def start(self, command: Sequence[str | int | bytes]) -> None:
-        """Send a blocking command."""
-        self._connection.send_command(*command)
-        self.pending = True
-
-    def finish(self) -> Any:
-        """Return the reply, once the socket is readable."""
-        self.pending = False
-        return self._connection.read_response(timeout=5.0)
-
-    def cancel(self, client: redis.Redis) -> Any:
-        """End the wait through another connection; return the reply, which may have come just before."""
-        if not self.pending:
-            return None
-        client.execute_command("CLIENT", "UNBLOCK", self._id)
-        return self.finish()
-
-    def close(self) -> None:
-        """Give up the connection."""
-        self.pending = False
-        self._connection.disconnect()
-        self._client.close()
+            return self.wire.call("EVAL", source, 0, packed, *raw)
 
 
 @functools.cache
 def script(name: str) -> tuple[str, str]:
-    """Return a script's source, with what all scripts share, and its SHA-1 as Redis computes it."""
+    """Return a script's source, with what it needs of `common.lua`, and its SHA-1 as Redis computes it."""
     folder = importlib.resources.files("nbqueue") / "lua"
-    source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    source = (folder / f"{name}.lua").read_text()
+    # Each run of a script makes all of its functions anew, so those that it doesn't call are left out.
+    for part in reversed(_PARTS.split((folder / "common.lua").read_text())):
+        found = _DEFINED.match(part)
+        if found is None or re.search(rf"\b{found[1]}\b", source):
+            source = part + source
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -20,7 +20,8 @@ from kombu.transport import virtual
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.messages import new_id
 from nbqueue.routing import MAX_PRIORITY
-from nbqueue.streams import Streams, connect
+from nbqueue.streams import Streams
+from nbqueue.wire import connect
 
 
 class QoS(virtual.QoS):
@@ -108,7 +109,7 @@ class Channel(virtual.Channel):
             self.streams.give_back(list(self._claimed.values()))
             self._claimed.clear()
         super().close()
-        self.streams.client.close()
+        self.streams.close()
 
 
 class Transport(virtual.Transport):

@@ -125,6 +125,7 @@ class WatchedTask(Watched):
         self.fact: Fact | None = None
         self.latest: Fact | None = None  # the newest record, terminal or not
         self.trouble: TaskError | None = None
+        self.refused = ""  # why the record that the backend has isn't believed
         self.replayed: set[str] = set()
         self._history: list[Fact] = []
         self._status: TaskStatus | None = None
@@ -291,6 +292,14 @@ class WatchedMap(Watched):
         if new:
             with self.news:
                 self.news.notify_all()
+        self._changed()
+
+    def fail(self, trouble: TaskError) -> None:
+        """End the wait for members that will never end."""
+        with self._lock:
+            self.trouble = trouble
+        with self.news:
+            self.news.notify_all()
         self._changed()
 
     def missing(self) -> list[str]:

@@ -17,14 +17,16 @@ import msgspec
 
 from nbqueue import states
 from nbqueue.backends.base import GAP, Backend
-from nbqueue.exceptions import BackendUnavailable, BadMessage, UnknownTask
+from nbqueue.exceptions import BackendUnavailable, BadMessage, ResultExpired, TaskError, UnknownTask
 from nbqueue.messages import Fact, FactText, Steering, open_fact, open_facts, open_group, open_stored
 from nbqueue.signing import Signer
 from nbqueue.watched import WatchedMap, WatchedTask
 
 CHECK_S: Final = 5.0
 BLOCK_S: Final = 1.0
+LINGER_S: Final = 2.0  # without anything to follow, until it stops reading
 READ_AT_ONCE: Final = 500  # entries of a session, as backends give them
+SENDING_S: Final = 60.0  # a map of which nothing more was sent for so long is sent no further
 EXPLAIN_S: Final = 3.0  # a worker that is being started needs a moment
 ALIVE_S: Final = 15.0  # a worker that has shown itself within this time lives
 
@@ -116,6 +118,11 @@ class Watcher:
             if self._tasks.get(task.id) is task:
                 del self._tasks[task.id]
 
+    def unwatch_map(self, group: WatchedMap) -> None:
+        """Stop following a map that was not sent after all."""
+        with self._lock:
+            self._maps.pop(group.id, None)
+
     def attach(self, id_: str) -> WatchedTask:
         """Follow a task that some session sent: what it said so far, then what it says from now on.
 
@@ -133,6 +140,8 @@ class Watcher:
             task.fail(UnknownTask(f"nobody sent a task {id_}, or nothing is kept of it any more"))
             return task
         record = open_fact(text, self.signer, kind="record")
+        if record.facts.id != id_:
+            raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
         task.session = record.facts.session
         if record.facts.group and (group := self.backend.load_group(record.facts.group)) is not None:
             task.steering = open_group(group, self.signer)[0].member(record.facts.index)
@@ -209,15 +218,19 @@ class Watcher:
                 self._thread.start()
 
     def _run(self) -> None:
-        failures = 0
+        failures, busy_at = 0, time.monotonic()
         while not self._closed:
             with self._lock:
-                idle = not self._tasks and not self._maps
+                if self._tasks or self._maps:
+                    busy_at = time.monotonic()
+                # Whoever sends one task after the other doesn't wake this thread for each.
+                idle = time.monotonic() - busy_at > LINGER_S
                 if idle:
                     self._work.clear()
                 cursors = dict(self._cursors)
             if idle:
                 self._work.wait()
+                busy_at = time.monotonic()
                 continue
             try:
                 self._read(cursors)
@@ -288,27 +301,64 @@ class Watcher:
             if text is not None:
                 self._take(task, text, overtaking=True)
             elif not self._belongs_to_map(task.id):
-                task.fail(UnknownTask(f"nothing is kept of task {task.id} any more: neither queued nor ended"))
+                task.fail(_gone(task))
+            elif trouble := self._trouble_of_member(task):
+                task.fail(trouble)
         for group in maps:
-            done = sum(self.backend.progress(group.id).values())
-            # Facts on their way are no gap: only what is missing at two looks in a row was lost.
-            if group.behind and done > len(group.arrived):
-                self._load_members(group)
-            group.behind = done > len(group.arrived)
+            self._check_map(group)
         self._forget_ended([*tasks, *maps])
         self._explain([*tasks, *maps])
 
+    def _check_map(self, group: WatchedMap) -> None:
+        done = sum(self.backend.progress(group.id).values())
+        # Facts on their way are no gap: only what is missing at two looks in a row was lost.
+        if group.behind and done > len(group.arrived):
+            self._load_members(group)
+            left = group.size - len(group.arrived)
+            if left and done >= group.size and self._drained:
+                group.fail(
+                    ResultExpired(f"{left:,} of the {group.size:,} results of map {group.id} are kept no longer")
+                )
+        group.behind = done > len(group.arrived)
+        if not group.ended and (trouble := self._never_sent(group.id, group.size, len(group.arrived))):
+            self._load_members(group)
+            group.fail(trouble)
+
+    def _never_sent(self, group: str, size: int, ended: int) -> UnknownTask | None:
+        """Return what to say of a map whose sender is gone, once all that was sent has ended."""
+        sent = self.backend.sent(group)
+        if sent is None or sent[0] >= size or sent[0] > ended or sent[1] < SENDING_S:
+            return None
+        return UnknownTask(
+            f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls; send the others again"
+        )
+
+    def _trouble_of_member(self, task: WatchedTask) -> TaskError | None:
+        """Return why a member of a map that has no record will never have one."""
+        group, _, index = task.id.rpartition("-")
+        followed = self._maps.get(group)
+        if followed is None:
+            return None
+        if trouble := self._never_sent(group, followed.size, int(index)):
+            return trouble
+        behind, task.behind = task.behind, sum(self.backend.progress(group).values()) >= followed.size
+        return ResultExpired(f"the result of task {task.id} is kept no longer") if behind and self._drained else None
+
     def _take(self, task: WatchedTask, text: bytes, *, overtaking: bool = False) -> None:
+        task.refused = ""
         try:
             record = open_fact(text, self.signer, kind="record")
+            if record.facts.id != task.id:
+                raise BadMessage("place", f"it is of task {record.facts.id}")
         except BadMessage as exc:
             logger.warning("the record of task %s was refused: %s", task.id, exc)
+            task.refused = str(exc)
             return
         if overtaking and record.ready and not (task.behind and self._drained):
             # What it said last may still be on its way, and would be lost behind its end; so the stream is read first.
             task.behind, self._next_check = True, 0.0
             return
-        if record.facts.id == task.id and (task.latest is None or record.facts.at != task.latest.facts.at):
+        if task.latest is None or record.facts.at != task.latest.facts.at:
             task.add(record)
 
     def _load_members(self, group: WatchedMap) -> None:
@@ -334,7 +384,9 @@ class Watcher:
             steering = one.steering
             latest = one.latest.facts if isinstance(one, WatchedTask) and one.latest else None
             queue = steering.queue if steering is not None else (latest.queue if latest else "")
-            if latest is not None and latest.state == states.STARTED:
+            if isinstance(one, WatchedTask) and one.refused:
+                one.tell(f"Its record can't be believed ({one.refused}); its end will replace it.")
+            elif latest is not None and latest.state == states.STARTED:
                 one.tell("", lost=bool(latest.worker) and latest.worker not in {offer.name for offer in offers})
             elif queue and not any(offer.all_queues or queue in offer.queues for offer in offers):
                 why = f" The local worker does not start: {trouble}" if trouble else ""
@@ -355,6 +407,15 @@ class Watcher:
         logger.info("%s", exc)
 
 
+def _gone(task: WatchedTask) -> TaskError:
+    """Return what to say of a task of which nothing is kept."""
+    if task.steering is None and task.latest is None:
+        return UnknownTask(f"nothing is kept of task {task.id} any more: neither queued nor ended")
+    return ResultExpired(
+        f"nothing is kept of task {task.id} any more: it expired, was forgotten, or the server dropped it"
+    )
+
+
 def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:
     """Return what the workers that live say of themselves; what isn't signed with our key is told apart by name."""
     return [offer for offer, at in known_offers(backend, signer) if now - at <= ALIVE_S]
@@ -366,11 +427,11 @@ def known_offers(backend: Backend, signer: Signer) -> list[tuple[Offer, float]]:
     for name, text in backend.adverts().items():
         try:
             advert = _ADVERT.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue
         try:
             offer = _OFFER.decode(signer.verify("worker", advert.nbq))
-        except (BadMessage, msgspec.DecodeError):
+        except (BadMessage, msgspec.DecodeError, RecursionError):
             offer = Offer(name, "", 0, advert.nbq.split(".")[1] if advert.nbq.count(".") else "")
         offers.append((offer, advert.at))
     return offers

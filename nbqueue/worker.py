@@ -18,16 +18,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import redis
+from redis.exceptions import NoScriptError
 
 from nbqueue import pool as pools
 from nbqueue import states
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import StreamsBroker
-from nbqueue.config import Environment, child_environment
+from nbqueue.config import Environment, child_environment, mask
 from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
@@ -42,15 +43,17 @@ from nbqueue.messages import (
     ChildTask,
     Control,
     Steering,
+    open_mark,
     python_version,
 )
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.streams import CLAIM_MOST, BlockingRead, connect
+from nbqueue.streams import CLAIM_MOST
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
+from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -64,6 +67,7 @@ PUT_OFF_MS: Final = 5_000
 # waits; very many that ask now and then, each at its own time, see a message as soon.
 READERS: Final = 32
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
+MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
@@ -168,6 +172,7 @@ class Worker:
         )
         self._seq = 0
         self._next_due: float | None = None
+        self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
         self._ask_at = 0.0  # when to ask for messages instead of waiting for them; 0.0: it waits
         self._reads: dict[str, BlockingRead] = {}
@@ -178,6 +183,7 @@ class Worker:
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
         self._pause_s = 0.1
+        self._warned = False
 
     # ---- life
 
@@ -258,6 +264,9 @@ class Worker:
         if self._due("clean", CLEAN_S):
             # A thread of its own: there may be very many files.
             threading.Thread(target=self._clean, name="nbqueue clean", daemon=True).start()
+        if self._due("mark", MARK_S):
+            for held in self.work.held.values():
+                held.marked = False  # its record is written anew, or would expire while it runs
         if self._due("renew", self.conf.worker_renewal):
             self._renew()
             self._sweep()
@@ -368,14 +377,25 @@ class Worker:
         self._renew()
         self.leases.forget(time.monotonic())
         self._open_reads()
+        self._warn_of_risks()
         away = time.monotonic() - (self._offline_since or 0.0)
         self._offline_since = None
         self._drained = False
         if away > 1.0:
             logger.info("the server answers again after %.1f s", away)
 
+    def _warn_of_risks(self) -> None:
+        """Say once what may cost tasks; a server that tells nothing of itself is taken as it is."""
+        if self._warned:
+            return
+        self._warned = True
+        with contextlib.suppress(redis.ResponseError):
+            for risk in self.streams.risks():
+                logger.warning("The server at %s: %s", mask(self.broker.url), risk)
+
     def _open_reads(self) -> None:
         self._close_reads()
+        self._asked = None
         for name in ("claim", "orders"):
             read = BlockingRead(connect(self.broker.url, name=self._client_name, timeout_s=None))
             self._reads[name] = read
@@ -412,12 +432,18 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        self._claim_now()
+        # Meanwhile children are listened to.
+        room, queues = min(self.work.room(), CLAIM_MOST), tuple(self.queues)
+        self._asked = room, queues
+        self._reads["claim"].start(self.streams.claim_command(self.consumer, room, queues))
 
     def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
         """Claim what there is room for, besides what a blocking read has brought."""
         room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
-        deliveries, self._next_due = self.streams.claim(self.consumer, room, self.queues, read)
+        self._claimed(self.streams.claim(self.consumer, room, self.queues, read), room)
+
+    def _claimed(self, claimed: tuple[list[Delivery], float | None], room: int) -> None:
+        deliveries, self._next_due = claimed
         self._drained = len(deliveries) < room
         self._take(deliveries)
 
@@ -449,8 +475,12 @@ class Worker:
             self._ask_at = time.monotonic() + block_ms / 1000
 
     def _read_claim(self) -> None:
+        asked, self._asked = self._asked, None
         try:
             reply = self._reads["claim"].finish()
+        except NoScriptError:
+            self._claim_now()
+            return
         except redis.ResponseError as exc:
             if "NOGROUP" not in str(exc):
                 raise
@@ -458,14 +488,22 @@ class Worker:
             logger.warning("%s; made anew", exc)
             self.streams.ensure_groups(self.queues)
             reply = None
+        if asked is not None and reply is not None:
+            room, queues = asked
+            self._claimed(self.streams.parse_claim(reply, queues), room)
+            return
         self._drained = False  # delayed messages may be due: the next turn asks
         if reply:
             self._claim_now(self.streams.parse_read(reply))
 
     def _cancel_claim(self) -> None:
         read = self._reads.get("claim")
-        if read is not None and (reply := read.cancel(self.streams.client)):
+        if read is None or not (reply := read.cancel(self.streams.client)):
+            return
+        if self._asked is None:
             self.streams.give_back(self.streams.parse_read(reply))
+        else:
+            self.streams.give_back(self.streams.parse_claim(reply, self._asked[1])[0])
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""
@@ -515,7 +553,14 @@ class Worker:
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
         )
-        held = Held(self._seq, task.delivery, s, pools.Job(self._seq, child_task, task.code), limits=limits)
+        held = Held(
+            self._seq,
+            task.delivery,
+            s,
+            pools.Job(self._seq, child_task, task.code),
+            limits=limits,
+            alone=task.alone,
+        )
         self.work.add(held, waits=bool(task.blobs))
         if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
             self.work.resume(held)
@@ -568,8 +613,9 @@ class Worker:
                 else:
                     self.work.stop(task)
         for id_, mark in marks.items():
-            with contextlib.suppress(msgspec.DecodeError):
-                self._cancel(id_, **msgspec.json.decode(mark, type=dict[str, Any]))
+            with contextlib.suppress(BadMessage):
+                order = open_mark(mark, id_, self.signer)
+                self._cancel(id_, order.terminate, order.signal)
 
     def _sweep(self) -> None:
         self.out_of_memory.happened(time.monotonic())

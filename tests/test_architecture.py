@@ -77,6 +77,14 @@ def test_paths_exist_when_prose_names_them() -> None:
     assert [(path, pointer) for path, pointer in pointers if not (ROOT / pointer).exists()] == []
 
 
+def test_tests_exist_when_prose_names_them() -> None:
+    named = [(str(path), name) for path, text in prose() for name in re.findall(r"`(test_\w+)`", text)]
+    assert named
+    tests = re.compile(r"^def (test_\w+)", re.MULTILINE)
+    defined = {name for path in files_named(".py") for name in tests.findall(path.read_text())}
+    assert [(path, name) for path, name in named if name not in defined] == []
+
+
 def notebooks() -> list[Any]:
     """Each notebook as a test's parameter."""
     return [pytest.param(json.loads(path.read_text()), id=path.stem) for path in files_named(".ipynb")]

@@ -143,3 +143,33 @@ def test_started_tasks_are_told_once(running: RunningPool, tmp_path: Path) -> No
     assert [one for one, _ in work.started(later, 0.1)] == [task]
     assert work.started(later, 0.1) == []
     (tmp_path / "go").touch()
+
+
+def test_task_that_is_to_run_alone_waits_for_the_others_and_nothing_runs_beside_it(
+    running: RunningPool, tmp_path: Path
+) -> None:
+    work = Dispatcher(running.pool)
+    before, suspect, another, behind = (held(sleep_until, str(tmp_path), name) for name in ("a", "b", "c", "d"))
+    suspect.alone = another.alone = True
+    work.add(before)
+    work.hand_out()
+    for task in (suspect, another, behind):
+        work.add(task)
+    assert work.room() == 0
+    work.hand_out()
+    assert work.surplus() == [another, behind], "who would be charged with its end goes back"
+    for task in (another, behind):
+        work.drop(task)
+    assert (before.child, suspect.child) == (1, 0)
+    (tmp_path / "a").touch()
+    running.outcome(before.seq)
+    work.finished(before, 1.0)
+    work.drop(before)
+    work.hand_out()
+    assert suspect.child
+    assert work.room() == 0
+    (tmp_path / "b").touch()
+    running.outcome(suspect.seq)
+    work.finished(suspect, 1.0)
+    work.drop(suspect)
+    assert work.room() == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -173,6 +174,17 @@ def test_several_outputs_are_one_piece_of_html_in_order() -> None:
     assert 'alt="a &lt;b&gt;" width="5"' in html
     assert "\\x202e" in html
     assert data["text/plain"] == "a <b>\n<script>x</script>\u202e\nt"
+
+
+def test_formulas_and_markdown_among_several_outputs_are_typeset(monkeypatch: pytest.MonkeyPatch) -> None:
+    formula = Output("display_data", data={"text/latex": "$x < y$", "text/plain": "x"})
+    words = Output("display_data", data={"text/markdown": "**bold** <b>no</b>\n\n|a|\n|-|\n|1|", "text/plain": "w"})
+    html = combined([formula, words])[0]["text/html"]
+    assert "<div>$x &lt; y$</div>" in html
+    assert "<strong>bold</strong> &lt;b&gt;no&lt;/b&gt;" in html
+    assert "<td>1</td>" in html
+    monkeypatch.setitem(sys.modules, "mistune", None)
+    assert "<pre" in combined([formula, words])[0]["text/html"]
 
 
 # ---- in a child

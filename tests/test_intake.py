@@ -11,6 +11,7 @@ from nbqueue.backends.memory import MemoryBackend
 from nbqueue.deliveries import Delivery
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.messages import (
+    Control,
     Failure,
     Message,
     Steering,
@@ -18,6 +19,7 @@ from nbqueue.messages import (
     pack_body,
     pending_facts,
     python_version,
+    sign_control,
     sign_group,
     sign_record,
 )
@@ -38,6 +40,10 @@ def delivery(steering: Steering = STEERING, signer: Signer = SIGNER, **more: Any
     for name, value in more.items():
         setattr(made, name, value)
     return made
+
+
+def mark(*ids: str, order: str = "revoke", signer: Signer = SIGNER) -> bytes:
+    return sign_control(Control(order=order, at=NOW, nonce="n", ids=ids), signer).encode()
 
 
 def changed(**fields: Any) -> Steering:
@@ -110,9 +116,13 @@ def test_record_that_is_not_signed_is_not_believed() -> None:
 @pytest.mark.parametrize(
     ("made", "state", "error"),
     [
-        (delivery(mark=b"{}"), states.REVOKED, "cancelled"),
+        (delivery(mark=mark("id")), states.REVOKED, "cancelled"),
         (delivery(changed(expires=NOW - 1)), states.REVOKED, "expired"),
-        (delivery(worker_losses=10), states.FAILURE, "WorkerLostError: Given up: it lost its worker 10 times."),
+        (
+            delivery(worker_losses=11),
+            states.FAILURE,
+            "WorkerLostError: Given up: it lost its worker 11 times, the last time while it ran alone.",
+        ),
     ],
 )
 def test_task_ends_without_running_when_there_is_reason_to(made: Delivery, state: str, error: str) -> None:
@@ -127,3 +137,19 @@ def test_code_of_another_python_is_refused_with_both_versions_named() -> None:
     assert verdict.error.startswith("PythonMismatch")
     assert "2.7" in verdict.error
     assert python_version() in verdict.error
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"{}", b"\xff", mark("another"), mark("id", order="restart"), mark("id", signer=Signer(b"x" * 32))],
+    ids=["unsigned", "garbage", "of another task", "another order", "of another key"],
+)
+def test_mark_that_no_client_left_for_this_task_revokes_nothing(left: bytes) -> None:
+    assert isinstance(intake().judge(delivery(mark=left), NOW), Accepted)
+
+
+@pytest.mark.parametrize(("losses", "alone"), [(9, False), (10, True)])
+def test_task_that_lost_its_worker_too_often_gets_one_more_run_alone(losses: int, alone: bool) -> None:
+    verdict = intake().judge(delivery(worker_losses=losses), NOW)
+    assert isinstance(verdict, Accepted)
+    assert verdict.alone == alone

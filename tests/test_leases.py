@@ -6,7 +6,8 @@ import pytest
 
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.leases import Leases
-from nbqueue.streams import Streams, connect
+from nbqueue.streams import Streams
+from nbqueue.wire import connect
 from tests.helpers import RedisServer, wait_until
 
 LEASE_S = 0.2

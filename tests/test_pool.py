@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import nbqueue
@@ -557,24 +558,39 @@ def test_main_is_nobodys_module_when_a_task_looks_at_it(pool: RunningPool) -> No
     assert pool.call(look) == []
 
 
-@pytest.mark.parametrize("state", ["FAILURE", "RETRY", "STARTED"])
-def test_child_is_replaced_when_an_outcome_in_its_name_can_not_be_read(state: str) -> None:
-    def pretend(seq: int, state: str) -> None:
+def outcome_of(state: str, body: bytes = b"garbage", at: float = 0.0) -> bytes:
+    outcome = b"O" + msgspec.msgpack.encode([4_711, state, body, at, at])
+    return len(outcome).to_bytes(4, "big") + outcome
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(outcome_of(state) for state in ("FAILURE", "RETRY", "STARTED")),
+        *(outcome_of("SUCCESS", at=at) for at in (float("inf"), float("nan"), -1.0, 1e300)),
+        outcome_of("RETRY", msgspec.msgpack.encode([msgspec.msgpack.encode(["T", "m", "t"]), float("inf")])),
+        bytes(64),
+        b"\xff" * 64,
+        b"\0\0\0\x05O\x92\x01\xa1\xff",
+        (100_001).to_bytes(4, "big") + b"O" + b"\x91" * 100_000,
+        b"\0\0\0\x02Bx",
+    ],
+    ids=["failure", "retry", "state", "inf", "nan", "past", "late", "due", "zeros", "ones", "text", "deep", "begun"],
+)
+def test_child_is_replaced_when_a_reply_in_its_name_can_not_be_read(reply: bytes) -> None:
+    def pretend(reply: bytes) -> None:
         import os
 
-        import msgspec
-
-        outcome = b"O" + msgspec.msgpack.encode([seq, state, b"garbage", 0.0, 0.0])
         for descriptor in range(3, 32):
             try:
-                os.write(descriptor, len(outcome).to_bytes(4, "big") + outcome)
+                os.write(descriptor, reply)
             except OSError:
                 continue
         while True:
             pass
 
     with RunningPool(1) as running:
-        seq = running.send(pretend, 4_711, state, seq=4_711)
+        seq = running.send(pretend, reply, seq=4_711)
         running.until(lambda: running.died, "the child to be ended")
         assert running.died[0].cause.startswith("its replies were garbled")
         assert running.died[0].started == seq

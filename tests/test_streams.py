@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement, stream_key
-from nbqueue.streams import BlockingRead, Streams, connect, script
+from nbqueue.streams import Streams, script
+from nbqueue.wire import BlockingRead, connect
 from tests.helpers import RedisServer, wait_until
 
 

@@ -36,6 +36,7 @@ from nbqueue.deliveries import (
 from nbqueue.intake import Accepted, Ended, Intake
 from nbqueue.intake import Repeat as Repeated
 from nbqueue.messages import (
+    Control,
     Failure,
     Message,
     Steering,
@@ -44,11 +45,13 @@ from nbqueue.messages import (
     open_stored,
     pack_body,
     pending_facts,
+    sign_control,
     sign_group,
     sign_record,
 )
 from nbqueue.signing import Signer
-from nbqueue.streams import Streams, connect
+from nbqueue.streams import Streams
+from nbqueue.wire import connect
 from tests.helpers import RedisServer
 
 SIGNER: Final = Signer(b"k" * 32)
@@ -188,7 +191,7 @@ class Queues(RuleBasedStateMachine):
         s = sending.steering
         record = self._record(sending, states.REVOKED).decode()
         held = (s.queue, id_) in self.owner
-        said = self.streams.revoke([Revocation(s.queue, id_, record, s.session, s.group, "mark")])
+        said = self.streams.revoke([Revocation(s.queue, id_, record, s.session, s.group, _mark(id_))])
         if sending.state:
             assert said == ["ended"]
         elif held:
@@ -371,7 +374,7 @@ class Queues(RuleBasedStateMachine):
         elif sending.id in self.marked:
             assert isinstance(verdict, Ended)
             assert verdict.state == states.REVOKED
-        elif delivery.worker_losses >= LOSSES:
+        elif delivery.worker_losses > LOSSES:
             assert isinstance(verdict, Ended)
             assert verdict.dead
         else:
@@ -482,6 +485,10 @@ class Queues(RuleBasedStateMachine):
 def _one_of(data: st.DataObject, items: list[T]) -> T:
     # by number: what is drawn is printed when a run fails
     return items[data.draw(st.integers(0, len(items) - 1))]
+
+
+def _mark(id_: str) -> str:
+    return sign_control(Control(order="revoke", at=1.0, nonce="n", ids=(id_,)), SIGNER)
 
 
 def _with_retries(struct: Any, retries: int) -> Any:

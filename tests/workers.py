@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -48,9 +49,10 @@ class Site:
             worker.kill()
         self.app.close()
 
-    def new_app(self, *, by_value: bool = True) -> App:
-        """Return another app on the same server: another session, as another kernel would have."""
-        return App("tests", broker=self.server.url, key_file=self.key_file, by_value=by_value, set_as_current=False)
+    def new_app(self, *, by_value: bool = True, url: str = "") -> App:
+        """Return another app on the same server, or by another way: another session, as another kernel would have."""
+        broker = url or self.server.url
+        return App("tests", broker=broker, key_file=self.key_file, by_value=by_value, set_as_current=False)
 
     @property
     def streams(self) -> Streams:
@@ -63,12 +65,15 @@ class Site:
         with self.server.client() as client:
             return client.execute_command(*command)
 
-    def worker(self, *options: str, concurrency: int = 2, ready: bool = True, home: Path | None = None) -> Worker:
+    def worker(
+        self, *options: str, concurrency: int = 2, ready: bool = True, home: Path | None = None, **variables: str
+    ) -> Worker:
         """Start a worker; wait until it shows itself, unless told not to.
 
-        With a `home` of its own it shares no files with the app, as on another machine.
+        With a `home` of its own it shares no files with the app, as on another machine. `variables` are of its
+        environment.
         """
-        worker = Worker(self, concurrency, options, home)
+        worker = Worker(self, concurrency, options, home, variables)
         self.workers.append(worker)
         if ready:
             worker.wait_until_ready()
@@ -83,11 +88,19 @@ class Worker:
         concurrency: children.
         options: of the command line.
         home: where its files are; those of the tests if None.
+        variables: of its environment, beside those of the tests.
     """
 
     number = 0
 
-    def __init__(self, site: Site, concurrency: int, options: tuple[str, ...], home: Path | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        concurrency: int,
+        options: tuple[str, ...],
+        home: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         Worker.number += 1
         self.site = site
         self.name = f"w{Worker.number}@test"
@@ -105,6 +118,7 @@ class Worker:
                     "NBQUEUE_BROKER_URL": site.server.url,
                     "NBQUEUE_KEY_FILE": str(site.key_file),
                     **({"NBQUEUE_HOME": str(home)} if home else {}),
+                    **(variables or {}),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -54,6 +54,9 @@ class Backend(Protocol):
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""
 
+    def sent(self, group: str) -> tuple[int, float] | None:
+        """Return how many members of a map have been sent, and seconds since the last were; None: nobody says."""
+
     def progress(self, group: str) -> dict[str, int]:
         """Return how many members of a map have ended, by state."""
 

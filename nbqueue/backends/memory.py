@@ -57,6 +57,10 @@ class MemoryBackend:
         with self._news:
             return _alive(self._groups.get(group), self._now())
 
+    def sent(self, group: str) -> tuple[int, float] | None:
+        """Return None: nothing that sends writes here."""
+        return None
+
     def progress(self, group: str) -> dict[str, int]:
         """Return no counts: nothing settles records here but `store`."""
         return {}

@@ -11,14 +11,15 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, RECORDS, WORKERS, failed_key
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, failed_key
 from nbqueue.exceptions import BackendUnavailable
-from nbqueue.streams import connect
+from nbqueue.wire import Wire, connect
 
 OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late output; one holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
 LABEL_TTL_S: Final = 30 * 86_400
 BLOBS: Final = "nbq:blobs"  # what blobs there are and their bytes, by when they go
+BLOCK_S: Final = 5.0  # the longest that a wait for news blocks
 _CHUNK: Final = 1_000
 
 
@@ -29,7 +30,9 @@ class RedisBackend:
         self.url = url
         self.ttl_s = record_ttl_s
         self.client = connect(url, name=name)
-        self._blocking = connect(url, name=name, timeout_s=None)
+        # Longer than it blocks: a network that swallows everything would keep it waiting for hours.
+        self._blocking = connect(url, name=name, timeout_s=BLOCK_S + 5.0)
+        self._news = Wire(self._blocking)
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
         """Keep records by task id, replacing what was there."""
@@ -64,6 +67,15 @@ class RedisBackend:
             found: bytes | None = self.client.get(f"nbq:group:{group}")
             return found
 
+    def sent(self, group: str) -> tuple[int, float] | None:
+        """Return how many members of a map have been sent, and seconds since the last were; None: nobody says."""
+        with self._translated():
+            pipe = self.client.pipeline(transaction=True)
+            pipe.get(f"nbq:sent:{group}")
+            pipe.pttl(f"nbq:sent:{group}")
+            number, left_ms = pipe.execute()
+        return None if number is None or left_ms < 0 else (int(number), LIVE_S - left_ms / 1000)
+
     def progress(self, group: str) -> dict[str, int]:
         """Return how many members of a map have ended, by state."""
         with self._translated():
@@ -97,13 +109,15 @@ class RedisBackend:
 
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
-        streams: dict[Any, Any] = {_session(session): cursor or "0" for session, cursor in cursors.items()}
+        names = [_session(session) for session in cursors]
+        after = [cursor or "0" for cursor in cursors.values()]
         with self._translated():
-            reply = self._blocking.xread(streams, count=500, block=max(1, int(block_s * 1000)))
+            block_ms = max(1, int(min(block_s, BLOCK_S) * 1000))
+            reply = self._news.call("XREAD", "COUNT", 500, "BLOCK", block_ms, "STREAMS", *names, *after)
         return [
-            (name.decode().removeprefix("nbq:session:"), entry.decode(), fields.get(b"f", b"[]"))
+            (name.decode().removeprefix("nbq:session:"), entry.decode(), flat[1] if flat[0] == b"f" else b"[]")
             for name, entries in reply or ()
-            for entry, fields in entries
+            for entry, flat in entries
         ]
 
     def last(self, session: str) -> str:
@@ -197,7 +211,7 @@ class RedisBackend:
             text = self.client.get(KEEPER_TROUBLE)
         try:
             lines = str(json.loads(text or b"{}").get("text", "")).strip().splitlines()
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return ""
         return lines[-1].strip() if lines else ""
 
@@ -225,6 +239,7 @@ class RedisBackend:
     def close(self) -> None:
         """Give up connections."""
         self.client.close()
+        self._news.close()
         self._blocking.close()
 
     def _last(self, stream: str) -> str:

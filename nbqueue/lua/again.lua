@@ -34,7 +34,7 @@ for n, item in ipairs(items) do
     said[n] = "unknown" -- or another task of this id has ended otherwise since
   else
     if record ~= "" then
-      redis.call("SET", records .. id, record, "PX", ttl_ms)
+      redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS))
     else
       redis.call("DEL", records .. id) -- a member of a map has none before it ends
     end

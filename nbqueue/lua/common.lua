@@ -3,6 +3,7 @@
 local GROUP = "nbq"
 local DEAD = "nbq:dead" -- a hash of letters by id; their bodies and the order in which they came are beside it
 local DEAD_KEPT = 1000
+local LIVE_MS = 30 * 86400000 -- what is known of a task that has not ended is kept so long
 local FAILED = "nbq:failed:" -- before an id: the message of a task that failed
 
 -- Lane 0 is `n`, the lanes of higher priorities are `1` to `9`, and what came back is in `r`, whatever its priority.
@@ -143,7 +144,7 @@ local function admit(queue, stream, entries, ids, headers, records)
 end
 
 -- Puts an entry back at the head of its queue under a new entry id. That an entry never changes hands is
--- what makes XACK = 1 the proof of ownership everywhere. Returns attempt, child deaths and worker losses.
+-- what makes its place among the claims the proof of ownership. Returns attempt, child deaths and worker losses.
 local function put_back(queue, stream, entry, charge)
   local found = redis.call("XRANGE", stream, entry, entry)[1]
   if redis.call("XACK", stream, GROUP, entry) ~= 1 or not found then return nil end
@@ -185,7 +186,7 @@ end
 local function write_counts(groups, ttl_ms)
   for group, states in pairs(groups) do
     for state, n in pairs(states) do redis.call("HINCRBY", "nbq:progress:" .. group, state, n) end
-    redis.call("PEXPIRE", "nbq:progress:" .. group, ttl_ms)
+    redis.call("PEXPIRE", "nbq:progress:" .. group, math.max(ttl_ms, LIVE_MS))
   end
 end
 

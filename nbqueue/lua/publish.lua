@@ -1,17 +1,19 @@
 -- Puts messages on their queues, each with its pending record. Same id and nonce: a repeat, reported as sent. They come in
 -- groups that have queue, due time and priority in common; nonces and records only where there are any.
+-- `map` is the one whose first `sent` members have been sent with these, or empty.
 -- Returns an empty array if all were sent, else for each message 1 sent, 2 a repeat, -1 the id belongs to a live task.
-local records, ttl_ms, wake, groups = unpack(cmsgpack.unpack(ARGV[1]))
+local records, ttl_ms, wake, groups, map, sent = unpack(cmsgpack.unpack(ARGV[1]))
+local now = now_ms()
 local said, number, all_sent = {}, 0, true
 
 -- Writes a message's first record; tells what is to become of the message.
-local function record(id, nonce, text)
+local function record(id, nonce, text, due_ms)
   local old = redis.call("GET", records .. id)
   if old then
     if string.find(old, nonce, 1, true) then return 2 end
     if is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
   end
-  redis.call("SET", records .. id, text, "PX", ttl_ms)
+  redis.call("SET", records .. id, text, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, due_ms - now))
   return 1
 end
 
@@ -22,7 +24,7 @@ for _, group in ipairs(groups) do
   for n, id in ipairs(ids) do
     number = number + 1
     local verdict = 1
-    if texts[n] and texts[n] ~= "" then verdict = record(id, nonces[n], texts[n]) end
+    if texts[n] and texts[n] ~= "" then verdict = record(id, nonces[n], texts[n], due_ms) end
     if verdict ~= 1 then
       all_sent = false
     elseif due_ms == 0 and level == 0 then
@@ -32,6 +34,9 @@ for _, group in ipairs(groups) do
     end
     said[number] = verdict
   end
+end
+if map ~= "" and sent > tonumber(redis.call("GET", "nbq:sent:" .. map) or "0") then
+  redis.call("SET", "nbq:sent:" .. map, sent, "PX", LIVE_MS)
 end
 rouse(wake)
 return all_sent and {} or said

@@ -45,7 +45,7 @@ for number, item in ipairs(items) do
     if text ~= "" then
       if records ~= "" then
         local name = records .. our_ids[n]
-        redis.call("SET", name, text, "PX", ttl_ms)
+        redis.call("SET", name, text, "PX", is_live(state) and math.max(ttl_ms, LIVE_MS) or ttl_ms)
         if ends == 1 and group == "" then redis.call("PUBLISH", name, text) end -- Celery's clients know no maps
       end
       collect(sessions, session, text)

@@ -14,7 +14,7 @@ from nbqueue.messages import Output
 from nbqueue.notebook.shown import visible_block
 
 # What can stand in HTML, best first; anything else is shown as its text.
-_AS_HTML: Final = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "image/gif", "text/markdown", "text/latex")
+_AS_HTML: Final = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "image/gif", "text/latex", "text/markdown")
 MAX_TEXT: Final = 100_000
 
 
@@ -41,7 +41,20 @@ def _as_html(output: Output) -> str:
         about = html.escape(str(data.get("text/plain", ""))[:200], quote=True)
         return f'<img src="data:{mime};base64,{html.escape(str(part), quote=True)}" alt="{about}"{sides}>'
     text = html.escape(visible_block(str(part)[:MAX_TEXT]))
+    if mime == "text/latex":
+        return f"<div>{text}</div>"  # notebooks typeset what stands between dollars in HTML too
+    if mime == "text/markdown" and (markdown := _markdown_as_html(visible_block(str(part)[:MAX_TEXT]))):
+        return markdown
     return f'<pre style="margin:0;white-space:pre-wrap">{text}</pre>'
+
+
+def _markdown_as_html(text: str) -> str:
+    """Return Markdown as HTML, by what Jupyter brings for that; empty where it isn't there."""
+    try:
+        import mistune  # noqa: PLC0415 - few tasks display any
+    except ImportError:
+        return ""
+    return str(mistune.create_markdown(escape=True, plugins=["table"])(text))
 
 
 def _is_number(values: Any, name: str) -> bool:

@@ -32,8 +32,8 @@ from nbqueue.messages import ChildEvent, Outcome, Output
 from nbqueue.pool import Finished, Job, Told
 from nbqueue.serialization import dumps_value
 from nbqueue.signing import create_key_file
-from nbqueue.streams import BlockingRead, connect
 from nbqueue.watcher import live_offers
+from nbqueue.wire import BlockingRead, connect
 from nbqueue.worker import Worker
 from tests.benchmarks.run import ROOT, Server, describe
 from tests.helpers import RedisServer, wait_until

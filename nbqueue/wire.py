@@ -1,0 +1,149 @@
+"""Connections to a Redis server: how they are made, and two ways of using one that cost little.
+
+redis-py makes and authenticates them. Each command through a `redis.Redis` passes a pool, retries and callbacks, which
+cost more than the round trip itself; who sends one or more a task keeps a connection instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from nbqueue.config import redis_url, scheme_of
+
+_FRESH_S: Final = 1.0  # a connection that was used so lately isn't looked at again before it is used
+
+
+def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
+    """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
+
+    Args:
+        url: a broker's or backend's URL.
+        name: shown by CLIENT LIST; the keeper looks for it.
+        timeout_s: None for connections that block.
+    """
+    options: dict[str, Any] = {"socket_timeout": timeout_s}
+    if scheme_of(url) in ("redis", "rediss"):
+        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
+    return redis.Redis.from_url(
+        redis_url(url),
+        protocol=2,  # one shape of reply, whatever the server
+        client_name=name,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        **options,
+    )
+
+
+class Wire:
+    """One connection for one command after the other, from any thread. Opened when first used, and again when lost.
+
+    Args:
+        client: whose pool it comes from.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        self._pid = 0
+        self._used_at = 0.0
+
+    def call(self, *command: str | int | bytes) -> Any:
+        """Return the server's answer as it is, undecoded.
+
+        Raises:
+            redis.ResponseError: the server refuses.
+            redis.ConnectionError: it can't be reached, or went away.
+            redis.TimeoutError: it doesn't answer.
+        """
+        with self._lock:
+            connection = self._ready()
+            try:
+                connection.send_command(*command, check_health=False)
+                answer = connection.read_response()
+            except redis.ResponseError:
+                raise
+            except BaseException:
+                self.close()  # an answer may be on its way, which is none to the next command
+                raise
+            self._used_at = time.monotonic()
+            return answer
+
+    def close(self) -> None:
+        """Give up the connection; a call that waits for an answer fails."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+
+    def _ready(self) -> Any:
+        connection = self._connection
+        if connection is not None and self._pid != os.getpid():
+            connection = None  # the parent's
+        if connection is not None and time.monotonic() - self._used_at > _FRESH_S and _is_stale(connection):
+            connection.disconnect()
+            connection = None
+        if connection is None:
+            connection = self._client.connection_pool.get_connection()
+            self._connection, self._pid = connection, os.getpid()
+        return connection
+
+
+def _is_stale(connection: Any) -> bool:
+    """Tell whether the server has closed a connection, or says something that nobody asked for."""
+    try:
+        return bool(connection.can_read(timeout=0))
+    except (redis.ConnectionError, OSError):
+        return True
+
+
+class BlockingRead:
+    """One connection that waits for news while its owner goes on: send, select on it, then read.
+
+    Args:
+        client: made without a socket time-out.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._connection = client.connection_pool.get_connection()
+        self._connection.send_command("CLIENT", "ID")
+        self._id = int(self._connection.read_response(timeout=5.0))
+        # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
+        # asks for it again to forget it, and by then the connection may be closed.
+        self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
+        self.pending = False
+
+    def fileno(self) -> int:
+        """Return the socket to select on."""
+        return self._descriptor
+
+    def start(self, command: Sequence[str | int | bytes]) -> None:
+        """Send a blocking command."""
+        self._connection.send_command(*command, check_health=False)
+        self.pending = True
+
+    def finish(self) -> Any:
+        """Return the reply, once the socket is readable."""
+        self.pending = False
+        return self._connection.read_response(timeout=5.0)
+
+    def cancel(self, client: redis.Redis) -> Any:
+        """End the wait through another connection; return the reply, which may have come just before."""
+        if not self.pending:
+            return None
+        client.execute_command("CLIENT", "UNBLOCK", self._id)
+        return self.finish()
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self.pending = False
+        self._connection.disconnect()
+        self._client.close()
