@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sizes = [1_000, 10_000, 100_000, 10**6, 10**7, 10**8, *([10**9] if options.whole else [])][:end]
         children = [1, 2, 4, 8, 16][:end]
         curves = json.loads(found.read_text()) if found.exists() else {}
-        curves["about"] = describe(1)
+        curves["about"] = describe()
         for part in options.parts.split(","):
             curves[part] = {
                 "tasks": lambda: growing_tasks(tasks),
@@ -258,7 +258,7 @@ def curve(axes: Any, points: Sequence[Point], names: dict[str, str]) -> None:
 def label(axes: Any, title: str, across: str, up: str, *, log: bool = False) -> None:
     axes.set(title=title, xlabel=across, ylabel=up, xscale="log", yscale="log" if log else "linear")
     if not log:
-        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize=8, loc="upper left")
     axes.grid(visible=True, color="0.93")
 
