@@ -62,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         Crowd(int(first), int(number), float(slow)).run()
         return 0
     workers, tasks = ([4], 200) if options.short else (options.workers, options.tasks)
-    found: dict[str, Any] = {"about": describe(1), "embedded": options.embedded}
+    found: dict[str, Any] = {"about": describe(), "embedded": options.embedded}
     server = RedisServer if options.embedded else Server
     found["memory"] = report("memory", memory(server, tasks))
     found["waking"] = [report("waking", waking(server, number, tasks // 20)) for number in (1, *workers)]

@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rounds, seconds = (1, 0.1) if options.short else (options.rounds, 1.0)
     backlog = options.backlog // 50 if options.short else options.backlog
     chosen = [name.strip() for name in options.only.split(";") if name.strip()] or list(SYSTEMS)
-    about = describe(rounds)  # with the load before this adds to it
+    about = describe(f"{rounds} interleaved round{'s' * (rounds != 1)} ")  # with the load before this adds to it
     path: Path | None = options.report or (None if options.short else REPORT / "speed.md")
     said = ""
     for runs in repeat(rounds, chosen, options.kinds.split(","), seconds, backlog):
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Iterator[Runs]:
-    """Measure every chosen system that is installed so often, interleaved; yield all there is after each round."""
+    """Measure every chosen system that is installed so often, interleaved; yield all of it after each kind."""
     runs: Runs = {name: [] for name in names if SYSTEMS[name].installed}
     for number in range(rounds):
         for done in runs.values():
@@ -79,7 +79,7 @@ def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: flo
                     done[number] |= attempted(kind, name, seconds, backlog)
                     took = time.monotonic() - began
                     print(f"round {number + 1}/{rounds}: {kind}, {name}, {took:.0f} s", file=sys.stderr, flush=True)
-        yield runs
+            yield runs
 
 
 def attempted(kind: str, name: str, seconds: float, backlog: int) -> Figures:
@@ -160,13 +160,13 @@ def program() -> str:
     return shutil.which("redis-server") or server_binary()
 
 
-def describe(rounds: int) -> str:
-    """Return lines on machine and versions."""
+def describe(how: str = "") -> str:
+    """Return a line on machine and versions; `how` says how it was measured."""
     server = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
     version = next(word for word in server.split() if word.startswith("v=")).removeprefix("v=")
     packages = ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed_version(name)))
     return (
-        f"{time.strftime('%Y-%m-%d %H:%M')}, {rounds} interleaved round{'s' * (rounds != 1)} on "
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {how}on "
         f"{os.cpu_count()} cores ({processor()}), {platform.system()}, load {os.getloadavg()[0]:.1f} at the start; "
         f"Python {platform.python_version()}, {Path(program()).name} {version} on a unix socket, "
         f"nbqueue {__version__}{commit()}, {packages}."
