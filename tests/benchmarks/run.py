@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Iterator[Runs]:
-    """Measure every chosen system that is installed so often, interleaved; yield all there is after each round."""
+    """Measure every chosen system that is installed so often, interleaved; yield all there is after each kind."""
     runs: Runs = {name: [] for name in names if SYSTEMS[name].installed}
     for number in range(rounds):
         for done in runs.values():
@@ -79,7 +79,7 @@ def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: flo
                     done[number] |= attempted(kind, name, seconds, backlog)
                     took = time.monotonic() - began
                     print(f"round {number + 1}/{rounds}: {kind}, {name}, {took:.0f} s", file=sys.stderr, flush=True)
-        yield runs
+            yield runs
 
 
 def attempted(kind: str, name: str, seconds: float, backlog: int) -> Figures:
