@@ -61,6 +61,7 @@ class Dispatcher:
         self.by_id: dict[str, Held] = {}
         self.ready: deque[Held] = deque()
         self.alone: set[int] = set()
+        self._paused = False
         self.waiting: dict[int, Held] = {}  # for what they need to be here
         self._load: dict[int, float] = {}  # seconds of work handed to a child
         self._since: dict[int, float] = {}  # when a child began what it does
@@ -103,10 +104,21 @@ class Dispatcher:
             room = sum(not child.jobs for child in children)
         return room - len(self.ready) - len(self.waiting)
 
+    def pause(self) -> None:
+        """Let nothing begin that has not, until `go_on`: it may be somebody else's by now."""
+        if not self._paused:
+            self._paused = True
+            for number in self.pool.children:
+                self.recall(number)
+
+    def go_on(self) -> None:
+        """Let tasks begin."""
+        self._paused = False
+
     def hand_out(self) -> None:
         """Give children what they can take."""
         full: set[int] = set()
-        while self.ready:
+        while self.ready and not self._paused:
             held = self.ready[0]
             if self.alone and any(other.child for other in self.held.values()):
                 return

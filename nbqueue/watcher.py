@@ -296,13 +296,14 @@ class Watcher:
             maps = [group for group in self._maps.values() if group.wanted]
         if not tasks and not maps:
             return
+        fates: dict[str, tuple[tuple[int, float] | None, int]] = {}
         texts = self.backend.load([task.id for task in tasks])
         for task, text in zip(tasks, texts, strict=True):
             if text is not None:
                 self._take(task, text, overtaking=True)
             elif not self._belongs_to_map(task.id):
                 task.fail(_gone(task))
-            elif trouble := self._trouble_of_member(task):
+            elif trouble := self._trouble_of_member(task, fates):
                 task.fail(trouble)
         for group in maps:
             self._check_map(group)
@@ -320,28 +321,27 @@ class Watcher:
                     ResultExpired(f"{left:,} of the {group.size:,} results of map {group.id} are kept no longer")
                 )
         group.behind = done > len(group.arrived)
-        if not group.ended and (trouble := self._never_sent(group.id, group.size, len(group.arrived))):
+        if not group.ended and (trouble := self._never_sent(group)):
             self._load_members(group)
             group.fail(trouble)
 
-    def _never_sent(self, group: str, size: int, ended: int) -> UnknownTask | None:
-        """Return what to say of a map whose sender is gone, once all that was sent has ended."""
-        sent = self.backend.sent(group)
-        if sent is None or sent[0] >= size or sent[0] > ended or sent[1] < SENDING_S:
-            return None
-        return UnknownTask(
-            f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls; send the others again"
-        )
+    def _never_sent(self, group: WatchedMap) -> UnknownTask | None:
+        return _never_sent(group.id, group.size, len(group.arrived), self.backend.sent(group.id))
 
-    def _trouble_of_member(self, task: WatchedTask) -> TaskError | None:
-        """Return why a member of a map that has no record will never have one."""
+    def _trouble_of_member(
+        self, task: WatchedTask, fates: dict[str, tuple[tuple[int, float] | None, int]]
+    ) -> TaskError | None:
+        """Return why a member of a map that has no record will never have one; `fates` is of this look, by map."""
         group, _, index = task.id.rpartition("-")
         followed = self._maps.get(group)
         if followed is None:
             return None
-        if trouble := self._never_sent(group, followed.size, int(index)):
+        if group not in fates:
+            fates[group] = self.backend.sent(group), sum(self.backend.progress(group).values())
+        sent, done = fates[group]
+        if trouble := _never_sent(group, followed.size, int(index), sent):
             return trouble
-        behind, task.behind = task.behind, sum(self.backend.progress(group).values()) >= followed.size
+        behind, task.behind = task.behind, done >= followed.size
         return ResultExpired(f"the result of task {task.id} is kept no longer") if behind and self._drained else None
 
     def _take(self, task: WatchedTask, text: bytes, *, overtaking: bool = False) -> None:
@@ -405,6 +405,14 @@ class Watcher:
                 one.unreachable_since = now
             one.tell(f"No answer from the backend for {now - one.unreachable_since:.0f} s; trying again.")
         logger.info("%s", exc)
+
+
+def _never_sent(group: str, size: int, ended: int, sent: tuple[int, float] | None) -> UnknownTask | None:
+    """Return what to say of a map whose sender is gone, once as many have ended as were sent."""
+    if sent is None or sent[0] >= size or sent[0] > ended or sent[1] < SENDING_S:
+        return None
+    text = f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls; send the others again"
+    return UnknownTask(text)
 
 
 def _gone(task: WatchedTask) -> TaskError:

@@ -63,6 +63,7 @@ TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
+PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
 # So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
 # waits; very many that ask now and then, each at its own time, see a message as soon.
 READERS: Final = 32
@@ -183,6 +184,7 @@ class Worker:
         self._stopping_since: float | None = None
         self._offline_since: float | None = None
         self._pause_s = 0.1
+        self._renewed_at = 0.0
         self._warned = False
 
     # ---- life
@@ -347,6 +349,10 @@ class Worker:
         self.guard.look(now)
         for held, ran_s in self.work.started(now, STARTED_S):
             self.ledger.settle(self.reports.started(held, ran_s), held)
+        if now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
+            self.work.go_on()
+        else:
+            self.work.pause()
         if self._stopping_since is None:
             self.work.hand_out()
 
@@ -603,7 +609,9 @@ class Worker:
 
     def _renew(self) -> None:
         held = [task for task in self.work.held.values() if not task.lost and self.ledger.is_open(task)]
+        asked_at = time.monotonic()
         results, marks = self.leases.renew([task.delivery for task in held], self.name, self._advert())
+        self._renewed_at = asked_at
         for task, ours in zip(held, results, strict=True):
             if not ours:
                 logger.warning("the lease of task %s was lost; it is stopped here", task.steering.id)

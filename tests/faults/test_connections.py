@@ -121,6 +121,7 @@ def test_outcome_counts_from_the_moment_it_is_stored_and_not_before(
     wait_until(lambda: claimed(site) == 0, 5, "nothing to be claimed")
 
 
+@pytest.mark.slow
 def test_worker_whose_network_swallows_everything_stores_its_outcome_later(
     site: Site, proxy: Proxy, tmp_path: Path
 ) -> None:

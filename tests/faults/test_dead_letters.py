@@ -156,8 +156,23 @@ def test_task_whose_workers_are_lost_too_often_is_kept(site: Site) -> None:
     with site.server.client() as client:
         ((entry, fields),) = client.xrange(lane)
         client.xdel(lane, entry)
-        client.xadd(lane, {**fields, b"w": 10})
+        client.xadd(lane, {**fields, b"w": 11})
     site.worker(concurrency=1)
-    with pytest.raises(WorkerLostError, match="lost its worker 10 times"):
+    with pytest.raises(WorkerLostError, match="lost its worker 11 times, the last time while it ran alone"):
         result.get(timeout=20)
     wait_until(lambda: [letter.id for letter in DeadLetters(site.app).list()] == [result.id], 5, "the letter")
+
+
+def test_task_whose_workers_were_lost_too_often_runs_once_more_and_others_after_it(site: Site, tmp_path: Path) -> None:
+    results = [site.app.send_task("tests.project.note", (str(tmp_path), f"t{n}", 0.1)) for n in range(6)]
+    lane = stream_key("nbqueue", "n")
+    with site.server.client() as client:
+        waiting = [fields for _, fields in client.xrange(lane)]
+        client.xtrim(lane, maxlen=0)
+        for number, fields in enumerate(waiting):
+            client.xadd(lane, {**fields, b"w": 10} if number in (1, 2) else fields)
+    site.worker(concurrency=4)
+    assert [result.get(timeout=20) for result in results] == [f"t{n}" for n in range(6)]
+    began = {path.name.partition(".")[0]: int(path.name.partition(".")[2]) for path in tmp_path.iterdir()}
+    for alone in ("t1", "t2"):
+        assert all(abs(began[alone] - at) >= 0.09e9 for name, at in began.items() if name != alone)

@@ -130,3 +130,28 @@ def test_cold_stop_during_an_outage_ends_and_the_task_runs_elsewhere(
     wait_until(lambda: runs(tmp_path)["lost"] == 2, 20, "another worker to run it")
     if seconds < 1:
         assert result.get(timeout=10) == "lost"
+
+
+def quick_then_slow(folder: str, name: str, seconds: float) -> None:
+    if seconds:
+        (Path(folder) / f"{name}.{time.time_ns()}").touch()
+        time.sleep(seconds)
+
+
+def test_nothing_begins_that_may_be_somebody_elses_by_now(site: Site, tmp_path: Path) -> None:
+    worker = site.worker(concurrency=1)
+    task = site.app.task(quick_then_slow, by_value=True)
+    task.starmap([(str(tmp_path), f"q{n}", 0.0) for n in range(400)]).get(timeout=20)
+    # Claimed in the belief that they are quick, and taken back from the child behind the first.
+    results = task.starmap([(str(tmp_path), f"t{n}", 0.1 if n else 2.0) for n in range(10)])
+    wait_until(lambda: runs(tmp_path), 10, "the first to begin")
+    assert site.streams.size("nbqueue").claimed > 1
+    site.server.sigstop()
+    wait_for_outage(site)
+    until = time.monotonic() + 1.0
+    wait_until(lambda: time.monotonic() > until, 5, "time to pass")
+    assert set(runs(tmp_path)) == {"t0"}
+    site.server.sigcont()
+    results.get(timeout=40)
+    assert set(runs(tmp_path).values()) == {1}
+    assert worker.process.poll() is None
