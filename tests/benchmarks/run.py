@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def repeat(rounds: int, names: Sequence[str], kinds: Sequence[str], seconds: float, backlog: int) -> Iterator[Runs]:
-    """Measure every chosen system that is installed so often, interleaved; yield all of it after each kind."""
+    """Measure every chosen system that is installed so often, interleaved; yield all there is after each kind."""
     runs: Runs = {name: [] for name in names if SYSTEMS[name].installed}
     for number in range(rounds):
         for done in runs.values():
