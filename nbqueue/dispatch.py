@@ -22,6 +22,8 @@ from nbqueue.pool import Job, Pool
 
 BATCH_S: Final = 0.010  # work handed to a child ahead of its need
 FAST_S: Final = 0.005  # a task known to be quicker than this may wait in a child behind others
+AHEAD_S: Final = 0.050  # of tasks no slower than this, one a child is claimed ahead, so that it needn't wait for it
+OVERDUE_S: Final = 0.150  # what was claimed ahead and waits so long is for others to run
 OVERRUN_S: Final = 0.030  # a child that takes this long over one task gives back what it has not started
 STEPS_S: Final = 3.0  # from the first signal to SIGTERM, and from there to SIGKILL
 MAX_BATCH: Final = 256
@@ -46,6 +48,7 @@ class Held(msgspec.Struct, eq=False):
     stops: list[int] = []  # signals still to send
     stop_at: float = 0.0  # when the next of them is due
     said: int = 0  # pieces of output
+    since: float = 0.0  # when it could first have been handed out, on the monotonic clock
 
 
 class Dispatcher:
@@ -77,11 +80,13 @@ class Dispatcher:
         if waits:
             self.waiting[held.seq] = held
         else:
+            held.since = time.monotonic()
             self.ready.append(held)
 
     def resume(self, held: Held) -> None:
         """Let a task run that had to wait."""
         if self.waiting.pop(held.seq, None) is not None:
+            held.since = time.monotonic()
             self.ready.append(held)
 
     def drop(self, held: Held) -> None:
@@ -101,7 +106,8 @@ class Dispatcher:
             batch = max(1, min(MAX_BATCH, int(BATCH_S / max(self._mean, 2e-5))))
             room = sum(max(0, batch - len(child.jobs)) for child in children if len(child.jobs) <= batch // 2)
         else:
-            room = sum(not child.jobs for child in children)
+            ahead = len(children) if self._mean is not None and self._mean < AHEAD_S else 0
+            room = sum(not child.jobs for child in children) + ahead
         return room - len(self.ready) - len(self.waiting)
 
     def pause(self) -> None:
@@ -157,12 +163,26 @@ class Dispatcher:
             back = [held for held in self.ready if held is not kept]
             self.ready = deque([kept] if kept is not None else [])
             return back
-        slow = [held for held in self.ready if (self._means.get(_kind(held.steering)) or 1.0) >= FAST_S]
+        slow = [held for held in self.ready if not self._is_quick(held)]
         if len(slow) <= len(self.pool.children):
             return []
         for held in slow:
             self.ready.remove(held)
         return slow
+
+    def overdue(self, now: float) -> list[Held]:
+        """Take out what was claimed ahead and waits longer than was thought."""
+        if self.alone or self._paused:
+            return []
+        late = [held for held in self.ready if now - held.since > OVERDUE_S and not self._is_quick(held)]
+        for held in late:
+            self.ready.remove(held)
+        if late:
+            self._mean = max(self._mean or 0.0, AHEAD_S)  # no more of them, until tasks have been quicker again
+        return late
+
+    def _is_quick(self, held: Held) -> bool:
+        return (self._means.get(_kind(held.steering)) or 1.0) < FAST_S
 
     def finished(self, held: Held, seconds: float) -> None:
         """Learn from a task that has ended."""

@@ -355,6 +355,7 @@ class Worker:
             self.work.pause()
         if self._stopping_since is None:
             self.work.hand_out()
+            self.ledger.give_back(self.work.overdue(now))
 
     # ---- the server
 

@@ -75,6 +75,33 @@ def test_quick_tasks_queue_in_a_child_and_slow_ones_do_not(running: RunningPool)
         running.outcome(task.seq)
 
 
+def test_tasks_of_some_milliseconds_are_claimed_ahead_and_go_back_when_they_wait(
+    running: RunningPool, tmp_path: Path
+) -> None:
+    work = Dispatcher(running.pool)
+    first = held(quick, 1)
+    work.add(first)
+    work.hand_out()
+    running.outcome(first.seq)
+    assert work.room() == 2
+    work.finished(first, 0.02)
+    work.drop(first)
+    assert work.room() == 4, "one for each child, and one ahead of each"
+    tasks = [held(sleep_until, str(tmp_path), "go") for _ in range(4)]
+    for task in tasks:
+        work.add(task)
+    work.hand_out()
+    assert work.room() == 0
+    assert work.surplus() == []
+    now = time.monotonic()
+    assert work.overdue(now) == []
+    assert work.overdue(now + 1.0) == tasks[2:]
+    assert work.room() == 0, "nothing more is claimed ahead of tasks that take so long"
+    (tmp_path / "go").touch()
+    for task in tasks[:2]:
+        running.outcome(task.seq)
+
+
 def test_child_that_overruns_gives_back_what_it_has_not_started(running: RunningPool, tmp_path: Path) -> None:
     work = Dispatcher(running.pool)
     work._means["f"] = FAST_S / 50
