@@ -14,7 +14,7 @@ import msgspec
 
 from nbqueue import states
 from nbqueue.blobs import Blobs
-from nbqueue.broker import Broker, StreamsBroker
+from nbqueue.broker import Broker, ServerBroker
 from nbqueue.deliveries import Kept, Outgoing
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
 from nbqueue.messages import Call, Message, member_id, pending_facts, sign_record, split_body
@@ -42,7 +42,7 @@ class Again:
     """
 
     def __init__(self, broker: Broker, blobs: Blobs, signer: Signer) -> None:
-        if not isinstance(broker, StreamsBroker):
+        if not isinstance(broker, ServerBroker):
             raise ImproperlyConfigured(f"{broker.url} keeps no messages of tasks that failed; use a Redis broker")
         self.broker = broker
         self.blobs = blobs

@@ -263,6 +263,7 @@ class App:
         link = self.link
         return open_broker(
             link.broker_url,
+            backend_url=link.backend_url,
             name=name,
             records=RECORDS if self.joined else "",
             record_ttl_ms=int(self.conf.result_expires * 1000),

@@ -1,14 +1,17 @@
 """The broker: moves messages through named queues over kombu, in batches where the transport can.
 
-`StreamsBroker` is Redis, through our own transport; `KombuBroker` is any transport of kombu's own that needs
-no server of ours, today `memory://`. One function, `open_broker`, turns a URL into one of them.
+`StreamsBroker` is Redis, through our own transport; `AmqpBroker` is RabbitMQ; `KombuBroker` is any transport of
+kombu's own that needs no server of ours, today `memory://`. One function, `open_broker`, turns a URL into one of them.
 """
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import heapq
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -17,11 +20,17 @@ import kombu
 import redis
 from kombu.transport.memory import Transport as MemoryTransport
 
-from nbqueue.config import REDIS_SCHEMES, mask, scheme_of
-from nbqueue.deliveries import SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
+from nbqueue import amqp
+from nbqueue.amqp import Publisher
+from nbqueue.amqp_consumer import AmqpConsumer
+from nbqueue.attempts import Attempts
+from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_beside, scheme_of
+from nbqueue.consumer import Consumer, StreamsConsumer
+from nbqueue.deliveries import LIVE, RECORDS, SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
 from nbqueue.streams import Streams
 from nbqueue.transport import Transport
+from nbqueue.wire import connect
 
 
 class Broker(Protocol):
@@ -63,11 +72,117 @@ class Broker(Protocol):
         """Give up connections."""
 
 
-class StreamsBroker:
-    """Redis Streams. `streams` has what only workers need: blocking reads, renewal, reaping."""
+class ServerBroker(abc.ABC):
+    """A broker on servers, for workers in any process. What is known of tasks beside their messages is on Redis.
+
+    Args:
+        url: of the server that has the queues.
+        redis_url: of the server that has the rest.
+    """
+
+    def __init__(self, url: str, redis_url: str) -> None:
+        self.url = url
+        self.redis_url = redis_url
+
+    @property
+    @abc.abstractmethod
+    def streams(self) -> Streams:
+        """Return what is kept on Redis."""
+
+    @abc.abstractmethod
+    def open_consumer(self, name: str, lease_s: float) -> Consumer:
+        """Return what a worker needs of its queues.
+
+        Args:
+            name: under which it claims.
+            lease_s: how long its claims hold without renewal.
+        """
+
+    @abc.abstractmethod
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues; when it returns, the broker has them."""
+
+    @abc.abstractmethod
+    def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
+
+    @abc.abstractmethod
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Acknowledge, record and send the outbox; False for each that was no longer ours."""
+
+    @abc.abstractmethod
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return messages to their queues at once; return how many were still ours."""
+
+    @abc.abstractmethod
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages wait, are claimed, and are delayed."""
+
+    @abc.abstractmethod
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue; return how many."""
+
+    @abc.abstractmethod
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
+
+    @abc.abstractmethod
+    def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
+        """Let workers take delayed messages, by queue and id, now; tell which of them were there."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give up connections."""
+
+    def revoke(self, items: Sequence[Revocation]) -> list[str]:
+        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
+        with self._translated():
+            return self.streams.revoke(items)
+
+    def queues(self) -> set[str]:
+        """Return the names of all queues that anything was ever sent to."""
+        with self._translated():
+            return self.streams.queues()
+
+    def counters(self) -> dict[str, int]:
+        """Return how often something was refused or dropped, by reason."""
+        with self._translated():
+            return self.streams.counters()
+
+    def dead_letters(self) -> list[tuple[str, bytes]]:
+        """Return the id of each dead letter and the record that says why it is one, the newest last."""
+        with self._translated():
+            return self.streams.dead_letters()
+
+    def count_dead(self) -> int:
+        """Return how many dead letters there are."""
+        with self._translated():
+            return self.streams.count_dead()
+
+    def drop_dead(self, ids: Sequence[str]) -> int:
+        """Drop dead letters; return how many there were."""
+        with self._translated():
+            return self.streams.drop_dead(ids)
+
+    def kept(self, ids: Sequence[str]) -> list[Kept | None]:
+        """Return the messages of tasks that failed or were given up."""
+        with self._translated():
+            return self.streams.kept(ids)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as exc:
+            raise BackendUnavailable(f"{mask(self.redis_url)} can't be used: {exc}") from exc
+
+
+class StreamsBroker(ServerBroker):
+    """Redis Streams, through our own kombu transport."""
 
     def __init__(self, url: str, *, name: str = "nbq-client", **streams: Any) -> None:
-        self.url = url
+        super().__init__(url, url)
+        self._name = name
         self.connection = kombu.Connection(
             transport=Transport, transport_options={"url": url, "client_name": name, "streams": streams}
         )
@@ -87,6 +202,10 @@ class StreamsBroker:
         """Return the queues as batches see them."""
         streams: Streams = self.channel.streams
         return streams
+
+    def open_consumer(self, name: str, lease_s: float) -> StreamsConsumer:
+        """Return what a worker needs of its queues."""
+        return StreamsConsumer(self.streams, name, self.url, self._name)
 
     @property
     def consumer(self) -> str:
@@ -116,11 +235,6 @@ class StreamsBroker:
         """Return messages to their queues at once."""
         return self.streams.give_back(deliveries, charge)
 
-    def revoke(self, items: Sequence[Revocation]) -> list[str]:
-        """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
-        with self._translated():
-            return self.streams.revoke(items)
-
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
         with self._translated():
@@ -130,21 +244,6 @@ class StreamsBroker:
         """Drop what waits in a queue; return how many."""
         with self._translated():
             return self.streams.purge(queue)
-
-    def dead_letters(self) -> list[tuple[str, bytes]]:
-        """Return the id of each dead letter and the record that says why it is one, the newest last."""
-        with self._translated():
-            return self.streams.dead_letters()
-
-    def drop_dead(self, ids: Sequence[str]) -> int:
-        """Drop dead letters; return how many there were."""
-        with self._translated():
-            return self.streams.drop_dead(ids)
-
-    def kept(self, ids: Sequence[str]) -> list[Kept | None]:
-        """Return the messages of tasks that failed or were given up."""
-        with self._translated():
-            return self.streams.kept(ids)
 
     def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
         """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
@@ -156,13 +255,6 @@ class StreamsBroker:
         with self._translated():
             return self.streams.release(items)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as exc:
-            raise BackendUnavailable(f"{mask(self.url)} can't be used: {exc}") from exc
-
     def close(self) -> None:
         """Give up connections."""
         with self._lock:
@@ -170,6 +262,136 @@ class StreamsBroker:
                 self._channel.close()
                 self._channel = None
         self.connection.release()
+
+
+class AmqpBroker(ServerBroker):
+    """RabbitMQ, with a Redis backend beside it.
+
+    Args:
+        url: `amqp://` or `amqps://`.
+        redis_url: of the backend.
+        name: what the servers show of the connections.
+        streams: arguments of `Streams`.
+    """
+
+    def __init__(self, url: str, redis_url: str, *, name: str = "nbq-client", **streams: Any) -> None:
+        super().__init__(url, redis_url)
+        self._name = name
+        self._streams = Streams(connect(redis_url, name=name), **{**streams, "records": RECORDS})
+        self._attempts = Attempts(self._streams)
+        self._publisher = Publisher(url, name)
+        self._consumer: AmqpConsumer | None = None
+        self._lock = threading.RLock()  # on the publisher's connection
+
+    @property
+    def streams(self) -> Streams:
+        """Return what is kept on Redis; its queues are not used."""
+        return self._streams
+
+    def open_consumer(self, name: str, lease_s: float) -> AmqpConsumer:
+        """Return what a worker needs of its queues."""
+        publisher = Publisher(self.url, self._name)
+        return AmqpConsumer(self.url, self._attempts, publisher, name, lease_s=lease_s, client_name=self._name)
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Put messages on their queues; when it returns, the broker has them."""
+        with self._lock:
+            try:
+                verdicts = self._attempts.announce(messages)
+            except redis.RedisError as exc:
+                raise SendFailed(f"{mask(self.redis_url)} can't be used: {exc}") from exc
+            try:
+                # A repeat too: all that is known is that it was to be sent. A copy that came before is recognised.
+                self._publisher.send(
+                    [m for m, verdict in zip(messages, verdicts, strict=True) if verdict != LIVE and not m.due_ms]
+                )
+            except SendFailed:
+                new = [m for m, verdict in zip(messages, verdicts, strict=True) if verdict == SENT]
+                with contextlib.suppress(redis.RedisError):
+                    self._attempts.withdraw(new)
+                raise
+            if messages and (last := messages[-1]).group:
+                with contextlib.suppress(redis.RedisError):  # only tells those who wait that all was sent
+                    self._attempts.mark_sent(last.group, last.index + 1)
+            return verdicts
+
+    def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
+        """Claim up to `limit` messages."""
+        with self._translated():
+            if self._consumer is None:
+                name = f"{self._name}:{uuid.uuid4().hex[:8]}"
+                publisher = Publisher(self.url, self._name)
+                self._consumer = AmqpConsumer(
+                    *(self.url, self._attempts, publisher, name), lease_s=60.0, client_name=self._name, steady=False
+                )
+                self._consumer.open(queues)
+            batch = self._consumer.claim(limit, queues)
+            return batch.deliveries, batch.next_due_s
+
+    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+        """Record, send the outbox and acknowledge; False for each that was no longer ours."""
+        assert self._consumer is not None, "nothing was claimed"
+        with self._translated():
+            return self._consumer.settle(items)
+
+    def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
+        """Return messages to their queues at once."""
+        assert self._consumer is not None, "nothing was claimed"
+        with self._translated():
+            return self._consumer.give_back(deliveries, charge)
+
+    def size(self, queue: str) -> QueueSize:
+        """Return how many messages wait, are claimed, and are delayed. What is on its way to a worker isn't counted."""
+        with self._publishing() as publisher:
+            claimed, delayed = self._attempts.count(queue)
+            return QueueSize(publisher.count(queue, self._levels(queue)), claimed, delayed)
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue; return how many."""
+        with self._publishing() as publisher:
+            return publisher.purge(queue, self._levels(queue)) + self._attempts.purge(queue)
+
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
+        with self._publishing() as publisher:
+            return [self._send_kept(publisher, message, group) for message, group in messages]
+
+    def _send_kept(self, publisher: Publisher, message: Outgoing, group: str) -> str:
+        said, old = self._attempts.requeue(message, group)
+        if said == "sent":
+            try:
+                publisher.send([message])
+            except SendFailed:
+                self._attempts.restore(message.id, old)
+                raise
+            self._attempts.forget_kept(message.id)
+        return said
+
+    def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
+        """Let delayed messages, by queue and id, be due now; tell which of them were there."""
+        with self._translated():
+            return self._attempts.release(items)
+
+    def close(self) -> None:
+        """Give up connections."""
+        with self._lock:
+            if self._consumer is not None:
+                self._consumer.close()
+            self._publisher.close()
+            self._streams.close()
+
+    def _levels(self, queue: str) -> list[int]:
+        return self._attempts.levels([queue])[queue]
+
+    @contextmanager
+    def _publishing(self) -> Iterator[Publisher]:
+        with self._lock, self._translated():
+            try:
+                self._publisher.open()
+                yield self._publisher
+            except amqp.ERRORS as exc:
+                self._publisher.drop()
+                raise BackendUnavailable(f"{mask(self.url)} can't be used: {exc}") from exc
 
 
 class KombuBroker:
@@ -284,14 +506,23 @@ class KombuBroker:
         )
 
 
-def open_broker(url: str, *, name: str = "nbq-client", **streams: Any) -> StreamsBroker | KombuBroker:
+def open_broker(
+    url: str, *, backend_url: str | None = None, name: str = "nbq-client", **streams: Any
+) -> ServerBroker | KombuBroker:
     """Return the broker of a URL; nothing is connected yet.
 
     Args:
-        url: `redis://`, `rediss://`, `redis+socket://`, `unix://` or `memory://`.
+        url: `redis://`, `rediss://`, `redis+socket://`, `unix://`, `amqp://`, `amqps://` or `memory://`.
+        backend_url: for RabbitMQ, the Redis that keeps the rest.
         name: what the server shows of this connection.
-        streams: for Redis, arguments of `Streams`.
+        streams: arguments of `Streams`.
+
+    Raises:
+        ImproperlyConfigured: RabbitMQ has no Redis beside it.
     """
-    if scheme_of(url) in REDIS_SCHEMES:
+    scheme = scheme_of(url)
+    if scheme in REDIS_SCHEMES:
         return StreamsBroker(url, name=name, **streams)
+    if scheme in AMQP_SCHEMES:
+        return AmqpBroker(url, redis_beside(url, backend_url), name=name, **streams)
     return KombuBroker(kombu.Connection(transport=MemoryTransport), url)

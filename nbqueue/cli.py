@@ -186,7 +186,7 @@ def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
 @click.pass_context
 def status(ctx: click.Context, /, **options: Any) -> None:
     """Show workers and queues."""
-    from nbqueue.broker import StreamsBroker
+    from nbqueue.broker import ServerBroker
     from nbqueue.watcher import live_offers
 
     app = _app(ctx, **options)
@@ -199,15 +199,14 @@ def status(ctx: click.Context, /, **options: Any) -> None:
     if not offers:
         click.echo("No workers.")
     broker = app.broker
-    if not isinstance(broker, StreamsBroker):
+    if not isinstance(broker, ServerBroker):
         return
-    streams = broker.streams
-    for queue in sorted(streams.queues()):
-        size = streams.size(queue)
+    for queue in sorted(broker.queues()):
+        size = broker.size(queue)
         click.echo(f"queue {queue}: {size.queued} queued, {size.claimed} claimed, {size.delayed} delayed")
-    for reason, number in sorted(streams.counters().items()):
+    for reason, number in sorted(broker.counters().items()):
         click.echo(f"{reason}: {number}")
-    if dead_letters := streams.count_dead():
+    if dead_letters := broker.count_dead():
         click.echo(f"dead letters: {dead_letters} (nbqueue dead)")
 
 

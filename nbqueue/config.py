@@ -19,7 +19,8 @@ from nbqueue.limits import size_bytes
 from nbqueue.routing import priority, queue_names, routers
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
-SCHEMES: Final = (*REDIS_SCHEMES, "memory")
+AMQP_SCHEMES: Final = ("amqp", "amqps")
+SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
 
 # Settings of Celery that have no meaning here: accepted, so that a configuration can be carried over.
 WITHOUT_MEANING: Final = frozenset(
@@ -181,9 +182,23 @@ def redis_url(url: str) -> str:
     return f"unix://{unquote(parts.path)}?db={database}"
 
 
+def redis_beside(broker: str, backend: str | None) -> str:
+    """Return the backend of a broker that needs a Redis beside it.
+
+    Raises:
+        ImproperlyConfigured: there is none.
+    """
+    if backend is None or scheme_of(backend) not in REDIS_SCHEMES:
+        raise ImproperlyConfigured(
+            f"{mask(broker)} carries messages and keeps no results: set result_backend, or NBQUEUE_RESULT_BACKEND, "
+            "to a Redis such as redis://localhost"
+        )
+    return backend
+
+
 def in_the_open(url: str) -> bool:
     """Tell whether a URL leads to another host without encryption."""
-    if scheme_of(url) != "redis":
+    if scheme_of(url) not in ("redis", "amqp"):
         return False
     host = urlsplit(url).hostname or "localhost"
     return not (host in ("localhost", "::1") or host.startswith("127."))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbqueue.again import Again
-from nbqueue.broker import StreamsBroker
+from nbqueue.broker import ServerBroker
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 from nbqueue.messages import open_fact
 
@@ -38,7 +38,7 @@ class DeadLetters:
 
     def __init__(self, app: App) -> None:
         broker = app.broker
-        if not isinstance(broker, StreamsBroker):
+        if not isinstance(broker, ServerBroker):
             raise ImproperlyConfigured(f"{broker.url} keeps no dead letters; use a Redis broker")
         self.app = app
         self.broker = broker

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from nbqueue.consumer import Renewable
 from nbqueue.deliveries import Delivery
-from nbqueue.streams import Streams
 
 # One worker looks through a queue's claims; when it has missed two looks another does. That is sooner than a claim of
 # its own could lapse, so it costs nobody time.
@@ -31,7 +31,7 @@ class Leases:
         renewal_s: between two renewals, and between two looks.
     """
 
-    def __init__(self, streams: Streams, consumer: str, lease_s: float, renewal_s: float) -> None:
+    def __init__(self, streams: Renewable, consumer: str, lease_s: float, renewal_s: float) -> None:
         self.streams = streams
         self.consumer = consumer
         self.lease_s = lease_s

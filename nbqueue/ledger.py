@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from nbqueue.backends.base import Backend, Told
+from nbqueue.consumer import Claims
 from nbqueue.deliveries import Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.messages import MAX_MESSAGE_BYTES
 from nbqueue.states import RETRY
-from nbqueue.streams import Streams
 
 SETTLE_AT_ONCE: Final = 500
 MAX_TOLD: Final = 50_000  # facts that wait, as during an outage
@@ -30,7 +30,7 @@ class Ledger:
         work: who holds the tasks.
     """
 
-    def __init__(self, streams: Streams, backend: Backend, work: Dispatcher) -> None:
+    def __init__(self, streams: Claims, backend: Backend, work: Dispatcher) -> None:
         self.streams = streams
         self.backend = backend
         self.work = work

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbqueue.config import Environment, Settings, in_the_open, mask, scheme_of
+from nbqueue.config import AMQP_SCHEMES, Environment, Settings, in_the_open, mask, redis_beside, scheme_of
 from nbqueue.signing import read_key_file
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,13 @@ def resolve(conf: Settings, environment: Environment) -> Link:
         found = connection.read(Path(file), embedded.machine_id())
         own = Path(found.directory) if found.directory else embedded.Places.find(environment.variables).data
         return Link(found.broker_url, found.backend_url, found.key, own, found.embedded, Path(file))
-    if backend is None:
+    if scheme_of(broker) in AMQP_SCHEMES:
+        backend = redis_beside(broker, backend)
+    elif backend is None:
         backend = broker
     for url in {broker, backend}:
         if in_the_open(url):
-            logger.warning("what goes to %s can be read on the way; rediss:// encrypts it", mask(url))
+            logger.warning("what goes to %s can be read on the way; %s:// encrypts it", mask(url), f"{scheme_of(url)}s")
     from nbqueue import embedded  # not before it is known that something is configured
 
     places = embedded.Places.find(environment.variables)

@@ -91,7 +91,7 @@ class Streams:
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
         verdicts: list[int] = []
-        for part in _parts(messages):
+        for part in parts_of(messages):
             groups = []
             # Most come in one row: what they have in common goes once, the rest in columns.
             for (queue, due_ms, priority), grouped in itertools.groupby(part, key=_destination):
@@ -302,15 +302,19 @@ class Streams:
         """Return messages that this worker can't judge (another key, a newer version) so that others see them."""
         self._run("put_off", (delay_ms, [(d.queue, d.lane, d.entry) for d in deliveries]))
 
-    def quarantine(self, deliveries: Sequence[tuple[Delivery, str]], kept_bytes: int = 4096) -> None:
+    def quarantine(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
         """Take messages that nobody should run off their queues: counted by reason, their first bytes kept."""
+        self.keep_refused(deliveries)
+        self.settle([Settlement(delivery, b"") for delivery, _ in deliveries])
+
+    def keep_refused(self, deliveries: Sequence[tuple[Delivery, str]], kept_bytes: int = 4096) -> None:
+        """Count messages that nobody should run, and keep their first bytes."""
         pipe = self.client.pipeline(transaction=True)
         for delivery, reason in deliveries:
             entry = {"reason": reason, "queue": delivery.queue, "header": delivery.header[:kept_bytes]}
             pipe.xadd(QUARANTINE, {**entry, "body": delivery.body[:kept_bytes]}, maxlen=1_000, approximate=True)
             pipe.hincrby(COUNTERS, f"refused:{reason.partition(':')[0]}", 1)
         pipe.execute()
-        self.settle([Settlement(delivery, b"") for delivery, _ in deliveries])
 
     def count(self, what: str, number: int = 1) -> None:
         """Count something that was refused or dropped."""
@@ -432,13 +436,7 @@ class Streams:
         self.client.close()
 
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
-        # One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
-        source, digest = script(name)
-        packed = _pack(blob)
-        try:
-            return self.wire.call("EVALSHA", digest, 0, packed, *raw)
-        except NoScriptError:
-            return self.wire.call("EVAL", source, 0, packed, *raw)
+        return run_script(self.wire, name, blob, *raw)
 
 
 @functools.cache
@@ -454,6 +452,19 @@ def script(name: str) -> tuple[str, str]:
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
+def run_script(wire: Wire, name: str, blob: object, *raw: bytes) -> Any:
+    """Return what a script of `lua/` answers.
+
+    One packed argument costs a tenth of many. The server's msgpack reads text but no bytes, so these go beside.
+    """
+    source, digest = script(name)
+    packed = _pack(blob)
+    try:
+        return wire.call("EVALSHA", digest, 0, packed, *raw)
+    except NoScriptError:
+        return wire.call("EVAL", source, 0, packed, *raw)
+
+
 _FORGET_CONSUMER = """
 for _, row in ipairs(redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]).err and {} or
                      redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -467,7 +478,7 @@ end
 """
 
 
-def _parts(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+def parts_of(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
     """Yield messages in batches that one command can carry, in number and in bytes."""
     start = size_bytes = 0
     for at, message in enumerate(messages):

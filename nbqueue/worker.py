@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import redis
-from redis.exceptions import NoScriptError
 
 from nbqueue import pool as pools
 from nbqueue import states
 from nbqueue.blobs import BlobStore
-from nbqueue.broker import StreamsBroker
+from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
+from nbqueue.consumer import CLAIM_MOST, Batch
 from nbqueue.control import Orders
-from nbqueue.deliveries import CONTROL, WORKERS, Delivery, Settlement
+from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.guard import Guard
@@ -49,7 +49,6 @@ from nbqueue.messages import (
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.streams import CLAIM_MOST
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
@@ -64,9 +63,6 @@ LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
 PUT_OFF_MS: Final = 5_000
 PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
-# So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
-# waits; very many that ask now and then, each at its own time, see a message as soon.
-READERS: Final = 32
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
@@ -76,16 +72,6 @@ logger = logging.getLogger(__name__)
 # A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
 # outlasts it, and its tasks run on.
 _OUTAGE = (redis.RedisError, BackendUnavailable)
-
-
-def waits(listeners: int, drawn: float) -> bool:
-    """Tell whether a worker waits at a queue for its next message, or asks now and then.
-
-    Args:
-        listeners: workers that have room for what comes on that queue.
-        drawn: a random number from 0 to 1.
-    """
-    return drawn * listeners < READERS
 
 
 class Worker:
@@ -137,15 +123,16 @@ class Worker:
         self.started_at = time.time()
         self._client_name = f"nbq-worker-{self.name}".replace(" ", "_")
         broker = app.open_broker(self._client_name)
-        if not isinstance(broker, StreamsBroker):
-            raise ImproperlyConfigured(f"a worker needs a Redis broker, not {app.link.broker_url.partition(':')[0]}")
+        if not isinstance(broker, ServerBroker):
+            scheme = app.link.broker_url.partition(":")[0]
+            raise ImproperlyConfigured(f"a worker needs a Redis or RabbitMQ broker, not {scheme}")
         self.broker = broker
-        self.streams = broker.streams
-        self.consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
+        consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
+        self.consumer = broker.open_consumer(consumer, self.conf.worker_lease)
         self.backend = app.open_backend(self._client_name)
         self.reports = Reporter(self.name, self.signer)
         self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses)
-        self.leases = Leases(self.streams, self.consumer, self.conf.worker_lease, self.conf.worker_renewal)
+        self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
         self._selector = selectors.DefaultSelector()
         environment = child_environment(Environment.read().variables, self.concurrency)
@@ -167,16 +154,15 @@ class Worker:
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
         self.limits = app.default_limits.with_those_of(own_limits)
         self.out_of_memory = OutOfMemory()
-        self.ledger = Ledger(self.streams, self.backend, self.work)
+        self.ledger = Ledger(self.consumer, self.backend, self.work)
         self.outcomes = Outcomes(
             self.work, self.reports, self.ledger, self.transfers, self.conf.worker_max_child_deaths
         )
         self._seq = 0
         self._next_due: float | None = None
-        self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
         self._ask_at = 0.0  # when to ask for messages instead of waiting for them; 0.0: it waits
-        self._reads: dict[str, BlockingRead] = {}
+        self._orders_read: BlockingRead | None = None
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
         self._stops = 0
@@ -243,7 +229,7 @@ class Worker:
                     key.fileobj.recv(64)  # type: ignore[union-attr]
             elif key.data in ("claim", "orders"):
                 # Both become readable when the server goes away, and the first closes both.
-                if key.data in self._reads:
+                if self._listening:
                     self._online(self._read_claim if key.data == "claim" else self._read_orders)
             else:
                 for happening in self.pool.events(key):
@@ -312,14 +298,13 @@ class Worker:
 
     def _leave(self) -> None:
         self.ledger.flush()
-        self.streams.client.hdel(WORKERS, self.name)
-        self.streams.forget_consumer(self.consumer, self.queues)
+        self.consumer.leave(self.name, self.queues)
 
     def _wind_down(self) -> None:
         """Stop claiming and give back what has not started; at the second request also what runs."""
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
-            self._online(self._cancel_claim)
+            self._online(self.consumer.stop_waiting)
             for child in self.pool.children:
                 self.work.recall(child)
             unstarted = [held for held in self.work.held.values() if not held.child]
@@ -344,6 +329,7 @@ class Worker:
         now = time.monotonic()
         if not self.leases.awake(now):
             self._timers.pop("renew", None)
+        self._online(self.consumer.tend)
         self.work.relieve(now)
         self.work.press(now)
         self.guard.look(now)
@@ -376,12 +362,11 @@ class Worker:
 
     def _reconnect(self) -> None:
         """Renew before anything else: what was taken over meanwhile stops here, and its outcome is dropped."""
-        self.streams.client.ping()
-        self._follow_queues()
-        self.streams.ensure_groups(self.queues)
         # Orders count from before this worker shows itself: whoever sees it can give it some.
         self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
+        self._follow_queues()
         self._renew()
+        self.consumer.open(self.queues)
         self.leases.forget(time.monotonic())
         self._open_reads()
         self._warn_of_risks()
@@ -397,28 +382,36 @@ class Worker:
             return
         self._warned = True
         with contextlib.suppress(redis.ResponseError):
-            for risk in self.streams.risks():
-                logger.warning("The server at %s: %s", mask(self.broker.url), risk)
+            for risk in self.broker.streams.risks():
+                logger.warning("The server at %s: %s", mask(self.broker.redis_url), risk)
+
+    @property
+    def _listening(self) -> bool:
+        """Tell whether news of queues and orders are listened to."""
+        return self._orders_read is not None
 
     def _open_reads(self) -> None:
         self._close_reads()
-        self._asked = None
-        for name in ("claim", "orders"):
-            read = BlockingRead(connect(self.broker.url, name=self._client_name, timeout_s=None))
-            self._reads[name] = read
-            self._selector.register(read, selectors.EVENT_READ, name)
+        self.consumer.listen()
+        url = self.app.link.backend_url or self.app.link.broker_url
+        orders = BlockingRead(connect(url, name=self._client_name, timeout_s=None))
+        self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
+        self._selector.register(orders, selectors.EVENT_READ, "orders")
+        self._orders_read = orders
         self._follow_orders()
 
     def _close_reads(self) -> None:
-        for read in self._reads.values():
-            self._selector.unregister(read)
+        orders, self._orders_read = self._orders_read, None
+        if orders is not None:
+            self._selector.unregister(self.consumer)
+            self._selector.unregister(orders)
             with contextlib.suppress(*_OUTAGE, OSError):
-                read.close()
-        self._reads.clear()
+                orders.close()
+        self.consumer.hang_up()
 
     def _follow_queues(self) -> None:
         if self.all_queues:
-            self.queues = sorted((self.streams.queues() | {self.conf.task_default_queue}) - self.exclude)
+            self.queues = sorted((self.broker.queues() | {self.conf.task_default_queue}) - self.exclude)
 
     def _chosen(self, queues: Sequence[str]) -> list[str]:
         """Return the queues to listen to, checked.
@@ -439,33 +432,25 @@ class Worker:
     def _claim(self) -> None:
         if not self._may_claim():
             return
-        # Meanwhile children are listened to.
-        room, queues = min(self.work.room(), CLAIM_MOST), tuple(self.queues)
-        self._asked = room, queues
-        self._reads["claim"].start(self.streams.claim_command(self.consumer, room, queues))
+        # The answer may be news: meanwhile children are listened to.
+        batch = self.consumer.claim(min(self.work.room(), CLAIM_MOST), self.queues)
+        if batch is not None:
+            self._claimed(batch)
 
-    def _claim_now(self, read: Sequence[Delivery] = ()) -> None:
-        """Claim what there is room for, besides what a blocking read has brought."""
-        room = max(0, min(self.work.room() - len(read), CLAIM_MOST))
-        self._claimed(self.streams.claim(self.consumer, room, self.queues, read), room)
-
-    def _claimed(self, claimed: tuple[list[Delivery], float | None], room: int) -> None:
-        deliveries, self._next_due = claimed
-        self._drained = len(deliveries) < room
-        self._take(deliveries)
+    def _claimed(self, batch: Batch) -> None:
+        self._next_due, self._drained = batch.next_due_s, batch.drained
+        self._take(batch.deliveries)
 
     def _may_claim(self) -> bool:
         """Tell whether there is room, and the last claim may have left something behind."""
-        read = self._reads.get("claim")
-        if self._drained or self._stopping_since is not None or read is None or read.pending:
+        if self._stopping_since is not None or not self._listening or self.consumer.waiting:
             return False
-        return self.work.room() > 0
+        return not (self._drained and not self.consumer.arrived) and self.work.room() > 0
 
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message, unless others enough are told."""
-        read = self._reads.get("claim")
         room = self.work.room()
-        if read is None or read.pending or not self._drained or room <= 0 or not self.queues:
+        if not self._listening or self.consumer.waiting or not self._drained or room <= 0 or not self.queues:
             self._ask_at = 0.0
             return
         if self._ask_at:
@@ -474,43 +459,11 @@ class Worker:
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
         block_ms = max(1, min(BLOCK_MS, due_ms))
-        listeners = self.streams.listeners
-        queues = [queue for queue in self.queues if waits(listeners.get(queue, 1), random.random())]  # noqa: S311 - spreads workers
-        if queues:
-            read.start(self.streams.read_command(self.consumer, min(room, CLAIM_MOST), queues, block_ms))
-        else:
+        if not self.consumer.wait(min(room, CLAIM_MOST), self.queues, block_ms):
             self._ask_at = time.monotonic() + block_ms / 1000
 
     def _read_claim(self) -> None:
-        asked, self._asked = self._asked, None
-        try:
-            reply = self._reads["claim"].finish()
-        except NoScriptError:
-            self._claim_now()
-            return
-        except redis.ResponseError as exc:
-            if "NOGROUP" not in str(exc):
-                raise
-            # The streams are gone, with the server's memory or by somebody's hand.
-            logger.warning("%s; made anew", exc)
-            self.streams.ensure_groups(self.queues)
-            reply = None
-        if asked is not None and reply is not None:
-            room, queues = asked
-            self._claimed(self.streams.parse_claim(reply, queues), room)
-            return
-        self._drained = False  # delayed messages may be due: the next turn asks
-        if reply:
-            self._claim_now(self.streams.parse_read(reply))
-
-    def _cancel_claim(self) -> None:
-        read = self._reads.get("claim")
-        if read is None or not (reply := read.cancel(self.streams.client)):
-            return
-        if self._asked is None:
-            self.streams.give_back(self.streams.parse_read(reply))
-        else:
-            self.streams.give_back(self.streams.parse_claim(reply, self._asked[1])[0])
+        self._claimed(self.consumer.news(self.work.room(), self.queues))
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""
@@ -536,11 +489,11 @@ class Worker:
         self.work.hand_out()
         self.ledger.give_back(self.work.surplus())
         if put_off:
-            self.streams.put_off(put_off, PUT_OFF_MS)
+            self.consumer.put_off(put_off, PUT_OFF_MS)
         if refused:
-            self.streams.quarantine(refused)
+            self.consumer.quarantine(refused)
         if repeats:
-            self.streams.count("repeat", repeats)
+            self.consumer.count("repeat", repeats)
 
     def _hold(self, task: Accepted) -> None:
         self._seq += 1
@@ -672,10 +625,12 @@ class Worker:
     # ---- orders
 
     def _follow_orders(self) -> None:
-        self._reads["orders"].start(("XREAD", "BLOCK", 30_000, "STREAMS", CONTROL, self._order_cursor))
+        assert self._orders_read is not None
+        self._orders_read.start(("XREAD", "BLOCK", 30_000, "STREAMS", CONTROL, self._order_cursor))
 
     def _read_orders(self) -> None:
-        for _, entries in self._reads["orders"].finish() or ():
+        assert self._orders_read is not None
+        for _, entries in self._orders_read.finish() or ():
             for entry, flat in entries:
                 self._order_cursor = entry.decode()
                 text = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"o", b"")
@@ -683,7 +638,7 @@ class Worker:
                     order = self.orders.open(text, time.time())
                 except BadMessage as exc:
                     logger.warning("an order was refused: %s", exc)
-                    self.streams.count(f"refused:{exc.reason}")
+                    self.consumer.count(f"refused:{exc.reason}")
                     continue
                 self._obey(order)
         self._follow_orders()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.environment import chromium_binary
+from tests.environment import chromium_binary, rabbitmq_binary
 from tests.helpers import RedisServer
+from tests.rabbit import RabbitServer
 from tests.workers import Site
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # marker -> what its tests need, how to find it
 PROGRAMS: Final[dict[str, tuple[str, Callable[[], str | None]]]] = {
     "browser": ("chromium", chromium_binary),
-    "rabbitmq": ("rabbitmq-server", lambda: shutil.which("rabbitmq-server", path=f"{os.environ['PATH']}:/usr/sbin")),
+    "rabbitmq": ("rabbitmq-server", rabbitmq_binary),
 }
 
 
@@ -78,6 +78,16 @@ def redis_server(shared_server: RedisServer) -> RedisServer:
 def private_redis() -> Iterator[RedisServer]:
     """Yield a server of the test's own, which it may stop, kill and restart; it keeps an append-only file."""
     with RedisServer(appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server() -> Iterator[RabbitServer]:
+    """Yield the RabbitMQ of this run, started by the first test that asks; for tests marked `rabbitmq`.
+
+    A test that restarts it leaves it running. Tests use queues of their own, as nothing empties it.
+    """
+    with RabbitServer() as server:
         yield server
 
 

@@ -75,6 +75,20 @@ def ensure_chromium() -> None:
     print(f"No Chromium on PATH: {consequence}. On Debian: sudo apt-get install chromium", flush=True)
 
 
+def rabbitmq_binary() -> str | None:
+    """Return the path of RabbitMQ's server, if there is one; where Debian keeps it comes first."""
+    # /usr/sbin has a script that changes the user
+    return shutil.which("rabbitmq-server", path=f"/usr/lib/rabbitmq/bin:{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def ensure_rabbitmq() -> None:
+    """Install RabbitMQ where that is possible without a question; say so where it stays missing."""
+    if rabbitmq_binary() or (apt_install("rabbitmq-server") and rabbitmq_binary()):
+        return
+    consequence = "tests of RabbitMQ fail" if os.environ.get("CI") else "tests of RabbitMQ are skipped"
+    print(f"No rabbitmq-server: {consequence}. On Debian: sudo apt-get install rabbitmq-server", flush=True)
+
+
 def apt_install(package: str) -> bool:
     """Install a Debian package; False where that takes another user, another system or another mirror."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):

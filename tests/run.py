@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.environment import ROOT, ensure_chromium, ensure_environment, environment_variables, replace_process
+from tests.environment import (
+    ROOT,
+    ensure_chromium,
+    ensure_environment,
+    ensure_rabbitmq,
+    environment_variables,
+    replace_process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +49,7 @@ def main(args: Sequence[str]) -> int:
     if "--lint" in args:
         return lint(python)
     ensure_chromium()
+    ensure_rabbitmq()
     # drawn here to be printed: pytest's own header, which would, is what -q leaves out
     seed = f"--randomly-seed={random.randrange(2**32)}"
     print(f"Random order: {seed}, unless another is given", flush=True)

@@ -29,10 +29,16 @@ class Site:
     Args:
         server: runs already.
         by_value: whether functions of modules travel with their code.
+        broker_url: of another broker than this server.
+        queue: the default queue of the app; workers listen to it.
     """
 
-    def __init__(self, server: RedisServer, *, by_value: bool = True) -> None:
+    def __init__(
+        self, server: RedisServer, *, by_value: bool = True, broker_url: str = "", queue: str = "nbqueue"
+    ) -> None:
         self.server = server
+        self.broker_url = broker_url or server.url
+        self.queue = queue
         self.key_file = server.directory / "key"
         if not self.key_file.exists():
             create_key_file(self.key_file)
@@ -51,8 +57,13 @@ class Site:
 
     def new_app(self, *, by_value: bool = True, url: str = "") -> App:
         """Return another app on the same server, or by another way: another session, as another kernel would have."""
-        broker = url or self.server.url
-        return App("tests", broker=broker, key_file=self.key_file, by_value=by_value, set_as_current=False)
+        broker = url or self.broker_url
+        backend = None if broker != self.broker_url or broker == self.server.url else self.server.url
+        app = App(
+            "tests", broker=broker, backend=backend, key_file=self.key_file, by_value=by_value, set_as_current=False
+        )
+        app.conf.task_default_queue = self.queue
+        return app
 
     @property
     def streams(self) -> Streams:
@@ -109,13 +120,16 @@ class Worker:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "nbqueue", "-A", "tests.project", "worker"),
-                    *("-c", str(concurrency), "-n", self.name, "-l", "info", *options),
+                    *("-c", str(concurrency), "-n", self.name, "-l", "info"),
+                    *(() if site.queue == "nbqueue" else ("-Q", site.queue)),
+                    *options,
                 ],
                 cwd=ROOT,
                 env={
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
-                    "NBQUEUE_BROKER_URL": site.server.url,
+                    "NBQUEUE_BROKER_URL": site.broker_url,
+                    **({} if site.broker_url == site.server.url else {"NBQUEUE_RESULT_BACKEND": site.server.url}),
                     "NBQUEUE_KEY_FILE": str(site.key_file),
                     **({"NBQUEUE_HOME": str(home)} if home else {}),
                     **(variables or {}),

@@ -278,3 +278,27 @@ local function rouse(wake)
     redis.call("LPUSH", wake, "sent")
   end
 end
+
+-- What follows is for queues that are elsewhere, over AMQP. Leases are of consumers: until when each holds, milliseconds.
+local LEASES = "nbq:leases"
+
+-- Remembers that a queue and a priority are in use.
+local function note_queue(queue, level)
+  redis.call("SADD", "nbq:queues", queue)
+  if level > 0 then redis.call("SADD", key(queue, "levels"), level) end
+end
+
+-- How often a message was run, ended its child and lost its worker, beyond what it says of itself.
+local function counters_of(id)
+  local a, c, w = string.match(redis.call("GET", "nbq:attempts:" .. id) or "", "^(%d+) (%d+) (%d+)$")
+  return {whole(a, 0), whole(c, 0), whole(w, 0)}
+end
+
+local function charge_with(id, charge, ttl_ms)
+  local counters = counters_of(id)
+  counters[1] = counters[1] + 1
+  if charge == "child" then counters[2] = counters[2] + 1 end
+  if charge == "worker" then counters[3] = counters[3] + 1 end
+  redis.call("SET", "nbq:attempts:" .. id, table.concat(counters, " "), "PX", math.max(ttl_ms, LIVE_MS))
+  return counters
+end

@@ -22,7 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display as _untyped_display
 
 from nbqueue.app import App
-from nbqueue.broker import StreamsBroker
+from nbqueue.broker import ServerBroker
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError
 from nbqueue.launchers import local
@@ -63,9 +63,9 @@ class Fleet:
     def queued(self) -> dict[str, int]:
         """Return how many tasks wait in each queue, those that are due later too."""
         broker = self.app.broker
-        if not isinstance(broker, StreamsBroker):
+        if not isinstance(broker, ServerBroker):
             return {}
-        sizes = {queue: broker.streams.size(queue) for queue in sorted(broker.streams.queues())}
+        sizes = {queue: broker.size(queue) for queue in sorted(broker.queues())}
         return {queue: size.queued + size.delayed for queue, size in sizes.items() if size.queued + size.delayed}
 
     def scale(self, size: int) -> str:

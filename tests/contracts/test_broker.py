@@ -12,9 +12,13 @@ from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement
 from tests.helpers import RedisServer, wait_until
 
 
-@pytest.fixture(params=["streams", "memory"])
+@pytest.fixture(params=["streams", "memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Broker]:
-    opened = open_broker(redis_server.url if request.param == "streams" else "memory://")
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbit_server").url
+    else:
+        url = redis_server.url if request.param == "streams" else "memory://"
+    opened = open_broker(url, backend_url=redis_server.url)
     for queue in ("a", "b"):
         opened.purge(queue)
     yield opened
@@ -107,7 +111,7 @@ def test_broker_delivers_again_when_a_message_is_given_back(broker: Broker) -> N
     broker.publish([message("1"), message("2")])
     first, _ = claim(broker)
     assert broker.give_back([first]) == 1
-    (again,) = claim(broker)
+    (again,) = wait_until(lambda: claim(broker), 5, "it to be back")
     assert (again.id, again.body) == ("1", first.body)
     assert broker.settle([Settlement(first, b"")]) == [False], "the old claim is void"
     assert broker.settle([Settlement(again, b"")]) == [True]

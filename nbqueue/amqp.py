@@ -1,0 +1,332 @@
+"""RabbitMQ through kombu's own transport: connections that are read without waiting, queues, and confirmed sends.
+
+A queue of ours is a durable quorum queue for each priority that is in use. One that exists already is used as it is.
+
+Source: RabbitMQ's guides "Quorum Queues" and "Consumer Acknowledgements and Publisher Confirms".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import amqp
+import kombu
+from amqp import method_framing, spec
+from kombu.transport import pyamqp
+
+from nbqueue.config import mask
+from nbqueue.deliveries import Outgoing, lane_of, stream_key
+from nbqueue.exceptions import ImproperlyConfigured, SendFailed, SendUncertain
+
+# py-amqp says in many ways that a connection has ended.
+ERRORS: Final = (amqp.exceptions.AMQPError, OSError, AttributeError, struct.error)
+CONNECT_S: Final = 5.0
+ANSWER_S: Final = 5.0
+_READ_BYTES: Final = 1 << 18
+_PUBLISHES: Final = 64  # between two looks at what the server says
+_CONTENT_HEADER: Final = 2  # a kind of frame
+_NO_PROPERTIES: Final = 12  # bytes of it that come before a message's properties
+_MANY_RETURNS: Final = 4  # the first major version whose quorum queues drop what came back 20 times
+_FRAME: Final = struct.Struct(">BHI")
+
+
+class Channel(pyamqp.Channel):
+    """A channel that keeps what comes until somebody looks."""
+
+    def _setup_listeners(self) -> None:
+        super()._setup_listeners()
+        self.arrived: list[tuple[int, str, Any]] = []  # delivery tag, consumer tag, message
+        self.counts: list[int] = []
+        self._callbacks[spec.Queue.DeclareOk] = lambda _name, messages, _consumers: self.counts.append(messages)
+
+    def _on_basic_deliver(
+        self, consumer_tag: str, delivery_tag: int, _redelivered: bool, _exchange: str, _key: str, message: Any
+    ) -> None:
+        self.arrived.append((delivery_tag, consumer_tag, message))
+
+
+def _frame_handler(connection: Any, callback: Any) -> Callable[[tuple[int, int, bytes]], bool]:
+    """Return py-amqp's reader of frames, but for properties that can't be read: it would raise at each delivery."""
+    read = method_framing.frame_handler(connection, callback)
+
+    def on_frame(frame: tuple[int, int, bytes]) -> bool:
+        kind, channel, text = frame
+        try:
+            return bool(read(frame))
+        except (ValueError, struct.error, IndexError, amqp.exceptions.FrameSyntaxError):
+            if kind != _CONTENT_HEADER:
+                raise
+            return bool(read((kind, channel, text[:_NO_PROPERTIES] + b"\0\0")))
+
+    return on_frame
+
+
+class Connection(pyamqp.Connection):
+    """A connection that can be read without waiting."""
+
+    Channel = Channel
+
+    def pump(self, wait_s: float = 0.0) -> bool:
+        """Handle all that has come, waiting for something up to `wait_s`; tell whether there was anything.
+
+        py-amqp's own way to read takes nine system calls a message.
+        """
+        if not self.connected:
+            raise ConnectionResetError("the connection was closed")
+        transport = self.transport
+        waits = [] if wait_s <= 0 else select.select([transport.sock], [], [], wait_s)[0]
+        if wait_s > 0 and not waits:
+            return False
+        data = [transport._read_buffer]  # noqa: SLF001 - where py-amqp's waiting calls will look for the rest
+        transport.sock.settimeout(0)
+        try:
+            while part := transport.sock.recv(_READ_BYTES):
+                data.append(part)
+            raise ConnectionResetError("the server closed the connection")
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        finally:
+            transport.sock.settimeout(None)
+            transport._read_buffer = b"".join(data)  # noqa: SLF001
+        return self._handle_frames()
+
+    def _handle_frames(self) -> bool:
+        transport = self.transport
+        text = transport._read_buffer  # noqa: SLF001
+        at, frames = 0, []
+        while len(text) - at >= _FRAME.size:
+            kind, channel, size = _FRAME.unpack_from(text, at)
+            end = at + _FRAME.size + size
+            if len(text) <= end:
+                break
+            frames.append((kind, channel, text[at + _FRAME.size : end]))
+            at = end + 1
+        transport._read_buffer = text[at:]  # noqa: SLF001
+        for frame in frames:
+            self.on_inbound_frame(frame)
+        return bool(frames)
+
+
+class Transport(pyamqp.Transport):
+    """kombu's transport with connections of this kind."""
+
+    Connection = Connection
+
+
+def connect(url: str, *, name: str, heartbeat_s: float = 0.0) -> Connection:
+    """Return an open connection; fails at once where nothing answers.
+
+    Args:
+        url: `amqp://` or `amqps://`; certificates are verified, `?ssl_ca_certs=FILE` names who signs them.
+        name: what the server shows of it.
+        heartbeat_s: after so long without a sign of life each side gives the other up; 0: never.
+    """
+    parts = urlsplit(url)
+    tls: dict[str, object] | None = None
+    if parts.scheme == "amqps":
+        authority = parse_qs(parts.query).get("ssl_ca_certs", [None])[0]
+        tls = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname, "ca_certs": authority}
+    client = kombu.Connection(
+        parts._replace(scheme="pyamqp", query="").geturl(),
+        ssl=tls,
+        heartbeat=heartbeat_s,
+        connect_timeout=CONNECT_S,
+        transport_options={
+            "client_properties": {"connection_name": name},
+            "read_timeout": ANSWER_S,
+            "write_timeout": ANSWER_S,
+            "frame_handler": _frame_handler,
+        },
+    )
+    client.port = client.port or (5671 if tls else 5672)
+    connection: Connection = Transport(client).establish_connection()
+    return connection
+
+
+class Queues:
+    """Makes queues that are missing, on one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._known: set[str] = set()
+
+    def declare(self, queue: str, level: int) -> str:
+        """Return the name of the queue of a priority, which exists from now on."""
+        name = stream_key(queue, lane_of(level))
+        if name not in self._known:
+            self._declare(name)
+            self._known.add(name)
+        return name
+
+    def forget(self) -> None:
+        """Look again before the next use: somebody may have deleted queues."""
+        self._known.clear()
+
+    def _declare(self, name: str) -> None:
+        if len(name.encode()) > 255:
+            raise ImproperlyConfigured(f"RabbitMQ takes no queue of so long a name: {name[:80]}…")
+        channel = self.connection.channel()
+        try:
+            channel.queue_declare(name, passive=True)
+        except amqp.exceptions.NotFound:
+            channel = self.connection.channel()
+            arguments: dict[str, object] = {"x-queue-type": "quorum"}
+            if self._major() >= _MANY_RETURNS:
+                arguments["x-delivery-limit"] = -1  # the backend counts, and says what became of the task
+            # another may have made it meanwhile, in another way
+            with contextlib.suppress(amqp.exceptions.PreconditionFailed):
+                channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+        if channel.is_open:
+            channel.close()
+
+    def _major(self) -> int:
+        version = str(self.connection.server_properties.get("version", "")).partition(".")[0]
+        return int(version) if version.isdigit() else 0
+
+
+class Publisher:
+    """Sends, with one wait for the confirms of many messages. Connects at first use, and anew after an outage.
+
+    Args:
+        url: of the server.
+        name: what it shows of the connection.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self._name = name
+        self._connection: Connection | None = None
+        self._channel: Any = None
+        self._queues: Queues | None = None
+        self._tag = 0  # of the newest message on this channel
+        self._waits: set[int] = set()
+        self._refused = ""
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Send messages; when it returns, the server has confirmed them all.
+
+        Raises:
+            SendFailed: the server can't be reached, or refuses one of them.
+            SendUncertain: it went away before it answered.
+        """
+        if not messages:
+            return
+        try:
+            self.open()
+            names = [self.declare(message.queue, message.priority) for message in messages]
+        except ERRORS as exc:
+            self.drop()
+            raise SendFailed(f"{mask(self.url)} can't be used: {exc}") from exc
+        try:
+            self._send(messages, names)
+        except ERRORS as exc:
+            self.drop()
+            raise SendUncertain(f"no answer from {mask(self.url)}; the same id may be sent again: {exc}") from exc
+        if self._refused:
+            assert self._queues is not None
+            self._queues.forget()
+            raise SendFailed(f"{mask(self.url)} refuses a message: {self._refused}")
+
+    def declare(self, queue: str, level: int) -> str:
+        """Return the name of the queue of a priority, which exists from now on."""
+        assert self._queues is not None, "open comes first"
+        return self._queues.declare(queue, level)
+
+    def count(self, queue: str, levels: Iterable[int]) -> int:
+        """Return how many messages wait, not counting those on their way to a worker."""
+        return sum(self._ask(queue, level, purge=False) for level in levels)
+
+    def purge(self, queue: str, levels: Iterable[int]) -> int:
+        """Drop the messages that wait; return how many."""
+        return sum(self._ask(queue, level, purge=True) for level in levels)
+
+    def open(self) -> None:
+        """Connect, unless the connection stands."""
+        if self._connection is not None:
+            try:
+                self._connection.pump()  # a server that went away meanwhile has said so
+                return  # noqa: TRY300 - what is below belongs to the other case
+            except ERRORS:
+                self.drop()
+        self._connection = connect(self.url, name=self._name)
+        self._queues = Queues(self._connection)
+        self._channel = self._connection.channel()
+        self._channel.events["basic_ack"].add(self._confirmed)
+        self._channel.events["basic_nack"].add(self._nacked)
+        self._channel.events["basic_return"].add(self._returned)
+        self._channel.confirm_select()
+        self._tag = 0
+
+    def close(self) -> None:
+        """Give up the connection."""
+        if self._connection is not None:
+            with contextlib.suppress(*ERRORS):
+                self._connection.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Give up a connection that is broken, without a word to the server."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(*ERRORS):
+                connection.collect()
+
+    def _ask(self, queue: str, level: int, *, purge: bool) -> int:
+        assert self._connection is not None, "open comes first"
+        name = self.declare(queue, level)
+        with self._connection.channel() as channel:
+            if purge:
+                return int(channel.queue_purge(name))
+            return int(channel.queue_declare(name, passive=True).message_count)
+
+    def _send(self, messages: Sequence[Outgoing], names: Sequence[str]) -> None:
+        assert self._connection is not None
+        self._refused = ""
+        self._waits.clear()
+        for message, name in zip(messages, names, strict=True):
+            content = amqp.Message(
+                message.body,
+                application_headers=headers_of(message),
+                content_type="application/x-nbqueue",
+                delivery_mode=2,
+            )
+            self._tag += 1
+            self._waits.add(self._tag)
+            self._channel.send_method(spec.Basic.Publish, "Bssbb", (0, "", name, True, False), content)
+            if self._tag % _PUBLISHES == 0:
+                self._connection.pump()
+        deadline = time.monotonic() + ANSWER_S
+        while self._waits:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"{len(self._waits)} messages were not confirmed within {ANSWER_S:g} s")
+            if self._connection.pump(left):
+                deadline = time.monotonic() + ANSWER_S
+
+    def _confirmed(self, tag: int, multiple: bool) -> None:
+        if multiple:
+            self._waits = {waits for waits in self._waits if waits > tag}
+        else:
+            self._waits.discard(tag)
+
+    def _nacked(self, tag: int, multiple: bool) -> None:
+        self._refused = self._refused or "it could not be stored"
+        self._confirmed(tag, multiple)
+
+    def _returned(self, exc: Exception, _exchange: str, key: str, _message: object) -> None:
+        self._refused = f"there is no queue {key} ({exc})"
+
+
+def headers_of(message: Outgoing) -> dict[str, object]:
+    """Return what goes beside the body of a message. Counters are signed by nobody, here as in a stream's entry."""
+    headers: dict[str, object] = {"id": message.id, "nbq": message.header}
+    if message.attempt > 1 or message.child_deaths or message.worker_losses:
+        headers |= {"a": message.attempt, "c": message.child_deaths, "w": message.worker_losses}
+    return headers

@@ -1,0 +1,21 @@
+-- Makes known what is about to be sent over AMQP: pending records, and which queues and priorities are in use. What is
+-- delayed waits here until it is due. Returns one number a message: 1 new, 2 a repeat, -1 the id belongs to a live task.
+local records, ttl_ms, messages = unpack(cmsgpack.unpack(ARGV[1]))
+local now, status = now_ms(), {}
+
+local function write_pending(id, nonce, record, due_ms)
+  if record == "" then return 1 end
+  local old = redis.call("GET", records .. id)
+  if old and string.find(old, nonce, 1, true) then return 2 end
+  if old and is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
+  redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, due_ms - now))
+  return 1
+end
+
+for n, message in ipairs(messages) do
+  local queue, id, header, due_ms, level, nonce, record, body = unpack(message)
+  status[n] = write_pending(id, nonce, record, due_ms)
+  if status[n] > 0 then note_queue(queue, level) end
+  if status[n] == 1 and due_ms > 0 then enqueue(queue, id, header, ARGV[body], due_ms, level) end
+end
+return status
