@@ -26,9 +26,17 @@ class RabbitServer:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nbq-rabbit-"))
-        self.port, distribution, mapper = _free_ports(3)
+        self.port, self.tls_port, distribution, mapper = _free_ports(4)
+        _make_certificate(self.directory)
         (self.directory / "plugins").write_text("[].\n")
-        (self.directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.console = false\n")
+        (self.directory / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.certificate}\n"
+            f"ssl_options.certfile = {self.certificate}\n"
+            f"ssl_options.keyfile = {self.directory}/key.pem\n"
+            "log.console = false\n"
+        )
         # how often a channel looks for deliveries that nobody acknowledges, milliseconds
         (self.directory / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 500}]}].\n")
         self.variables = {
@@ -74,6 +82,11 @@ class RabbitServer:
     def url(self) -> str:
         """The URL for nbqueue."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    @property
+    def certificate(self) -> Path:
+        """The certificate it shows, signed by itself."""
+        return self.directory / "certificate.pem"
 
     def start(self) -> None:
         """Start the node, with what it had stored; wait until it answers."""
@@ -125,6 +138,13 @@ class RabbitServer:
         except amqp.ERRORS:
             return False
         return True
+
+
+def _make_certificate(directory: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-days", "2"]
+    files = ["-keyout", str(directory / "key.pem"), "-out", str(directory / "certificate.pem")]
+    subprocess.run([*command, *subject, *files], check=True, capture_output=True)
 
 
 def _binary() -> str:

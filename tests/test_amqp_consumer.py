@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import amqp
@@ -12,7 +11,7 @@ from nbqueue.amqp import Publisher
 from nbqueue.amqp_consumer import AmqpConsumer
 from nbqueue.attempts import Attempts
 from nbqueue.deliveries import QUARANTINE, RECORDS, Delivery, Outgoing, Settlement, stream_key
-from nbqueue.exceptions import BackendUnavailable, SendFailed, SendUncertain
+from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import Streams
 from nbqueue.wire import connect
 from tests.helpers import RedisServer, wait_until
@@ -233,26 +232,3 @@ def test_messages_that_somebody_else_wrote_harm_nobody(
     consumer.quarantine([(delivery, "format: no header") for delivery in found])
     assert attempts.client.xlen(QUARANTINE) == 6
     assert attempts.count(queue) == (0, 0)
-
-
-def test_send_says_whether_it_failed_or_nobody_knows(
-    rabbit_server: RabbitServer, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message = Outgoing(queue, "1", "header", b"body")
-    with pytest.raises(SendFailed, match="can't be used"):
-        Publisher(NOWHERE, "test").send([message])
-    publisher = Publisher(rabbit_server.url, "test")
-    publisher.send([message])
-    with rabbit_server.connect() as connection:
-        connection.channel().queue_delete(stream_key(queue, "n"))
-    with pytest.raises(SendFailed, match="there is no queue nbq:"):
-        publisher.send([message])
-    publisher.send([message])  # it was made anew
-    assert publisher._connection is not None
-    publisher._connection.transport._write = lambda _: None
-    monkeypatch.setattr("nbqueue.amqp.ANSWER_S", 0.1)
-    sent_at = time.monotonic()
-    with pytest.raises(SendUncertain, match="not confirmed"):
-        publisher.send([message])
-    assert time.monotonic() - sent_at < 5
-    publisher.close()

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
+
+from tests.environment import rabbitmq_binary
 
 CHILDREN: Final = 2
 WAIT_S: Final = 120.0
@@ -91,6 +93,7 @@ class System(NamedTuple):
         kinds: of sessions it takes part in.
         server: whether it needs one.
         appendonly: whether that keeps a file.
+        program: finds another program that it needs.
     """
 
     package: str
@@ -99,11 +102,13 @@ class System(NamedTuple):
     kinds: tuple[str, ...]
     server: bool = True
     appendonly: bool = False
+    program: Callable[[], str | None] | None = None
 
     @property
     def installed(self) -> bool:
         """Tell whether it can be measured here."""
-        return importlib.util.find_spec(self.package) is not None
+        program = self.program is None or self.program()
+        return bool(program) and importlib.util.find_spec(self.package) is not None
 
     def open(self, url: str) -> Peer:
         """Import it and return it, connected."""
@@ -124,6 +129,13 @@ SYSTEMS: Final[dict[str, System]] = {
     ),
     "nbqueue, by name": System(
         "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT, BACKLOG)
+    ),
+    "nbqueue, RabbitMQ": System(
+        "nbqueue",
+        "own:OnRabbit",
+        "the same as the first, messages on RabbitMQ's quorum queues; the server whose memory is shown is its Redis",
+        (HOT, BACKLOG),
+        program=rabbitmq_binary,
     ),
     "nbqueue, embedded": System(
         "nbqueue",

@@ -12,7 +12,7 @@ Figures = dict[str, float]
 Runs = dict[str, list[Figures]]  # by system, a round each
 
 BY_NAME: Final = "nbqueue, by name"
-OURS: Final = ("nbqueue", "nbqueue, file", BY_NAME, "nbqueue, embedded")
+OURS: Final = ("nbqueue", "nbqueue, file", BY_NAME, "nbqueue, RabbitMQ", "nbqueue, embedded")
 LIMIT: Final = "ProcessPoolExecutor"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from nbqueue import App
 from nbqueue.tasks import Task
 from tests.benchmarks import work
 from tests.benchmarks.peers import CHILDREN, WAIT_S, Peer, Rows
+from tests.rabbit import RabbitServer
 
 
 def as_in_cells() -> dict[str, Callable[..., Any]]:
@@ -78,6 +80,20 @@ class ByName(Driver):
         from tests.benchmarks.systems import by_name
 
         return by_name.app, by_name.tasks
+
+
+class OnRabbit(Driver):
+    """Messages go through a RabbitMQ node of the session's own; the server it is given is the backend."""
+
+    def _open(self) -> tuple[App, dict[str, Task]]:
+        self.broker = RabbitServer()
+        self.broker.start()
+        os.environ |= {"NBQUEUE_BROKER_URL": self.broker.url, "NBQUEUE_RESULT_BACKEND": self.url}
+        return super()._open()
+
+    def stop(self) -> None:
+        super().stop()
+        self.broker.close()
 
 
 class Embedded(Driver):
