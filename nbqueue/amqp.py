@@ -27,7 +27,6 @@ from nbqueue.exceptions import ImproperlyConfigured, SendFailed, SendUncertain
 
 # py-amqp says in many ways that a connection has ended.
 ERRORS: Final = (amqp.exceptions.AMQPError, OSError, AttributeError, struct.error)
-CONNECT_S: Final = 5.0
 ANSWER_S: Final = 5.0
 _READ_BYTES: Final = 1 << 18
 _PUBLISHES: Final = 64  # between two looks at what the server says
@@ -120,13 +119,14 @@ class Transport(pyamqp.Transport):
     Connection = Connection
 
 
-def connect(url: str, *, name: str, heartbeat_s: float = 0.0) -> Connection:
+def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = ANSWER_S) -> Connection:
     """Return an open connection; fails at once where nothing answers.
 
     Args:
         url: `amqp://` or `amqps://`; certificates are verified, `?ssl_ca_certs=FILE` names who signs them.
         name: what the server shows of it.
         heartbeat_s: after so long without a sign of life each side gives the other up; 0: never.
+        answer_s: how long to wait for any one answer.
     """
     parts = urlsplit(url)
     tls: dict[str, object] | None = None
@@ -137,11 +137,11 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0) -> Connection:
         parts._replace(scheme="pyamqp", query="").geturl(),
         ssl=tls,
         heartbeat=heartbeat_s,
-        connect_timeout=CONNECT_S,
+        connect_timeout=answer_s,
         transport_options={
             "client_properties": {"connection_name": name},
-            "read_timeout": ANSWER_S,
-            "write_timeout": ANSWER_S,
+            "read_timeout": answer_s,
+            "write_timeout": answer_s,
             "frame_handler": _frame_handler,
         },
     )

@@ -120,8 +120,12 @@ class AmqpConsumer:
         self._patient_until = time.monotonic() + self.lease_s
         with self._translated():
             if self._connection is None:
+                # Between two tries the lease of what runs is renewed, so each must end long before that.
                 self._connection = connect(
-                    self.url, name=self._client_name, heartbeat_s=max(2, math.ceil(self.lease_s))
+                    self.url,
+                    name=self._client_name,
+                    heartbeat_s=max(2, math.ceil(self.lease_s)),
+                    answer_s=max(2.0, self.lease_s / 5),
                 )
                 self._queues = Queues(self._connection)
                 self._channel = self._connection.channel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,22 @@ def test_existing_classic_queue_is_used_as_it_is(quiet: Site, rabbit_server: Rab
     result = quiet.app.task(double).delay(2)
     quiet.worker()
     assert result.get(timeout=10) == 4
+
+
+def once_there(path: str) -> str:
+    return Path(path).read_text()
+
+
+def test_task_that_failed_or_waits_for_its_retry_runs_again_when_asked(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "late"
+    failed = site.app.task(once_there).delay(str(path))
+    waits = site.app.task(once_there, autoretry_for=(OSError,), default_retry_delay=600).delay(str(path))
+    with pytest.raises(FileNotFoundError):
+        failed.get(timeout=10)
+    wait_until(lambda: waits.state == states.RETRY, 10, "the other to be put off")
+    path.write_text("there")
+    assert site.app.retry([failed, waits]) == 2
+    assert failed.get(timeout=10) == waits.get(timeout=10) == "there"
 
 
 def test_purge_drops_what_waits_and_what_is_delayed(quiet: Site) -> None:
