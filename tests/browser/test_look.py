@@ -54,6 +54,7 @@ one"""
         notebook.run(2)
         notebook.open_gate("end")
         shows_as_text(notebook, view.locator(".nbq-error-text"))
+        notebook.view(2).scroll_into_view_if_needed()
         expect(notebook.view(2).locator(".nbq-chip")).to_have_text("2 failed")
         notebook.run(3)
         expect(notebook.output(1)).to_contain_text("failed after")
@@ -160,8 +161,9 @@ many = {LONG_NAME}.map(range(100))"""
         fits(notebook.view(2))
         notebook.open_gate("end")
         expect(notebook.view(1).locator(".nbq-chip")).to_have_text("Failed")
-        expect(notebook.view(2).locator(".nbq-chip")).to_have_text("34 failed")
         fits(notebook.view(1))
+        notebook.view(2).scroll_into_view_if_needed()  # what is out of sight isn't drawn
+        expect(notebook.view(2).locator(".nbq-chip")).to_have_text("34 failed")
         fits(notebook.view(2))
         notebook.run(3)
         expect(notebook.output(1)).to_contain_text("failed after")
