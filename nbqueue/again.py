@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from nbqueue import states
+from nbqueue.backends.base import chunks
 from nbqueue.blobs import Blobs
 from nbqueue.broker import Broker, ServerBroker
 from nbqueue.deliveries import Kept, Outgoing
@@ -43,7 +44,7 @@ class Again:
 
     def __init__(self, broker: Broker, blobs: Blobs, signer: Signer) -> None:
         if not isinstance(broker, ServerBroker):
-            raise ImproperlyConfigured(f"{broker.url} keeps no messages of tasks that failed; use a Redis broker")
+            raise ImproperlyConfigured(f"{broker.url} keeps no messages of tasks that failed; use Redis or RabbitMQ")
         self.broker = broker
         self.blobs = blobs
         self.signer = signer
@@ -89,7 +90,7 @@ class Again:
         can't be believed.
         """
         said: dict[str, str] = {}
-        for part in _parts(ids):
+        for part in chunks(ids, _AT_ONCE):
             messages = []
             for id_, kept in zip(part, self.broker.kept(part), strict=True):
                 if kept is None:
@@ -158,8 +159,3 @@ class Ends:
         for group, indexes in self._maps.values():
             if same := [index for index in indexes if member_id(group.id, index) in ids]:
                 group.resume_end(same)
-
-
-def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _AT_ONCE):
-        yield ids[start : start + _AT_ONCE]

@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from nbqueue import states
-from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, queue_key
+from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, failed_key, queue_key
 from nbqueue.streams import Streams, parts_of, run_script
 
 LEASES: Final = "nbq:leases"
@@ -245,7 +245,7 @@ class Attempts:
     def forget_kept(self, id_: str) -> None:
         """Drop the message that was kept of a task which runs again."""
         self.streams.drop_dead([id_])
-        self.client.delete(f"nbq:failed:{id_}")
+        self.client.delete(failed_key(id_))
 
     def restore(self, id_: str, record: bytes) -> None:
         """Put back the old record of a task that could not be sent again."""

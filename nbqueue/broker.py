@@ -468,7 +468,7 @@ class KombuBroker:
 
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Refuse: a queue in memory has nowhere to keep the mark."""
-        raise ImproperlyConfigured(f"{self.url} can't revoke; use a Redis broker")
+        raise ImproperlyConfigured(f"{self.url} can't revoke; use Redis or RabbitMQ")
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""

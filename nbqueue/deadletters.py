@@ -39,7 +39,7 @@ class DeadLetters:
     def __init__(self, app: App) -> None:
         broker = app.broker
         if not isinstance(broker, ServerBroker):
-            raise ImproperlyConfigured(f"{broker.url} keeps no dead letters; use a Redis broker")
+            raise ImproperlyConfigured(f"{broker.url} keeps no dead letters; use Redis or RabbitMQ")
         self.app = app
         self.broker = broker
 

@@ -26,24 +26,12 @@ end
 
 for n, item in ipairs(items) do
   local queue, id, header, record, group, level = unpack(item)
-  local old = redis.call("GET", records .. id)
-  local state = old and string.match(old, '"status":"(%u+)"')
-  if is_live(state) then
-    said[n] = "live"
-  elseif redis.call("HEXISTS", DEAD, id) == 0 and (redis.call("EXISTS", FAILED .. id) == 0 or state ~= "FAILURE") then
-    said[n] = "unknown" -- or another task of this id has ended otherwise since
-  else
-    if record ~= "" then
-      redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS))
-    else
-      redis.call("DEL", records .. id) -- a member of a map has none before it ends
-    end
-    if group ~= "" and state then redis.call("HINCRBY", "nbq:progress:" .. group, state, -1) end
+  said[n] = begin_anew(records, ttl_ms, id, record, group)
+  if said[n] == "sent" then
     redis.call("SADD", "nbq:queues", queue)
     enqueue(queue, id, header, ARGV[n + 1], 0, level)
     forget_dead(id)
     redis.call("DEL", FAILED .. id)
-    said[n] = "sent"
   end
 end
 rouse(wake)

@@ -3,18 +3,9 @@
 local records, ttl_ms, messages = unpack(cmsgpack.unpack(ARGV[1]))
 local now, status = now_ms(), {}
 
-local function write_pending(id, nonce, record, due_ms)
-  if record == "" then return 1 end
-  local old = redis.call("GET", records .. id)
-  if old and string.find(old, nonce, 1, true) then return 2 end
-  if old and is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
-  redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, due_ms - now))
-  return 1
-end
-
 for n, message in ipairs(messages) do
   local queue, id, header, due_ms, level, nonce, record, body = unpack(message)
-  status[n] = write_pending(id, nonce, record, due_ms)
+  status[n] = record == "" and 1 or write_pending(records, ttl_ms, id, nonce, record, due_ms - now)
   if status[n] > 0 then note_queue(queue, level) end
   if status[n] == 1 and due_ms > 0 then enqueue(queue, id, header, ARGV[body], due_ms, level) end
 end

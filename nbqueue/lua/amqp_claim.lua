@@ -26,9 +26,7 @@ local function claim(queue, id, token, nonce)
   if lost then counters = charge_with(id, "worker", ttl_ms) end
   local record = redis.call("GET", records .. id) or ""
   local outbox = ""
-  -- The usual case, its own pending record, needs no second look.
-  if record ~= "" and nonce ~= "" and string.find(record, '"status":"PENDING"', 1, true)
-    and string.find(record, nonce, 1, true) then
+  if record ~= "" and is_own_pending(record, nonce) then
     record = ""
   elseif record ~= "" then
     outbox = redis.call("GET", "nbq:outbox:" .. id) or ""

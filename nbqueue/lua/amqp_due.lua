@@ -7,22 +7,17 @@ local lent, next_due = {}, -1
 for _, queue in ipairs(queues) do
   local delayed, bodies = key(queue, "delayed"), key(queue, "bodies")
   for _, member in ipairs(redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, limit)) do
-    local read, parts = pcall(cmsgpack.unpack, redis.call("HGET", bodies, member) or "")
-    if read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string" then
+    local id, header, body, level, counters = opened(redis.call("HGET", bodies, member) or "", member)
+    if id then
       redis.call("ZADD", delayed, now + hold_ms, member)
-      local id = type(parts[3]) == "string" and parts[3] or member
-      table.insert(lent, {queue, member, id, parts[1], parts[2],
-        whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0), level_of(parts[7])})
+      local c = counters or {1, 0, 0}
+      table.insert(lent, {queue, member, id, header, body, c[1], c[2], c[3], level})
     else
       redis.call("ZREM", delayed, member)
       redis.call("HDEL", bodies, member)
       count("refused:format")
     end
   end
-  local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")
-  if first[2] then
-    local wait = math.max(0, tonumber(first[2]) - now)
-    if next_due < 0 or wait < next_due then next_due = wait end
-  end
+  next_due = sooner(queue, now, next_due)
 end
 return {now + hold_ms, next_due, lent}

@@ -10,11 +10,7 @@ local rows, data, next_due, levels, verdicts = {}, {}, -1, {}, {}
 local function move_due(queue)
   local delayed = key(queue, "delayed")
   for _, id in ipairs(redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, 100)) do release(queue, id) end
-  local first = redis.call("ZRANGE", delayed, 0, 0, "WITHSCORES")
-  if first[2] then
-    local wait = math.max(0, tonumber(first[2]) - now)
-    if next_due < 0 or wait < next_due then next_due = wait end
-  end
+  next_due = sooner(queue, now, next_due)
 end
 
 local function read(stream, want)

@@ -106,6 +106,11 @@ local function displace(queue, stream, entry, id)
   return true
 end
 
+-- Tells whether a record is what was written when this very message was sent: the usual case, which needs no second look.
+local function is_own_pending(record, nonce)
+  return nonce ~= "" and string.find(record, '"status":"PENDING"', 1, true) and string.find(record, nonce, 1, true)
+end
+
 -- Claims entries of one stream for their ids. `entries` and `ids` go together, at most 1000 of them, and so do what is returned:
 -- false for each that may not run, else its record as far as it matters, and the mark of one that is to be revoked.
 local function admit(queue, stream, entries, ids, headers, records)
@@ -132,11 +137,7 @@ local function admit(queue, stream, entries, ids, headers, records)
   if redis.call("HLEN", "nbq:revoked") > 0 then marks = redis.call("HMGET", "nbq:revoked", unpack(ids)) end
   for n in ipairs(ids) do
     local record = found[n] or ""
-    if record ~= "" and string.find(record, '"status":"PENDING"', 1, true) then
-      -- The usual case, its own pending record, needs no second look.
-      local nonce = string.match(headers[n], '"nonce":"([^"]*)"') or ""
-      if nonce ~= "" and string.find(record, nonce, 1, true) then record = "" end
-    end
+    if record ~= "" and is_own_pending(record, string.match(headers[n], '"nonce":"([^"]*)"') or "") then record = "" end
     found[n] = may_run[n] and record
     marks[n] = marks[n] or ""
   end
@@ -252,24 +253,62 @@ local function keep_failed(queue, id, fields, ttl_ms)
   redis.call("PEXPIRE", kept, ttl_ms)
 end
 
+-- Returns id, header, body, priority and counters (nil: it has never run) of a delayed message; nil if it is garbage.
+local function opened(packed, member)
+  local read, parts = pcall(cmsgpack.unpack, packed)
+  if not (read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string") then return nil end
+  if type(parts[3]) ~= "string" then return member, parts[1], parts[2], 0, nil end
+  return parts[3], parts[1], parts[2], level_of(parts[7]), {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)}
+end
+
 -- Puts a delayed message on its queue, from where workers take it; false if it isn't delayed.
 local function release(queue, member)
   local packed = redis.call("HGET", key(queue, "bodies"), member)
   local there = redis.call("ZREM", key(queue, "delayed"), member) == 1
   redis.call("HDEL", key(queue, "bodies"), member)
   if not packed then return false end
-  local read, parts = pcall(cmsgpack.unpack, packed)
-  if not (read and type(parts) == "table" and type(parts[1]) == "string" and type(parts[2]) == "string") then
+  local id, header, body, level, counters = opened(packed, member)
+  if not id then
     count("refused:format")
     return false
   end
-  if type(parts[3]) == "string" then
-    enqueue(queue, parts[3], parts[1], parts[2], 0, level_of(parts[7]),
-      {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)})
-  else
-    enqueue(queue, member, parts[1], parts[2], 0, 0)
-  end
+  enqueue(queue, id, header, body, 0, level, counters)
   return there
+end
+
+-- Returns the milliseconds until the next delayed message of a queue is due, if that is sooner than `so_far` (-1: never).
+local function sooner(queue, now, so_far)
+  local first = redis.call("ZRANGE", key(queue, "delayed"), 0, 0, "WITHSCORES")
+  if not first[2] then return so_far end
+  local wait = math.max(0, tonumber(first[2]) - now)
+  return (so_far < 0 or wait < so_far) and wait or so_far
+end
+
+-- Writes the first record of what is about to be sent. Returns 1, 2 for a repeat, or -1 where the id belongs to a live task.
+local function write_pending(records, ttl_ms, id, nonce, record, wait_ms)
+  local old = redis.call("GET", records .. id)
+  if old and string.find(old, nonce, 1, true) then return 2 end
+  if old and is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
+  redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, wait_ms))
+  return 1
+end
+
+-- Lets a task begin anew that failed or was given up: what was known of its end goes. Returns "sent" and its old record,
+-- "unknown" (no message was kept, or another task of its id has ended otherwise since), or "live".
+local function begin_anew(records, ttl_ms, id, record, group)
+  local old = redis.call("GET", records .. id)
+  local state = old and string.match(old, '"status":"(%u+)"')
+  if is_live(state) then return "live" end
+  if redis.call("HEXISTS", DEAD, id) == 0 and (redis.call("EXISTS", FAILED .. id) == 0 or state ~= "FAILURE") then
+    return "unknown"
+  end
+  if record ~= "" then
+    redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS))
+  else
+    redis.call("DEL", records .. id) -- a member of a map has none before it ends
+  end
+  if group ~= "" and state then redis.call("HINCRBY", "nbq:progress:" .. group, state, -1) end
+  return "sent", old
 end
 
 -- The keeper starts a worker where none is; one hint is enough.

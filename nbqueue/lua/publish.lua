@@ -6,17 +6,6 @@ local records, ttl_ms, wake, groups, map, sent = unpack(cmsgpack.unpack(ARGV[1])
 local now = now_ms()
 local said, number, all_sent = {}, 0, true
 
--- Writes a message's first record; tells what is to become of the message.
-local function record(id, nonce, text, due_ms)
-  local old = redis.call("GET", records .. id)
-  if old then
-    if string.find(old, nonce, 1, true) then return 2 end
-    if is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
-  end
-  redis.call("SET", records .. id, text, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, due_ms - now))
-  return 1
-end
-
 for _, group in ipairs(groups) do
   local queue, due_ms, level, ids, headers, nonces, texts = unpack(group)
   local stream = key(queue, "n")
@@ -24,7 +13,9 @@ for _, group in ipairs(groups) do
   for n, id in ipairs(ids) do
     number = number + 1
     local verdict = 1
-    if texts[n] and texts[n] ~= "" then verdict = record(id, nonces[n], texts[n], due_ms) end
+    if texts[n] and texts[n] ~= "" then
+      verdict = write_pending(records, ttl_ms, id, nonces[n], texts[n], due_ms - now)
+    end
     if verdict ~= 1 then
       all_sent = false
     elseif due_ms == 0 and level == 0 then

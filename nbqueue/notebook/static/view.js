@@ -12,7 +12,6 @@ const ICONS = {
   lost: '<path d="M8 1.8L14.2 8 8 14.2 1.8 8z"/><path d="M8 5v3.6m0 1.6v1"/>',
   fold: '<path d="M4 6l4 4 4-4"/>',
   copy: '<rect x="5.5" y="5.5" width="8" height="8" rx="1.4"/><path d="M3.4 10.4h-.6a.9.9 0 0 1-.9-.9V2.9c0-.5.4-.9.9-.9h6.6c.5 0 .9.4.9.9v.6"/>',
-  retry: '<path d="M12.8 9.5A5 5 0 1 1 12.3 5.4" stroke-width="1.7"/><path d="M13.4 2.6v3.6H9.8z" fill="currentColor" stroke="none"/>',
   play: '<path d="M5 3.4v9.2L12.6 8z" fill="currentColor" stroke="none"/>',
   stop: '<rect x="4" y="4" width="8" height="8" rx="1" fill="currentColor" stroke="none"/>',
   pause: '<path d="M5.5 4v8M10.5 4v8" stroke-width="2"/>',
@@ -456,7 +455,7 @@ function Marks(store, model, leave) {
   const bars = make('div', 'bars'), strip = make('div', 'strip'), legend = make('div', 'legend'), share = make('span', 'numbers')
   const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip'), hot = make('div', 'hot')
   const ends = [make('span'), make('span'), make('span')]
-  const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), said = make('span'), all = button('button', 'retry', 'Retry all', ''), parts = new Map(), kinds = new Map()
+  const errors = make('div', 'kinds'), head = make('div', 'kinds-head'), said = make('span'), all = button('button', 'retrying', 'Retry all', ''), parts = new Map(), kinds = new Map()
   let fit = null, at = -1, only = -1, dark = false, flags = new Set(), asking = null
   bars.append(strip, legend)
   for (const [n, word] of LEGEND) {
@@ -713,7 +712,7 @@ function Marks(store, model, leave) {
 function render({ model, el }) {
   const store = open(model), isMap = store.state.form === 'map'
   const root = make('div', 'view'), head = make('div', 'head'), chip = make('span', 'chip'), name = make('span', 'name'), where = make('span', 'where'), spark = make('span', 'spark'), line = make('div', 'countdown'), passed = make('i')
-  const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), again = button('button', 'retry', 'Retry', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
+  const time = make('span', 'time'), cancel = button('button', 'stop', 'Cancel', ''), again = button('button', 'retrying', 'Retry', ''), copy = button('tool', 'copy', '', 'Copy the id'), fold = button('fold', 'fold', '', 'Collapse')
   const actions = make('span', 'actions'), body = make('div', 'body'), note = make('div', 'note'), said = make('div', 'said')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
@@ -844,7 +843,7 @@ function render({ model, el }) {
     again.classList.toggle('nbq-main', failed)
     if (again.disabled && lastKind === s.kind) return
     again.disabled = false
-    const sign = waits ? 'play' : 'retry'
+    const sign = waits ? 'play' : 'retrying'
     if (again.dataset.sign !== sign) { again.dataset.sign = sign; again.firstChild.innerHTML = svg(ICONS[sign]) }
     say(again.lastChild, waits ? 'Try now' : 'Retry')
     lastKind = s.kind
