@@ -214,7 +214,7 @@ class AsyncResult:
         """Run the task again if it failed, with the same arguments and id; if it waits for a retry, at once.
 
         Raises:
-            UnknownTask: its message is no longer kept, or it is not at an end.
+            UnknownTask: its message is no longer kept, or it has not failed.
         """
         self.app.retry([self])
         return self

@@ -257,7 +257,7 @@ class WatchedMap(Watched):
     def resume_end(self, indexes: Iterable[int]) -> None:
         """Take the end of members for true again: they were not sent again after all."""
         with self._lock:
-            past = [self._past.pop(index) for index in indexes]
+            past = [self._past.pop(index) for index in indexes if index in self._past]
         self.add_all(past)
 
     def failures(self, like: int = -1) -> list[int]:

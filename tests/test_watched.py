@@ -199,3 +199,12 @@ def test_news_of_a_large_map_takes_time_that_grows_with_it_alone() -> None:
         watched.add_all(facts[start : start + 500])
     assert watched.ended
     assert time.process_time() - began < 5  # quadratic, it would take minutes
+
+
+def test_member_whose_end_the_map_has_not_heard_of_is_left_as_it_is_when_it_is_not_sent_again() -> None:
+    watched = group(2)
+    watched.add_all([record(states.FAILURE, id_="g-0", index=0)])
+    watched.begin_again([0, 1])
+    assert watched.missing() == ["g-0", "g-1"]
+    watched.resume_end([0, 1])
+    assert (watched.missing(), watched.failures()) == (["g-1"], [0])
