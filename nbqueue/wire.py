@@ -6,18 +6,29 @@ cost more than the round trip itself; who sends one or more a task keeps a conne
 
 from __future__ import annotations
 
+import importlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
+from redis._parsers.base import BaseParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nbqueue.config import redis_url, scheme_of
 
+try:
+    _hiredis: Any = importlib.import_module("hiredis")
+except ImportError:  # an extra
+    _hiredis = None
+
+SPIN_S: Final = 150e-6
+_MISSES: Final = 3  # in a row, after which looking is left out for a while
+_READ_BYTES: Final = 1 << 16
 _FRESH_S: Final = 1.0  # a connection that was used so lately isn't looked at again before it is used
 
 
@@ -47,12 +58,16 @@ class Wire:
 
     Args:
         client: whose pool it comes from.
+        spins: look for the answer some times before sleeping until it comes. To put a process to sleep and wake it
+            costs more than a short command takes.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, spins: bool = True) -> None:
         self._client = client
         self._lock = threading.Lock()
         self._connection: Any = None
+        self._exchange: Exchange | None = None
+        self._patience = Patience(SPIN_S if spins else 0.0)
         self._pid = 0
         self._used_at = 0.0
 
@@ -67,8 +82,11 @@ class Wire:
         with self._lock:
             connection = self._ready()
             try:
-                connection.send_command(*command, check_health=False)
-                answer = connection.read_response()
+                if self._exchange is not None:
+                    answer = self._exchange.ask(command, self._patience)
+                else:
+                    connection.send_command(*command, check_health=False)
+                    answer = connection.read_response()
             except redis.ResponseError:
                 raise
             except BaseException:
@@ -79,7 +97,7 @@ class Wire:
 
     def close(self) -> None:
         """Give up the connection; a call that waits for an answer fails."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
             connection.disconnect()
 
@@ -93,7 +111,106 @@ class Wire:
         if connection is None:
             connection = self._client.connection_pool.get_connection()
             self._connection, self._pid = connection, os.getpid()
+            self._exchange = Exchange.over(connection)
         return connection
+
+
+class Patience:
+    """How long to look for an answer before sleeping until it comes: not at all where that was in vain of late.
+
+    Args:
+        longest_s: 0.0 for never.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._misses = 0
+        self._skip = 0
+
+    def begin(self) -> float:
+        """Return until when to look, on the performance counter; 0.0 for not at all."""
+        if self._skip:
+            self._skip -= 1
+            return 0.0
+        return time.perf_counter() + self._longest_s if self._longest_s else 0.0
+
+    def came(self) -> None:
+        """Learn that it was worth it."""
+        self._misses = 0
+
+    def missed(self) -> None:
+        """Learn that it was in vain."""
+        self._misses = min(self._misses + 1, 8)
+        if self._misses > _MISSES:
+            self._skip = 1 << self._misses
+
+
+class Exchange:
+    """Commands and answers straight over the socket of a connection that redis-py has opened.
+
+    Args:
+        connection: of redis-py.
+        sock: its plain socket, which has a time-out.
+        reader: hiredis' parser.
+    """
+
+    def __init__(self, connection: Any, sock: socket.socket, reader: Any) -> None:
+        self._connection = connection
+        self._sock = sock
+        self._descriptor = sock.fileno()
+        self._reader = reader
+
+    @classmethod
+    def over(cls, connection: Any) -> Exchange | None:
+        """Return one for a connection; None without hiredis, over TLS, and for sockets that wait without end."""
+        # redis-py offers no public way to a connection's socket, nor to the exceptions that stand for refusals.
+        sock = connection._sock  # noqa: SLF001
+        if _hiredis is None or type(sock) is not socket.socket or not sock.gettimeout():
+            return None
+        return cls(connection, sock, _hiredis.Reader(replyError=BaseParser.parse_error))
+
+    def ask(self, command: tuple[str | int | bytes, ...], patience: Patience) -> Any:
+        """Send a command and return the answer.
+
+        Raises:
+            redis.RedisError: as `Wire.call`.
+        """
+        try:
+            self._sock.sendall(_hiredis.pack_command(command))
+            reader = self._reader
+            reader.feed(self._next(patience))
+            while (answer := reader.gets()) is False:
+                reader.feed(self._received(self._sock.recv(_READ_BYTES)))
+        except TimeoutError as exc:
+            raise redis.TimeoutError("no answer in time") from exc
+        except OSError as exc:
+            raise redis.ConnectionError(f"the connection was lost: {exc}") from exc
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        return answer
+
+    def _next(self, patience: Patience) -> bytes:
+        """Return the first bytes of an answer."""
+        until = patience.begin()
+        if until:
+            while True:
+                try:
+                    # A socket with a time-out never blocks by itself; Python's own `recv` would wait first.
+                    data = os.read(self._descriptor, _READ_BYTES)
+                except BlockingIOError:
+                    if time.perf_counter() < until:
+                        continue
+                    patience.missed()
+                    break
+                patience.came()
+                return self._received(data)
+        return self._received(self._sock.recv(_READ_BYTES))
+
+    @staticmethod
+    def _received(data: bytes) -> bytes:
+        if not data:
+            raise ConnectionResetError("the server closed it")
+        return data
 
 
 def _is_stale(connection: Any) -> bool:

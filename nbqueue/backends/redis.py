@@ -32,7 +32,7 @@ class RedisBackend:
         self.client = connect(url, name=name)
         # Longer than it blocks: a network that swallows everything would keep it waiting for hours.
         self._blocking = connect(url, name=name, timeout_s=BLOCK_S + 5.0)
-        self._news = Wire(self._blocking)
+        self._news = Wire(self._blocking, spins=False)
 
     def store(self, records: Mapping[str, bytes], ttl_s: float) -> None:
         """Keep records by task id, replacing what was there."""
