@@ -6,7 +6,6 @@ A kept message is believed only as far as its signature goes, like any other.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,7 +17,7 @@ from nbqueue.blobs import Blobs
 from nbqueue.broker import Broker, ServerBroker
 from nbqueue.deliveries import Kept, Outgoing
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
-from nbqueue.messages import Call, Message, member_id, pending_facts, sign_record, split_body
+from nbqueue.messages import Call, Message, member_id, new_nonce, pending_facts, sign_record, split_body
 from nbqueue.payloads import named
 from nbqueue.result import AsyncResult, Member
 from nbqueue.signing import Signer
@@ -119,7 +118,7 @@ class Again:
         for head in split_body(kept.body):
             self._keep_blobs(head, expires)
         steering = msgspec.structs.replace(
-            steering, nonce=uuid.uuid4().hex, sent_at=now, eta=0.0, retries=0, expires=expires
+            steering, nonce=new_nonce(), sent_at=now, eta=0.0, retries=0, expires=expires
         )
         again = Message.sign(steering, kept.body, self.signer)
         record = sign_record(pending_facts(steering), b"", self.signer)

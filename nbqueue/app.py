@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,10 @@ from nbqueue import result as results
 from nbqueue import states
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
+from nbqueue.codes import Codes
 from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.current import set_current_app
-from nbqueue.deliveries import KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, Revocation
+from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, Revocation
 from nbqueue.exceptions import (
     AmbiguousLabel,
     BlobNotStored,
@@ -39,6 +39,7 @@ from nbqueue.messages import (
     Message,
     Steering,
     new_id,
+    new_nonce,
     open_group,
     pack_body,
     pending_facts,
@@ -105,7 +106,7 @@ class App:
                 setattr(self.conf, name, str(path))
         self.by_value = by_value
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
-        self.session = uuid.uuid4().hex
+        self.session = new_nonce()
         self.tasks: dict[str, Task] = {}
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
         self._pipelines = threading.local()
@@ -115,6 +116,7 @@ class App:
         self._backend: Backend | None = None
         self._watcher: Watcher | None = None
         self._blobs: Blobs | None = None
+        self._codes: Codes | None = None
         self._signer: Signer | None = None
         if set_as_current:
             set_current_app(self)
@@ -241,6 +243,14 @@ class App:
         return self.blobs.read(ref)
 
     @property
+    def codes(self) -> Codes:
+        """Return which code is kept in the backend."""
+        with self._lock:
+            if self._codes is None:
+                self._codes = Codes(lambda: self.backend, self.signer)
+            return self._codes
+
+    @property
     def watcher(self) -> Watcher:
         """Return the listening thread of this app's session."""
         with self._lock:
@@ -321,11 +331,12 @@ class App:
             retry_policy: how often, and how long between.
         """
         steering = msgspec.structs.replace(
-            steering, id=task_id or new_id(), nonce=uuid.uuid4().hex, ignore_result=ignore_result
+            steering, id=task_id or new_id(), nonce=new_nonce(), ignore_result=ignore_result
         )
-        body = pack_body(code, args)
-        _check_size(steering.shown_name, len(body))
+        _check_size(steering.shown_name, len(code) + len(args))
         self._save(packer, steering)
+        named = bool(code) and self.joined and self.codes.is_kept(steering.code, code, steering.expires)
+        body = pack_body(b"" if named else code, args)
         message = Message.sign(steering, body, self.signer)
         mine = WatchedTask(steering.id, steering, self.session)
         watched = self.watcher.watch(mine)
@@ -338,6 +349,7 @@ class App:
             steering.nonce,
             sign_record(pending_facts(steering), b"", self.signer),
             priority=steering.priority,
+            code=steering.code if named else "",
         )
         pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
         if pipeline is not None:
@@ -380,7 +392,7 @@ class App:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
-        group = msgspec.structs.replace(steering, id=new_id(), nonce=uuid.uuid4().hex, size=len(calls))
+        group = msgspec.structs.replace(steering, id=new_id(), nonce=new_nonce(), size=len(calls))
         watched = WatchedMap(group, self.session)
         self._save(packer, group)
         keep_s = max(self.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
@@ -495,7 +507,8 @@ class App:
         pause = policy["interval_start"]
         for attempt in range(tries + 1):
             try:
-                return self.broker.publish(messages)
+                verdicts = self.broker.publish(messages)
+                return self._sent_with_code(messages, verdicts) if CODE_GONE in verdicts else verdicts
             except (SendFailed, SendUncertain):
                 if attempt == tries:
                     raise
@@ -503,6 +516,18 @@ class App:
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
                 pause = min(pause + policy["interval_step"], policy["interval_max"])
         raise AssertionError("unreachable")
+
+    def _sent_with_code(self, messages: Sequence[Outgoing], verdicts: list[int]) -> list[int]:
+        """Send those messages again whose code the backend has lost, once it is there again."""
+        gone = [n for n, verdict in enumerate(verdicts) if verdict == CODE_GONE]
+        self.codes.keep_again({messages[n].code for n in gone})
+        for n, verdict in zip(gone, self.broker.publish([messages[n] for n in gone]), strict=True):
+            if verdict == CODE_GONE:
+                raise SendFailed(
+                    f"the code of task {messages[n].id} is lost again and again; is the server's memory full?"
+                )
+            verdicts[n] = verdict
+        return verdicts
 
     def _revive(self) -> None:
         """Start the embedded server again if it has ended; a server of the user's is not ours to start."""
@@ -587,7 +612,7 @@ class App:
             signal: the first signal, instead of SIGINT.
         """
         now = time.time()
-        order = Control(order="revoke", at=now, nonce=uuid.uuid4().hex, terminate=terminate, signal=signal)
+        order = Control(order="revoke", at=now, nonce=new_nonce(), terminate=terminate, signal=signal)
         items = []
         for result in results:
             steering = self._steering_of(result)
@@ -598,7 +623,7 @@ class App:
         said = self.broker.revoke(items)
         held = tuple(result.id for result, word in zip(results, said, strict=True) if word in ("held", "unknown"))
         for start in range(0, len(held), 200):
-            part = msgspec.structs.replace(order, nonce=uuid.uuid4().hex, ids=held[start : start + 200])
+            part = msgspec.structs.replace(order, nonce=new_nonce(), ids=held[start : start + 200])
             self.backend.order(sign_control(part, self.signer))
         self.watcher.check_soon()
 
@@ -631,7 +656,7 @@ class App:
         order = Control(
             order=what,
             at=time.time(),
-            nonce=uuid.uuid4().hex,
+            nonce=new_nonce(),
             workers=tuple(workers),
             size=size,
             terminate=terminate,

@@ -27,6 +27,7 @@ LIVE_S: Final = 30 * 86_400.0  # what is known of a task that has not ended is k
 SENT: Final = 1
 REPEAT: Final = 2
 LIVE: Final = -1
+CODE_GONE: Final = -2
 
 
 def stream_key(queue: str, lane: str) -> str:
@@ -44,6 +45,11 @@ def queue_key(queue: str, what: str) -> str:
     return f"nbq:{{{queue}}}:{what}"
 
 
+def code_name(digest: str) -> str:
+    """Return the name under which code is kept, beside what the members of maps share."""
+    return f"code:{digest}"
+
+
 def failed_key(id_: str) -> str:
     """Return the key of the message that is kept of a task that failed."""
     return f"nbq:failed:{id_}"
@@ -53,7 +59,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
 
     Members of a map name it, and are published in its order. The counters are of a message that follows another one of
-    its id.
+    its id. `code` is the digest of code that it names and doesn't bring; without that it isn't sent.
     """
 
     queue: str
@@ -69,6 +75,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     worker_losses: int = 0
     group: str = ""
     index: int = -1
+    code: str = ""
 
 
 class Delivery(msgspec.Struct, eq=False):

@@ -15,7 +15,7 @@ import msgspec
 
 from nbqueue import states
 from nbqueue.backends.base import Backend
-from nbqueue.deliveries import Delivery
+from nbqueue.deliveries import Delivery, code_name
 from nbqueue.exceptions import BadMessage
 from nbqueue.messages import (
     Call,
@@ -25,6 +25,8 @@ from nbqueue.messages import (
     Steering,
     encode_failure,
     encode_steering,
+    member_id,
+    open_code,
     open_fact,
     open_group,
     open_mark,
@@ -36,6 +38,7 @@ from nbqueue.signing import Signer
 from nbqueue.times import has_expired
 
 _GROUPS_KEPT: Final = 64
+_CODES_KEPT: Final = 256
 # Signed by a key or in a version that another worker may understand.
 _NOT_MINE: Final = frozenset({"key", "version"})
 
@@ -110,6 +113,7 @@ class Intake:
         self.worker = worker
         self.max_losses = max_losses
         self._groups: OrderedDict[str, _Group] = OrderedDict()
+        self._codes: OrderedDict[str, bytes] = OrderedDict()
 
     def judge(self, delivery: Delivery, now: float) -> Verdict:
         """Return what to do with a delivery.
@@ -130,7 +134,7 @@ class Intake:
                 raise BadMessage("place", f"sent to queue {task.steering.queue}, found in {delivery.queue}")
         except BadMessage as exc:
             return (NotMine if exc.reason in _NOT_MINE else Refused)(delivery, str(exc))
-        except _GroupMissing as exc:
+        except _Missing as exc:
             return Ended(delivery, exc.steering, states.FAILURE, *failure_of("BlobMissing", str(exc)))
         alone = delivery.worker_losses >= self.max_losses
         return (
@@ -148,8 +152,22 @@ class Intake:
             blobs = (*group.blobs, *named(message.body))
             return Accepted(delivery, steering, group.text, group.code, message.body, blobs)
         code, args = split_body(message.body)
+        if message.steering.code and not code:
+            code = self._code(message.steering)
         blobs = (*named(code), *named(args))
         return Accepted(delivery, message.steering, encode_steering(message.steering), code, args, blobs)
+
+    def _code(self, steering: Steering) -> bytes:
+        """Return code that a call names."""
+        known = self._codes.get(steering.code)
+        if known is None:
+            text = self.backend.load_group(code_name(steering.code))
+            if text is None:
+                raise _Missing(steering, f"the code of {steering.shown_name} is gone from the backend; send it again")
+            self._codes[steering.code] = known = open_code(text, steering.code, self.signer)
+            if len(self._codes) > _CODES_KEPT:
+                self._codes.popitem(last=False)
+        return known
 
     def _group(self, call: Call) -> _Group:
         known = self._groups.get(call.group)
@@ -157,7 +175,8 @@ class Intake:
             return known
         text = self.backend.load_group(call.group)
         if text is None:
-            raise _GroupMissing(call)
+            why = f"what the calls of map {call.group} share is gone from the backend; send the map again"
+            raise _Missing(_stand_in(call), why)
         steering, code = open_group(text, self.signer)
         if steering.id != call.group:
             raise BadMessage("place", f"map {steering.id} under the id {call.group}")
@@ -207,19 +226,18 @@ def _is_over(facts: Facts, steering: Steering) -> bool:
     return later or facts.state in states.READY_STATES
 
 
-class _GroupMissing(Exception):
-    def __init__(self, call: Call) -> None:
-        super().__init__(f"what the calls of map {call.group} share is gone from the backend; send the map again")
-        now = time.time()
-        self.steering = Steering(
-            id=f"{call.group}-{call.index}",
-            nonce="",
-            task="",
-            queue="",
-            sent_at=now,
-            group=call.group,
-            index=call.index,
-        )
+class _Missing(Exception):
+    """What a call needs is gone from the backend; `steering` is as much as is known of the call."""
+
+    def __init__(self, steering: Steering, why: str) -> None:
+        super().__init__(why)
+        self.steering = steering
+
+
+def _stand_in(call: Call) -> Steering:
+    """Return what is known of a member of a map by itself."""
+    id_ = member_id(call.group, call.index)
+    return Steering(id=id_, nonce="", task="", queue="", sent_at=time.time(), group=call.group, index=call.index)
 
 
 def failure_of(type_: str, message: str) -> tuple[str, bytes]:

@@ -14,8 +14,8 @@ Between a supervisor and its children nothing is signed; `ChildTask`, `Outcome` 
 from __future__ import annotations
 
 import json
+import os
 import sys
-import uuid
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
@@ -47,8 +47,14 @@ def python_version() -> str:
 
 
 def new_id() -> str:
-    """Return a new task id, in Celery's form."""
-    return str(uuid.uuid4())
+    """Return a new task id, in Celery's form: a random UUID (RFC 9562, version 4)."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
+
+
+def new_nonce() -> str:
+    """Return what tells one sending of an id from another: 32 random hexadecimal characters."""
+    return os.urandom(16).hex()
 
 
 class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -283,6 +289,23 @@ def sign_event(facts: Facts, body: bytes, signer: Signer) -> bytes:
 def sign_group(steering: Steering, code: bytes, signer: Signer) -> bytes:
     """Return the JSON text of what all members of a map share."""
     return _encode(FactText(signer.sign("group", _encode(steering), code), code))
+
+
+def sign_code(digest: str, code: bytes, signer: Signer) -> bytes:
+    """Return the JSON text of code that calls name by its digest."""
+    return _encode(FactText(signer.sign("code", _encode(digest), code), code))
+
+
+def open_code(text: bytes, digest: str, signer: Signer) -> bytes:
+    """Return code, once its signature holds and it is what the digest names.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    stored = _decode(_FACT_TEXT, text)
+    if signer.verify("code", stored.nbq, stored.body) != _encode(digest):
+        raise BadMessage("place", f"other code under the digest {digest[:32]}")
+    return stored.body
 
 
 def open_group(text: bytes, signer: Signer) -> tuple[Steering, bytes]:

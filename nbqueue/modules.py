@@ -113,6 +113,11 @@ def imported_in(code: CodeType) -> frozenset[str]:
     return frozenset(found)
 
 
+def is_foreign(name: str) -> bool:
+    """Tell whether a module is known to be somebody else's: of Python itself, or installed."""
+    return name.partition(".")[0] in _foreign or name.partition(".")[0] in sys.stdlib_module_names
+
+
 def _locate(name: str) -> tuple[str, bool] | None:
     """Return the file of a user's own module, and whether it is a package; None for any other."""
     top = name.partition(".")[0]

@@ -123,6 +123,11 @@ def named(payload: bytes) -> tuple[Ref, ...]:
     return _open(payload).refs
 
 
+def is_whole(payload: bytes) -> bool:
+    """Tell whether a payload holds all there is to it, and names no blobs."""
+    return payload[:1] != _MARK[:1]
+
+
 def modules_of(payload: bytes) -> Ref | None:
     """Return the blob of users' modules that a payload refers to."""
     return _open(payload).modules if payload[:1] == _MARK[:1] else None

@@ -22,7 +22,7 @@ from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 VERSION = "1"
 KEY_BYTES = 32
 MAX_HEADER_BYTES = 16 * 1024
-KINDS = ("task", "call", "group", "record", "event", "control", "worker")
+KINDS = ("task", "call", "group", "record", "event", "control", "worker", "code")
 
 
 class Signer:
@@ -39,7 +39,7 @@ class Signer:
             raise ImproperlyConfigured(f"a signing key has {KEY_BYTES} bytes, this one {len(key)}")
         self.key_id = hashlib.sha256(b"nbqueue key id" + key).hexdigest()[:8]
         self._prefix = f"{VERSION}.{self.key_id}."
-        self._kinds = {kind: hmac.digest(key, f"nbqueue/1/{kind}".encode(), "sha256") for kind in KINDS}
+        self._kinds = {kind: _Keyed(hmac.digest(key, f"nbqueue/1/{kind}".encode(), "sha256")) for kind in KINDS}
 
     def __repr__(self) -> str:
         return f"<Signer {self.key_id}>"
@@ -79,7 +79,24 @@ class Signer:
     def _mac(self, kind: str, text: bytes, body: bytes) -> str:
         data = b"%d\n%b%b" % (len(text), text, body)
         # 32 bytes are 43 characters and one that fills up
-        return binascii.b2a_base64(hmac.digest(self._kinds[kind], data, "sha256"))[:43].decode()
+        return binascii.b2a_base64(self._kinds[kind].digest(data))[:43].decode()
+
+
+class _Keyed:
+    """HMAC with SHA-256 and one key of up to 64 bytes, whose two blocks are hashed once: half the time of `hmac`."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def digest(self, data: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 def create_key_file(path: Path) -> bytes:

@@ -89,7 +89,7 @@ class Streams:
         self._levels: dict[str, list[int]] = {}  # priorities above 0 that were ever used, by queue, highest first
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
-        """Put messages on their queues; return `SENT`, `REPEAT` or `LIVE` for each. Confirmed when it returns."""
+        """Put messages on their queues; return `SENT` or another verdict for each. Confirmed when it returns."""
         verdicts: list[int] = []
         for part in parts_of(messages):
             groups = []
@@ -98,7 +98,9 @@ class Streams:
                 row = list(grouped)
                 texts = [m.record.decode() for m in row] if any(m.record for m in row) else []
                 nonces = [m.nonce for m in row] if texts else []
-                groups.append((queue, due_ms, priority, [m.id for m in row], [m.header for m in row], nonces, texts))
+                codes = [m.code for m in row] if any(m.code for m in row) else []
+                ids, headers = [m.id for m in row], [m.header for m in row]
+                groups.append((queue, due_ms, priority, ids, headers, nonces, texts, codes))
             blob = (self.records, self.record_ttl_ms, self.wake_key, groups, part[-1].group, part[-1].index + 1)
             verdicts += self._run("publish", blob, *[m.body for m in part]) or [SENT] * len(part)
         return verdicts

@@ -7,18 +7,19 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nbqueue import serialization
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, python_version
-from nbqueue.payloads import Packer
+from nbqueue.payloads import Packer, is_whole
 from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
 from nbqueue.routing import priority as check_priority
 from nbqueue.times import due_time, expiry_time
+from nbqueue.unchanged import Changeable, Snapshot
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -35,6 +36,15 @@ MAP_OPTIONS: Final = frozenset(
         *("time_limit", "soft_time_limit", "memory_limit", "priority"),
     }
 )
+
+
+_LOOK_AGAIN: Final = 100
+
+
+class _Packed(NamedTuple):
+    snapshot: Snapshot
+    code: bytes
+    digest: str
 
 
 class Task:
@@ -90,6 +100,8 @@ class Task:
         self.priority = check_priority(priority)
         self.memory_limit = size_bytes("memory_limit", memory_limit)
         self.retry_options = RetryOptions.of(**retries)
+        self._packed: _Packed | None = None
+        self._look_in = 0  # calls until it is looked at again whether its code can be kept
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
         functools.update_wrapper(self, run, updated=())
 
@@ -253,15 +265,7 @@ class Task:
         due = due_time(now, countdown, eta)
         given = self.priority if priority is None else check_priority(priority)
         where, level = self.app.destination(self.name, *call, queue=queue or self.queue, priority=given)
-        code = b""
-        if self.by_value:
-            try:
-                options = None if self.retry_options == DEFAULTS else self.retry_options
-                code = serialization.dumps_code(self.run, packer, options)
-            except NotPicklable:
-                raise
-            except Exception as exc:
-                raise NotPicklable(f"Not sent: the code of {self.name} can't travel: {exc}") from exc
+        code, digest = self._code(packer) if self.by_value else (b"", "")
         # What travels with its code brings its app's settings; what goes by name finds its worker's.
         limits = (
             (self.app.default_limits if self.by_value else NO_LIMITS)
@@ -274,7 +278,7 @@ class Task:
             task=self.name,
             queue=where,
             sent_at=now,
-            code=serialization.digest(code) if code else "",
+            code=digest,
             python=python_version() if code else "",
             session=self.app.session,
             name=shadow or "",
@@ -287,6 +291,28 @@ class Task:
             memory_limit=limits.memory_limit,
             priority=level,
         ), code
+
+    def _code(self, packer: Packer) -> tuple[bytes, str]:
+        """Return the function as it is now, packed, and the digest of that."""
+        packed = self._packed
+        if packed is not None and packed.snapshot.holds():
+            return packed.code, packed.digest
+        try:
+            options = None if self.retry_options == DEFAULTS else self.retry_options
+            code = serialization.dumps_code(self.run, packer, options)
+        except NotPicklable:
+            raise
+        except Exception as exc:
+            raise NotPicklable(f"Not sent: the code of {self.name} can't travel: {exc}") from exc
+        digest = serialization.digest(code)
+        self._packed = None
+        if options is None and is_whole(code) and self._look_in <= 0:
+            try:
+                self._packed = _Packed(Snapshot(self.run, Task), code, digest)
+            except Changeable:
+                self._look_in = _LOOK_AGAIN
+        self._look_in -= 1
+        return code, digest
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature = _signature(self.run)

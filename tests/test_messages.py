@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from nbqueue.messages import (
     Message,
     Steering,
     encode_failure,
+    new_id,
     open_control,
     open_fact,
     open_group,
@@ -137,3 +139,10 @@ def test_decoders_raise_nothing_but_bad_message(text: bytes, body: bytes) -> Non
 def test_any_text_that_is_not_signed_is_refused(text: str) -> None:
     with pytest.raises(BadMessage):
         Message.open(f"1.{SIGNER.key_id}.{text}", b"", SIGNER)
+
+
+def test_new_ids_are_random_uuids() -> None:
+    ids = {new_id() for _ in range(1_000)}
+    assert len(ids) == 1_000
+    assert all(str(uuid.UUID(id_)) == id_ and uuid.UUID(id_).version == 4 for id_ in ids)
+    assert {uuid.UUID(id_).variant for id_ in ids} == {uuid.RFC_4122}

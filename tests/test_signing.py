@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hmac
 import stat
 from pathlib import Path
 
@@ -63,3 +65,11 @@ def test_signer_shows_its_key_id_and_never_its_key() -> None:
     assert "secret" not in repr(signer)
     with pytest.raises(ImproperlyConfigured):
         Signer(b"short")
+
+
+def test_signature_is_the_standard_hmac_of_text_and_body() -> None:
+    key = b"k" * 32
+    signed = Signer(key).sign("task", b'{"id":"1"}', b"body")
+    own = hmac.digest(key, b"nbqueue/1/task", "sha256")
+    mac = hmac.digest(own, b'10\n{"id":"1"}body', "sha256")
+    assert signed.split(".")[2] == base64.b64encode(mac).decode().rstrip("=")
