@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ __all__ = ["CLAIM_MOST", "Batch", "Claims", "Consumer", "Renewable", "StreamsCon
 # So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
 # waits; very many that ask now and then, each at its own time, see a message as soon.
 READERS: Final = 32
+FEW: Final = 4  # messages that are claimed with plain commands, which cost a tenth of the script each
+CLAIM_S: Final = 0.25  # so often the queues are looked through, also where a worker is told of each message
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +147,9 @@ class StreamsConsumer:
         self._client_name = client_name
         self._read: BlockingRead | None = None
         self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
+        self._wanted = 0  # how many, of the blocking read under way
+        self._claimed_at = 0.0  # when the queues were last looked through
+        self._due_at: float | None = None  # when the next delayed message is due, as was seen then
         self.arrived = False
         self.settle = streams.settle
         self.give_back = streams.give_back
@@ -185,6 +191,7 @@ class StreamsConsumer:
         listeners = self.streams.listeners
         chosen = [queue for queue in queues if waits(listeners.get(queue, 1), random.random())]  # noqa: S311 - spreads workers
         if chosen:
+            self._wanted = limit
             self._opened.start(self.streams.read_command(self.name, limit, chosen, longest_ms))
         return bool(chosen)
 
@@ -204,11 +211,16 @@ class StreamsConsumer:
             reply = None
         if asked is not None and reply is not None:
             limit, asked_of = asked
-            deliveries, next_due_s = self.streams.parse_claim(reply, asked_of)
-            return Batch(deliveries, next_due_s, len(deliveries) < limit)
-        if reply:
-            return self._claim_now(room, queues, self.streams.parse_read(reply))
-        return Batch([], None, drained=False)  # delayed messages may be due: the next turn asks
+            return self._claimed(*self.streams.parse_claim(reply, asked_of), limit)
+        if not reply:
+            return Batch([], None, drained=False)  # delayed messages may be due: the next turn asks
+        read = self.streams.parse_read(reply)
+        # A few that found this worker idle: there was nothing else, and what is delayed has been looked at just now.
+        idle = len(read) <= FEW and len(read) < self._wanted and time.monotonic() - self._claimed_at < CLAIM_S
+        if idle and self.streams.admit(read):
+            due_s = None if self._due_at is None else max(0.0, self._due_at - time.monotonic())
+            return Batch(read, due_s, drained=True)
+        return self._claim_now(room, queues, read)
 
     def stop_waiting(self) -> None:
         """Cancel the claim or the blocking read; what it has claimed just before goes back."""
@@ -222,7 +234,11 @@ class StreamsConsumer:
     def _claim_now(self, room: int, queues: Sequence[str], read: Sequence[Delivery] = ()) -> Batch:
         """Claim what there is room for, besides what a blocking read has brought."""
         limit = max(0, min(room - len(read), CLAIM_MOST))
-        deliveries, next_due_s = self.streams.claim(self.name, limit, queues, read)
+        return self._claimed(*self.streams.claim(self.name, limit, queues, read), limit)
+
+    def _claimed(self, deliveries: list[Delivery], next_due_s: float | None, limit: int) -> Batch:
+        self._claimed_at = time.monotonic()
+        self._due_at = None if next_due_s is None else self._claimed_at + next_due_s
         return Batch(deliveries, next_due_s, len(deliveries) < limit)
 
     def tend(self) -> None:

@@ -79,21 +79,31 @@ class Wire:
             redis.ConnectionError: it can't be reached, or went away.
             redis.TimeoutError: it doesn't answer.
         """
+        answer = self.call_all((command,))[0]
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        return answer
+
+    def call_all(self, commands: Sequence[tuple[str | int | bytes, ...]]) -> list[Any]:
+        """Send commands together; return the answer to each, for one that the server refuses the exception.
+
+        Raises:
+            redis.ConnectionError: the server can't be reached, or went away.
+            redis.TimeoutError: it doesn't answer.
+        """
         with self._lock:
             connection = self._ready()
             try:
                 if self._exchange is not None:
-                    answer = self._exchange.ask(command, self._patience)
+                    answers = self._exchange.ask(commands, self._patience)
                 else:
-                    connection.send_command(*command, check_health=False)
-                    answer = connection.read_response()
-            except redis.ResponseError:
-                raise
+                    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    answers = [_read(connection) for _ in commands]
             except BaseException:
                 self.close()  # an answer may be on its way, which is none to the next command
                 raise
             self._used_at = time.monotonic()
-            return answer
+            return answers
 
     def close(self) -> None:
         """Give up the connection; a call that waits for an answer fails."""
@@ -169,25 +179,26 @@ class Exchange:
             return None
         return cls(connection, sock, _hiredis.Reader(replyError=BaseParser.parse_error))
 
-    def ask(self, command: tuple[str | int | bytes, ...], patience: Patience) -> Any:
-        """Send a command and return the answer.
+    def ask(self, commands: Sequence[tuple[str | int | bytes, ...]], patience: Patience) -> list[Any]:
+        """Send commands; return their answers, or the exceptions that stand for refusals.
 
         Raises:
-            redis.RedisError: as `Wire.call`.
+            redis.RedisError: as `Wire.call_all`.
         """
+        answers = []
         try:
-            self._sock.sendall(_hiredis.pack_command(command))
+            self._sock.sendall(b"".join(map(_hiredis.pack_command, commands)))
             reader = self._reader
             reader.feed(self._next(patience))
-            while (answer := reader.gets()) is False:
-                reader.feed(self._received(self._sock.recv(_READ_BYTES)))
+            for _ in commands:
+                while (answer := reader.gets()) is False:
+                    reader.feed(self._received(self._sock.recv(_READ_BYTES)))
+                answers.append(answer)
         except TimeoutError as exc:
             raise redis.TimeoutError("no answer in time") from exc
         except OSError as exc:
             raise redis.ConnectionError(f"the connection was lost: {exc}") from exc
-        if isinstance(answer, redis.RedisError):
-            raise answer
-        return answer
+        return answers
 
     def _next(self, patience: Patience) -> bytes:
         """Return the first bytes of an answer."""
@@ -211,6 +222,13 @@ class Exchange:
         if not data:
             raise ConnectionResetError("the server closed it")
         return data
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as exc:
+        return exc
 
 
 def _is_stale(connection: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -102,12 +103,12 @@ def test_calls_of_one_function_name_its_code(shared_site: Site) -> None:
 
 
 def test_what_a_function_refers_to_may_change_between_calls(shared_site: Site) -> None:
-    names = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     exec("factor = 1\ndef scale(x): return factor * x", names)
     task = shared_site.app.task(names["scale"], by_value=True)
     found = []
     for factor in (1, 1, 2, 2, 1):
-        names["factor"] = factor  # type: ignore[assignment]
+        names["factor"] = factor
         found.append(task.delay(10).get(timeout=10))
     assert found == [10, 10, 20, 20, 10]
 
