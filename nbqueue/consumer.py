@@ -174,7 +174,7 @@ class StreamsConsumer:
     def listen(self) -> None:
         """Open the connection that waits."""
         self._asked = None
-        self._read = BlockingRead(connect(self._url, name=self._client_name, timeout_s=None))
+        self._read = BlockingRead(connect(self._url, name=self._client_name))
 
     def fileno(self) -> int:
         """Return the socket of the connection that waits."""

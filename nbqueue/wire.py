@@ -26,19 +26,21 @@ try:
 except ImportError:  # an extra
     _hiredis = None
 
+Command = tuple[str | int | bytes, ...]
+
 SPIN_S: Final = 150e-6
 _MISSES: Final = 3  # in a row, after which looking is left out for a while
 _READ_BYTES: Final = 1 << 16
 _FRESH_S: Final = 1.0  # a connection that was used so lately isn't looked at again before it is used
 
 
-def connect(url: str, *, name: str, timeout_s: float | None = 5.0) -> redis.Redis:
+def connect(url: str, *, name: str, timeout_s: float = 5.0) -> redis.Redis:
     """Return a client that fails at once where nothing answers; whoever uses it decides about trying again.
 
     Args:
         url: a broker's or backend's URL.
         name: shown by CLIENT LIST; the keeper looks for it.
-        timeout_s: None for connections that block.
+        timeout_s: how long an answer may take; longer for connections that block.
     """
     options: dict[str, Any] = {"socket_timeout": timeout_s}
     if scheme_of(url) in ("redis", "rediss"):
@@ -84,7 +86,7 @@ class Wire:
             raise answer
         return answer
 
-    def call_all(self, commands: Sequence[tuple[str | int | bytes, ...]]) -> list[Any]:
+    def call_all(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands together; return the answer to each, for one that the server refuses the exception.
 
         Raises:
@@ -179,49 +181,64 @@ class Exchange:
             return None
         return cls(connection, sock, _hiredis.Reader(replyError=BaseParser.parse_error))
 
-    def ask(self, commands: Sequence[tuple[str | int | bytes, ...]], patience: Patience) -> list[Any]:
+    def ask(self, commands: Sequence[Command], patience: Patience) -> list[Any]:
         """Send commands; return their answers, or the exceptions that stand for refusals.
 
         Raises:
             redis.RedisError: as `Wire.call_all`.
         """
-        answers = []
-        try:
+        self.send(commands)
+        return self.receive(len(commands), patience)
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands."""
+        with _translated():
             self._sock.sendall(b"".join(map(_hiredis.pack_command, commands)))
-            reader = self._reader
-            reader.feed(self._next(patience))
-            for _ in commands:
+
+    def receive(self, count: int, patience: Patience | None = None) -> list[Any]:
+        """Return so many answers, or the exceptions that stand for refusals."""
+        reader, answers = self._reader, []
+        with _translated():
+            if patience is not None and (until := patience.begin()):
+                self._look(until, patience)
+            for _ in range(count):
                 while (answer := reader.gets()) is False:
                     reader.feed(self._received(self._sock.recv(_READ_BYTES)))
                 answers.append(answer)
-        except TimeoutError as exc:
-            raise redis.TimeoutError("no answer in time") from exc
-        except OSError as exc:
-            raise redis.ConnectionError(f"the connection was lost: {exc}") from exc
         return answers
 
-    def _next(self, patience: Patience) -> bytes:
-        """Return the first bytes of an answer."""
-        until = patience.begin()
-        if until:
-            while True:
-                try:
-                    # A socket with a time-out never blocks by itself; Python's own `recv` would wait first.
-                    data = os.read(self._descriptor, _READ_BYTES)
-                except BlockingIOError:
-                    if time.perf_counter() < until:
-                        continue
-                    patience.missed()
-                    break
-                patience.came()
-                return self._received(data)
-        return self._received(self._sock.recv(_READ_BYTES))
+    def _look(self, until: float, patience: Patience) -> None:
+        """Read the beginning of an answer if it comes soon."""
+        while True:
+            try:
+                # A socket with a time-out never blocks by itself; Python's own `recv` would wait first.
+                data = os.read(self._descriptor, _READ_BYTES)
+            except BlockingIOError:
+                if time.perf_counter() < until:
+                    continue
+                patience.missed()
+                return
+            patience.came()
+            self._reader.feed(self._received(data))
+            return
 
     @staticmethod
     def _received(data: bytes) -> bytes:
         if not data:
             raise ConnectionResetError("the server closed it")
         return data
+
+
+class _translated:  # noqa: N801 - read as a function; a generator would cost more than the command
+    """Turns what sockets raise into what redis-py does."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
+        if isinstance(exc, TimeoutError):
+            raise redis.TimeoutError("no answer in time") from exc
+        if isinstance(exc, OSError):
+            raise redis.ConnectionError(f"the connection was lost: {exc}") from exc
 
 
 def _read(connection: Any) -> Any:
@@ -243,32 +260,41 @@ class BlockingRead:
     """One connection that waits for news while its owner goes on: send, select on it, then read.
 
     Args:
-        client: made without a socket time-out.
+        client: its time-out is how long the rest of an answer may take.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._connection = client.connection_pool.get_connection()
-        self._connection.send_command("CLIENT", "ID")
-        self._id = int(self._connection.read_response(timeout=5.0))
+        self._exchange = Exchange.over(self._connection)
         # redis-py offers no public way to wait on a connection together with other things. Kept, because a selector
         # asks for it again to forget it, and by then the connection may be closed.
         self._descriptor = int(self._connection._sock.fileno())  # noqa: SLF001
         self.pending = False
+        self.start(("CLIENT", "ID"))
+        self._id = int(self.finish())
 
     def fileno(self) -> int:
         """Return the socket to select on."""
         return self._descriptor
 
-    def start(self, command: Sequence[str | int | bytes]) -> None:
+    def start(self, command: tuple[str | int | bytes, ...]) -> None:
         """Send a blocking command."""
-        self._connection.send_command(*command, check_health=False)
+        if self._exchange is not None:
+            self._exchange.send((command,))
+        else:
+            self._connection.send_command(*command, check_health=False)
         self.pending = True
 
     def finish(self) -> Any:
         """Return the reply, once the socket is readable."""
         self.pending = False
-        return self._connection.read_response(timeout=5.0)
+        if self._exchange is None:
+            return self._connection.read_response()
+        answer = self._exchange.receive(1)[0]
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        return answer
 
     def cancel(self, client: redis.Redis) -> Any:
         """End the wait through another connection; return the reply, which may have come just before."""

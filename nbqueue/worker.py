@@ -394,7 +394,7 @@ class Worker:
         self._close_reads()
         self.consumer.listen()
         url = self.app.link.backend_url or self.app.link.broker_url
-        orders = BlockingRead(connect(url, name=self._client_name, timeout_s=None))
+        orders = BlockingRead(connect(url, name=self._client_name))
         self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
         self._selector.register(orders, selectors.EVENT_READ, "orders")
         self._orders_read = orders

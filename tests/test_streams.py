@@ -119,7 +119,7 @@ def test_group_that_was_lost_is_made_again_and_nothing_with_it(streams: Streams)
 
 def test_idle_worker_is_woken_by_a_message_and_gets_it(streams: Streams, redis_server: RedisServer) -> None:
     streams.ensure_groups(["q"])
-    read = BlockingRead(connect(redis_server.url, name="reader", timeout_s=None))
+    read = BlockingRead(connect(redis_server.url, name="reader"))
     read.start(streams.read_command("c", 10, ["q"], 5_000))
     assert not select.select([read], [], [], 0)[0]
     send(streams, "a")
@@ -130,7 +130,7 @@ def test_idle_worker_is_woken_by_a_message_and_gets_it(streams: Streams, redis_s
 
 def test_wait_that_is_cancelled_gives_what_came_just_before(streams: Streams, redis_server: RedisServer) -> None:
     streams.ensure_groups(["q"])
-    read = BlockingRead(connect(redis_server.url, name="reader", timeout_s=None))
+    read = BlockingRead(connect(redis_server.url, name="reader"))
     assert read.cancel(streams.client) is None
     read.start(streams.read_command("c", 10, ["q"], 60_000))
     began = time.monotonic()

@@ -331,7 +331,7 @@ def waking(server: type[RedisServer], readers: int, number: int) -> Point:
         streams.ensure_groups(["q"])
         selector = selectors.DefaultSelector()
         for reader in range(readers):
-            read = BlockingRead(connect(at.app.broker.url, name="reader", timeout_s=None))
+            read = BlockingRead(connect(at.app.broker.url, name="reader"))
             ends.callback(read.close)
             command = streams.read_command(f"c{reader}", 1, ["q"], 600_000)
             read.start(command)
