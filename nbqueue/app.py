@@ -49,7 +49,7 @@ from nbqueue.messages import (
     sign_group,
     sign_record,
 )
-from nbqueue.payloads import Packer, Ref
+from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
@@ -237,6 +237,10 @@ class App:
             if self._blobs is None:
                 self._blobs = Blobs(BlobStore(self.link.blobs), self.backend if self.link.blobs_travel else None)
             return self._blobs
+
+    def spill(self, data: memoryview) -> Spilled | None:
+        """Begin to write a large buffer of a call that is being packed."""
+        return self.blobs.store.spill(data)
 
     def read_blob(self, ref: Ref) -> memoryview:
         """Return large data that a result names."""
@@ -494,7 +498,7 @@ class App:
         """Put large data where workers find it, for as long as the task may start, and a day to run."""
         if packer is not None and packer.blobs:
             try:
-                self.blobs.save(packer.blobs, steering.expires + 86_400.0)
+                self.blobs.save(packer.blobs, steering.expires + 86_400.0, packer.spilled)
             except BlobNotStored as exc:
                 raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
 

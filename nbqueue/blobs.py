@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from nbqueue.exceptions import BlobMissing, BlobNotStored
-from nbqueue.payloads import Ref
+from nbqueue.payloads import Ref, Spilled
 from nbqueue.processes import make_private
 
 PART_BYTES: Final = 1 << 20  # of what travels through the backend at once
 PARTS_AT_ONCE: Final = 4
 SPARED_S: Final = 3_600.0  # what was of use this lately is not removed to make room
 _WRITE_BYTES: Final = 1 << 26
+_SPILL_STEP: Final = 1 << 23
+_NONE: Final[Mapping[Ref, Spilled]] = {}
 _MAPPED_BYTES: Final = 1 << 20  # smaller ones are read: a process may have some 65,000 mappings
 _SYNCED: Final = 0o400  # the mode of a file that is safely on the disk; before that it is 0o600
 
@@ -43,19 +45,32 @@ class BlobStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._numbers = itertools.count()
+        self._spilled: set[int] = set()  # sizes
         self._unsynced: queue.SimpleQueue[Path] = queue.SimpleQueue()
         self._syncing: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def keep(self, ref: Ref, until: float) -> bool:
         """Let a blob stay until `until` (Unix seconds) at least; tell whether it is here."""
-        path = self._path(ref)
+        path = self.path(ref)
         found = self._usable(path, ref)
         if found is None:
             return False
         with contextlib.suppress(OSError):
             os.utime(path, (time.time(), max(until, found.st_mtime)))
         return True
+
+    def save(self, blobs: Mapping[Ref, memoryview], until: float, spilled: Mapping[Ref, Spilled] = _NONE) -> None:
+        """Keep blobs, some of which are being written already.
+
+        Raises:
+            BlobNotStored: there is no room for one, or the directory can't be written to.
+        """
+        for ref, data in blobs.items():
+            if ref in spilled:
+                spilled[ref].commit(ref, until)
+            else:
+                self.write(ref, data, until)
 
     def write(self, ref: Ref, data: memoryview, until: float) -> None:
         """Keep a blob, if it isn't here.
@@ -74,13 +89,23 @@ class BlobStore:
         finally:
             unfinished.abort()
 
+    def spill(self, data: memoryview) -> Spilled | None:
+        """Begin to write a buffer whose digest isn't known yet; None where that would be in vain."""
+        if data.nbytes in self._spilled:  # the same again, more often than not: its digest will tell
+            return None
+        self._spilled.add(data.nbytes)
+        try:
+            return SpilledFile(self, data)
+        except BlobNotStored:
+            return None  # who writes it later is told
+
     def begin(self, ref: Ref, until: float) -> Unfinished:
         """Return a file to write a blob's content to.
 
         Raises:
             BlobNotStored: the directory can't be written to.
         """
-        path = self._path(ref)
+        path = self.path(ref)
         unfinished = path.with_name(f".{ref.digest}.{os.getpid()}.{next(self._numbers)}")
         return Unfinished(ref, unfinished, path, until, self._sync_later)
 
@@ -92,7 +117,7 @@ class BlobStore:
         Raises:
             BlobMissing: it isn't here.
         """
-        path = self._path(ref)
+        path = self.path(ref)
         if not self.keep(ref, 0.0):
             raise BlobMissing(f"{described(ref)} is gone from {self.directory}")
         try:
@@ -130,7 +155,8 @@ class BlobStore:
                 total -= size
         return removed
 
-    def _path(self, ref: Ref) -> Path:
+    def path(self, ref: Ref) -> Path:
+        """Return where a blob is, or would be."""
         return self.directory / ref.digest[:2] / ref.digest
 
     def _usable(self, path: Path, ref: Ref) -> os.stat_result | None:
@@ -194,6 +220,13 @@ class Unfinished:
             while rest.nbytes:
                 rest = rest[self._file.write(rest) :]
 
+    def commit_as(self, ref: Ref, final: Path, until: float) -> None:
+        """Give it the name of what it turned out to be."""
+        self._ref, self._final, self._until = ref, final, until
+        with self._explained():
+            make_private(final.parent)
+        self.commit()
+
     def commit(self) -> None:
         """Give it its name."""
         assert self._file is not None
@@ -219,6 +252,46 @@ class Unfinished:
         except OSError as exc:
             self.abort()
             raise BlobNotStored(f"{described(self._ref)} can't be kept in {self._path.parent}: {exc.strerror}") from exc
+
+
+class SpilledFile:
+    """A buffer that a thread writes to a file while its digest is reckoned; the file goes if nobody asks for it."""
+
+    def __init__(self, store: BlobStore, data: memoryview) -> None:
+        self._store = store
+        self._unfinished = store.begin(Ref(f"{id(self):032x}", data.nbytes), time.time() + SPARED_S)
+        self._error: BlobNotStored | None = None
+        self._unwanted = False
+        self._thread = threading.Thread(target=self._write, args=(data,), name="nbqueue spill", daemon=True)
+        self._thread.start()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self._unwanted = True
+            self._thread.join()
+            self._unfinished.abort()
+
+    def commit(self, ref: Ref, until: float) -> None:
+        """Give the file its blob's name, once it is written.
+
+        Raises:
+            BlobNotStored: there is no room for it.
+        """
+        self._thread.join()
+        if self._error is not None:
+            self._unfinished.abort()
+            raise self._error
+        if not self._store.keep(ref, until):
+            self._unfinished.commit_as(ref, self._store.path(ref), until)
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            for start in range(0, data.nbytes, _SPILL_STEP):
+                if self._unwanted:
+                    return
+                self._unfinished.write(data[start : start + _SPILL_STEP])
+        except BlobNotStored as exc:
+            self._error = exc
 
 
 class BlobBackend(Protocol):
@@ -325,15 +398,14 @@ class Blobs:
         self.store = store
         self.backend = backend
 
-    def save(self, blobs: Mapping[Ref, memoryview], until: float) -> None:
+    def save(self, blobs: Mapping[Ref, memoryview], until: float, spilled: Mapping[Ref, Spilled] = _NONE) -> None:
         """Keep blobs where workers find them, until `until` (Unix seconds) at least.
 
         Raises:
             BlobNotStored: there is no room.
             BackendUnavailable: the backend does not answer.
         """
-        for ref, data in blobs.items():
-            self.store.write(ref, data, until)
+        self.store.save(blobs, until, spilled)
         if self.backend is None or not blobs:
             return
         there = self.backend.keep_blobs({ref.digest: ref.size for ref in blobs}, until)

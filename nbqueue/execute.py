@@ -447,7 +447,7 @@ class Executor:
 
     def _pack(self, value: Any, task: ChildTask) -> bytes:
         """Return the value as it is stored; what is large is written to the store before the task has ended."""
-        packer = Packer()
+        packer = Packer(spill=self.store.spill if self.store else None)
         try:
             body = serialization.dumps_value(value, packer if self.store else None)
         except Exception as exc:
@@ -457,8 +457,7 @@ class Executor:
 
     def _keep(self, packer: Packer) -> None:
         if self.store is not None:
-            for ref, data in packer.blobs.items():
-                self.store.write(ref, data, time.time() + self.keep_s)
+            self.store.save(packer.blobs, time.time() + self.keep_s, packer.spilled)
 
     def _offer_modules(self, task: ChildTask) -> None:
         """Let the task import the users' modules that came with its code and arguments, and no others."""

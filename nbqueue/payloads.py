@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pickle import PickleBuffer
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from nbqueue.exceptions import BadMessage
 
 BLOB_BYTES: Final = 64 * 1024
+SPILL_BYTES: Final = 4 << 20  # to write less takes no longer than to start a thread for it
 _MARK: Final = b"\x00nbq\x01"  # neither a pickle nor JSON begins like this; the last byte is the form's version
 _HEX: Final = frozenset("0123456789abcdef")
 
@@ -50,6 +51,16 @@ _decode = msgspec.msgpack.Decoder(_Head).decode
 Read = Callable[[Ref], memoryview]
 
 
+class Spilled(Protocol):
+    """Is a buffer that is being written to a file while its digest is reckoned; given up when nobody holds it."""
+
+    def commit(self, ref: Ref, until: float) -> None:
+        """Give the file its blob's name."""
+
+
+Spill = Callable[[memoryview], Spilled | None]
+
+
 class Packer:
     """Makes payloads, and gathers the blobs they name. One packer is for what is sent at once.
 
@@ -58,11 +69,14 @@ class Packer:
 
     Args:
         modules: goes with every payload it makes.
+        spill: begins to write a very large buffer at once, or returns None.
     """
 
-    def __init__(self, modules: Ref | None = None) -> None:
+    def __init__(self, modules: Ref | None = None, spill: Spill | None = None) -> None:
         self._modules = modules
+        self._spill = spill
         self.blobs: dict[Ref, memoryview] = {}
+        self.spilled: dict[Ref, Spilled] = {}
         self._known: dict[tuple[int, int], Ref] = {}  # by address and size, of what `blobs` keeps alive
         self._buffers: list[memoryview] = []
         self.modules: dict[frozenset[str], bytes] = {}  # packed, by the names they were asked for
@@ -105,10 +119,13 @@ class Packer:
         place = (_address(data), data.nbytes)
         ref = self._known.get(place)
         if ref is None:
+            spilled = self._spill(data) if self._spill is not None and data.nbytes >= SPILL_BYTES else None
             ref = Ref(hashlib.sha256(data).hexdigest(), data.nbytes)
             if ref not in self.blobs:
                 self.blobs[ref] = data
                 self._known[place] = ref
+                if spilled is not None:
+                    self.spilled[ref] = spilled
         return ref
 
 

@@ -193,7 +193,7 @@ class Task:
             raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self._check_arguments(args, kwargs)
-        packer = Packer()
+        packer = Packer(spill=self.app.spill)
         steering, code = self._steering(
             packer,
             queue=queue,
@@ -238,7 +238,7 @@ class Task:
     def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
         if wrong := sorted(options.keys() - MAP_OPTIONS):
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
-        packer = Packer()
+        packer = Packer(spill=self.app.spill)
         steering, code = self._steering(packer, **options)
         packed = [
             serialization.dumps_args(args, {}, steering.serializer, packer, by_value=self.by_value) for args in calls

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from nbqueue import blobs as blobs_module
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.blobs import PART_BYTES, PARTS_AT_ONCE, Blobs, BlobStore, Download, Upload
 from nbqueue.exceptions import BlobMissing, BlobNotStored
-from nbqueue.payloads import Ref
+from nbqueue.payloads import SPILL_BYTES, Packer, Ref
 from tests.helpers import wait_until
 
 LONG = 9e9  # a time that doesn't come
@@ -119,7 +121,7 @@ def test_cleaning_removes_what_a_killed_process_left_unfinished(store: BlobStore
 import os, sys
 from pathlib import Path
 from nbqueue.blobs import BlobStore
-from nbqueue.payloads import Ref
+from nbqueue.payloads import SPILL_BYTES, Packer, Ref
 BlobStore(Path(sys.argv[1])).begin(Ref("a" * 64, 9), 0.0).write(b"x")
 os._exit(1)
 """
@@ -224,3 +226,57 @@ def test_upload_goes_on_where_an_outage_stopped_it(tmp_path: Path) -> None:
     while not upload.step():
         pass
     assert Blobs(BlobStore(tmp_path / "there"), backend).read(ref) == data
+
+
+def packed(store: BlobStore, data: bytes) -> Packer:
+    packer = Packer(spill=store.spill)
+    packer.pack(pickle.dumps(pickle.PickleBuffer(data), 5, buffer_callback=packer.keep))
+    return packer
+
+
+def files(store: BlobStore) -> list[str]:
+    return [path.name for path in store.directory.glob("*/*")]
+
+
+def test_large_buffer_is_written_while_its_digest_is_reckoned(store: BlobStore) -> None:
+    data = os.urandom(SPILL_BYTES + 1)
+    packer = packed(store, data)
+    assert list(packer.spilled) == [ref_of(data)]
+    store.save(packer.blobs, LONG, packer.spilled)
+    assert store.read(ref_of(data)) == data
+    assert files(store) == [ref_of(data).digest]
+    again = packed(store, data)  # of the same size: likely the same
+    assert not again.spilled
+    store.save(again.blobs, LONG, again.spilled)
+    other = os.urandom(SPILL_BYTES + 1)
+    packer = packed(store, other)
+    store.save(packer.blobs, LONG, packer.spilled)
+    assert store.read(ref_of(other)) == other
+
+
+def test_buffer_that_is_not_sent_after_all_leaves_nothing(store: BlobStore) -> None:
+    packer = packed(store, os.urandom(3 * SPILL_BYTES))
+    del packer
+    gc.collect()
+    assert files(store) == []
+
+
+def test_buffer_that_is_here_already_is_not_kept_twice(store: BlobStore) -> None:
+    data = os.urandom(SPILL_BYTES)
+    put(BlobStore(store.directory), data)
+    packer = packed(store, data)
+    store.save(packer.blobs, LONG, packer.spilled)
+    del packer
+    assert files(store) == [ref_of(data).digest]
+
+
+def test_buffer_that_no_room_is_left_for_is_named(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object, data: object) -> None:
+        raise BlobNotStored("no room")
+
+    monkeypatch.setattr(blobs_module.Unfinished, "write", refuse)
+    packer = packed(store, os.urandom(SPILL_BYTES))
+    with pytest.raises(BlobNotStored, match="no room"):
+        store.save(packer.blobs, LONG, packer.spilled)
+    del packer
+    assert files(store) == []
