@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.times import UNSET
 
 
 class Limited(Protocol):
@@ -36,8 +37,8 @@ class Limits:
         memory_limit: bytes of memory of its child, above which that is ended.
     """
 
-    time_limit: float = 0.0
-    soft_time_limit: float = 0.0
+    time_limit: float = UNSET
+    soft_time_limit: float = UNSET
     memory_limit: int = 0
 
     def __bool__(self) -> bool:
@@ -64,7 +65,7 @@ def seconds(name: str, value: object) -> float:
         ImproperlyConfigured: it is no number of seconds above 0.
     """
     if value is None:
-        return 0.0
+        return UNSET
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ImproperlyConfigured(f"{name} must be a number of seconds above 0, not {value!r}")
     return float(value)

@@ -25,6 +25,7 @@ import msgspec
 from nbqueue import states
 from nbqueue.exceptions import BadMessage
 from nbqueue.signing import Signer
+from nbqueue.times import UNSET
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -69,8 +70,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     python: str = ""  # minor version that pickled the code, e.g. "3.11"
     session: str = ""  # the client's stream, where results and events go
     name: str = ""  # what a view calls it; empty: `task`
-    eta: float = 0.0
-    expires: float = 0.0
+    eta: float = UNSET
+    expires: float = UNSET
     retries: int = 0
     group: str = ""
     index: int = -1
@@ -81,8 +82,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     label: str = ""
     identity: str = ""  # notebook path and cell id or name, digested; see `attach`
     digest: str = ""  # of code and inputs
-    time_limit: float = 0.0  # seconds it may run; 0.0: as its worker says
-    soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it
+    time_limit: float = UNSET  # seconds it may run; 0.0: as its worker says
+    soft_time_limit: float = UNSET  # seconds after which SoftTimeLimitExceeded is raised in it
     memory_limit: int = 0  # bytes
     priority: int = 0  # up to 9, which is the soonest
     max_retries: int = 0  # of a cell: how often an error runs it again; functions bring their own rules
@@ -177,7 +178,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     kind: str
     id: str
-    at: float = 0.0
+    at: float = UNSET
     state: str = ""
     attempt: int = 0
     nonce: str = ""
@@ -187,8 +188,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     session: str = ""
     worker: str = ""
     child: int = 0
-    sent_at: float = 0.0
-    started_at: float = 0.0
+    sent_at: float = UNSET
+    started_at: float = UNSET
     retries: int = 0
     group: str = ""
     index: int = -1
@@ -197,7 +198,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     digest: str = ""
     error: str = ""  # "Type: message", one line, for lists and logs
     summary: str = ""  # what came out, one line
-    eta: float = 0.0  # of what waits, or is to run again: when it may
+    eta: float = UNSET  # of what waits, or is to run again: when it may
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
 
 
@@ -267,7 +268,7 @@ def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0
         session=steering.session,
         sent_at=steering.sent_at,
         retries=steering.retries,
-        eta=steering.eta if state == states.PENDING else 0.0,
+        eta=steering.eta if state == states.PENDING else UNSET,
         group=steering.group,
         index=steering.index,
         label=steering.label,

@@ -8,6 +8,7 @@ from typing import Final
 
 from nbqueue.exceptions import ImproperlyConfigured
 
+UNSET: Final = 0.0  # fields of messages that hold this very object, their default, are left out on the wire
 _WEEK_S: Final = 7 * 86_400.0
 
 
@@ -18,10 +19,10 @@ def due_time(now: float, countdown: float | None, eta: datetime | None) -> float
             raise TypeError("give countdown or eta, not both")
         return _instant("eta", eta)
     if countdown is None:
-        return 0.0
+        return UNSET
     if not math.isfinite(countdown):
         raise ValueError(f"countdown is a number of seconds, not {countdown}")
-    return now + countdown if countdown > 0 else 0.0
+    return now + countdown if countdown > 0 else UNSET
 
 
 def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:

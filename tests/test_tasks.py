@@ -6,6 +6,9 @@ import pytest
 
 from nbqueue import App
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.messages import encode_steering, pending_facts, sign_record
+from nbqueue.payloads import Packer
+from nbqueue.signing import Signer
 
 
 @pytest.fixture
@@ -58,3 +61,11 @@ def test_options_that_do_not_exist_are_named(app: App) -> None:
 def test_serializer_that_does_not_exist_names_those_that_do(app: App) -> None:
     with pytest.raises(ImproperlyConfigured, match="cloudpickle, pickle, json"):
         app.task(add).apply_async((1,), serializer="yml")
+
+
+def test_what_a_call_does_not_say_takes_no_room_in_its_message(app: App) -> None:
+    steering, _ = app.task(add)._steering(Packer())
+    text = encode_steering(steering)
+    for field in (b'"eta"', b'"time_limit"', b'"soft_time_limit"', b'"memory_limit"', b'"priority"', b'"retries"'):
+        assert field not in text
+    assert b'"eta"' not in sign_record(pending_facts(steering), b"", Signer(b"k" * 32))
