@@ -44,6 +44,11 @@ def queue_key(queue: str, what: str) -> str:
     return f"nbq:{{{queue}}}:{what}"
 
 
+def ended_key(graph: str) -> str:
+    """Return the key of the bits that say which calls of a canvas have ended."""
+    return f"nbq:ended:{graph}"
+
+
 def failed_key(id_: str) -> str:
     """Return the key of the message that is kept of a task that failed."""
     return f"nbq:failed:{id_}"
@@ -69,6 +74,17 @@ class Outgoing(msgspec.Struct, frozen=True):
     worker_losses: int = 0
     group: str = ""
     index: int = -1
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """The end of one call of a canvas; of a member of a join, also what is sent once all of its members have ended."""
+
+    graph: str
+    node: int
+    join: int = -1
+    place: int = -1
+    size: int = 0
+    outbox: tuple[Outgoing, ...] = ()
 
 
 class Delivery(msgspec.Struct, eq=False):
@@ -101,6 +117,7 @@ class Settlement(msgspec.Struct, frozen=True):
     ends: bool = True
     outbox: tuple[Outgoing, ...] = ()
     dead: bool = False
+    arrival: Arrival | None = None
 
 
 class Revocation(msgspec.Struct, frozen=True):
