@@ -223,8 +223,8 @@ class App:
             WatchedTask(graph.id_of(call), drawn.steering(Step(graph.id, call, 0, graph.sent_at, 0.0)), self.session)
             for call in plan.shape.calls
         ]
-        for call, task in zip(plan.shape.calls, watched, strict=True):
-            made[call].follow(self.watcher.watch(task))
+        for number, task in zip(plan.shape.calls, watched, strict=True):
+            made[number].follow(self.watcher.watch(task))
         outgoing = [drawn.step(head, Given("nothing"), time.time(), self.signer) for head in plan.heads]
         try:
             for start in range(0, len(outgoing), _MAP_CHUNK):

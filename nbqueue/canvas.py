@@ -1,10 +1,11 @@
-"""Signatures of calls, and what they compose into: chains, groups, chords, chunks and maps. Names and meanings are Celery's.
+"""Signatures of calls, and what they compose into: chains, groups, chords, chunks and maps. Names are Celery's.
 
-`expand` makes one flat plan of a canvas, however deeply nested; it is a pure function. `App.send_canvas` packs and sends
-that, and workers go from call to call by themselves.
+`expand` makes one flat plan of a canvas, however deeply nested; it is a pure function. `App.send_canvas` packs and
+sends that, and workers go from call to call by themselves.
 
 Source: Celery 5.7, "Canvas: Designing Work-flows" of its user guide, and `celery.canvas`.
 """
+# ruff: noqa: SLF001 - signatures are made of one another
 
 from __future__ import annotations
 
@@ -214,11 +215,11 @@ class Signature(dict[str, Any]):
         """Return a copy with other arguments or options; None leaves them."""
         copied = self.clone()
         if args is not None:
-            copied.args = args  # type: ignore[assignment]
+            copied.args = args
         if kwargs is not None:
-            copied.kwargs = kwargs  # type: ignore[assignment]
+            copied.kwargs = kwargs
         if options is not None:
-            copied.options = options  # type: ignore[assignment]
+            copied.options = options
         return copied
 
     def set(self, immutable: bool | None = None, **options: Any) -> Self:
@@ -237,7 +238,7 @@ class Signature(dict[str, Any]):
         return self._listed("link", callback)
 
     def link_error(self, errback: Mapping[str, Any]) -> Signature:
-        """Call something once it has failed, with (request, exc, traceback), or with the id if it takes one argument."""
+        """Call something once it has failed: with (request, exc, traceback), or the id if it takes one argument."""
         return self._listed("link_error", errback)
 
     def on_error(self, errback: Mapping[str, Any]) -> Self:
@@ -258,7 +259,7 @@ class Signature(dict[str, Any]):
         linked = [maybe_signature(link) for link in _listed(self.options.get("link"))]
         return [self, *itertools.chain.from_iterable(link.flatten_links() for link in linked)]
 
-    def __or__(self, other: Any) -> Any:  # type: ignore[override]
+    def __or__(self, other: Any) -> Any:
         if isinstance(other, chain):
             return _chained([self, *other.unchain_tasks()], self._app)
         if isinstance(other, group):
@@ -267,7 +268,7 @@ class Signature(dict[str, Any]):
             return _chained([self, other], self._app)
         return NotImplemented
 
-    __ior__ = __or__  # type: ignore[assignment]
+    __ior__ = __or__
 
     # ---- running it
 
@@ -350,7 +351,7 @@ class chain(_Many):  # noqa: N801 - Celery's name
                 task.link_error(errback)
         return tasks
 
-    def __or__(self, other: Any) -> Any:  # type: ignore[override]
+    def __or__(self, other: Any) -> Any:  # noqa: PLR0911 - one for each thing that may follow
         if isinstance(other, group) and not other.tasks:
             return self
         if isinstance(other, chain):
@@ -370,7 +371,7 @@ class chain(_Many):  # noqa: N801 - Celery's name
             return _chained([*tasks[:-1], chord(last, other, app=self._app)], self._app)
         return _chained([*tasks, other], self._app)
 
-    __ior__ = __or__  # type: ignore[assignment]
+    __ior__ = __or__
 
 
 class group(_Many):  # noqa: N801 - Celery's name
@@ -398,12 +399,12 @@ class group(_Many):  # noqa: N801 - Celery's name
         """Send it, with arguments in front of those of each task."""
         return self.apply_async(args, **options)
 
-    def __or__(self, other: Any) -> Any:  # type: ignore[override]
+    def __or__(self, other: Any) -> Any:
         if isinstance(other, group) and not other.tasks:
             return self
         return chord(self, other, app=self._app) if isinstance(other, Signature) else NotImplemented
 
-    __ior__ = __or__  # type: ignore[assignment]
+    __ior__ = __or__
 
     def apply_async(
         self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -454,7 +455,7 @@ class chord(Signature):  # noqa: N801 - Celery's name
         tasks = header.tasks if isinstance(header, group) else header
         if isinstance(tasks, Signature):
             tasks = [tasks]
-        kwargs = {
+        kwargs: dict[str, Any] = {
             "header": group(list(tasks), app=app),
             "body": None if body is None else maybe_signature(body, app=app),
             "kwargs": {},
@@ -483,9 +484,9 @@ class chord(Signature):  # noqa: N801 - Celery's name
         return found
 
     @property
-    def body(self) -> Signature:
-        """Return the body."""
-        found: Signature = self.kwargs["body"]
+    def body(self) -> Any:
+        """Return the body, a signature; None while there is none."""
+        found: Signature | None = self.kwargs["body"]
         return found
 
     @body.setter
@@ -503,7 +504,7 @@ class chord(Signature):  # noqa: N801 - Celery's name
             found.body = maybe_signature(body, app=self._app)
         return found.apply_async(**options)
 
-    def __or__(self, other: Any) -> Any:  # type: ignore[override]
+    def __or__(self, other: Any) -> Any:
         if isinstance(other, group) and len(other.tasks) == 1:
             other = _unrolled(other)
         if isinstance(other, Signature) and not isinstance(other, group | chain):
@@ -512,11 +513,12 @@ class chord(Signature):  # noqa: N801 - Celery's name
             return copied
         return super().__or__(other)
 
-    __ior__ = __or__  # type: ignore[assignment]
+    __ior__ = __or__
 
     def link(self, callback: Mapping[str, Any]) -> Signature:
         """Call something with the value of the body."""
-        return self.body.link(callback)
+        found: Signature = self.body.link(callback)
+        return found
 
     def link_error(self, errback: Mapping[str, Any]) -> Signature:
         """Call something once the body has failed, or can't run as a member of the header has failed."""
@@ -524,7 +526,8 @@ class chord(Signature):  # noqa: N801 - Celery's name
         for task in self.tasks:
             if isinstance(task, chord):
                 task.link_error(found)
-        return self.body.link_error(found)
+        linked: Signature = self.body.link_error(found)
+        return linked
 
     def set_immutable(self, immutable: bool) -> None:
         """Let the header take what comes before it, or not."""

@@ -1,8 +1,8 @@
 """A canvas on its way: a flat graph of calls, and who follows whom. Pure; says nothing of servers.
 
-The graph is stored once, signed, when its canvas is sent. A message on its way to a call, a `Step`, names the graph and
-the place of the call in it, and its body, a `Given`, carries only what the graph can't know: what came before. A failure
-travels along the graph as a value does, so that each call has its end.
+The graph is stored once, signed, when its canvas is sent. A message on its way to a call, a `Step`, names the graph
+and the place of the call in it, and its body, a `Given`, carries only what the graph can't know: what came before. A
+failure travels along the graph as a value does, so that each call has its end.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Given(msgspec.Struct, array_like=True, frozen=True):
     """The body of a step: what came before the call.
 
     Args:
-        how: `nothing`; `value`, which is the body; `record`: the value is in the record of `id`; `gather`: the values of
-            the members of a join; `failed`: what came before has ended without a value, and so does this; `error`: this
-            call is told of a failure, which is the body; `args`: a retry has other arguments, all in the body.
+        how: `nothing`; `value`, which is the body; `record`: the value is in the record of `id`; `gather`: the values
+            of the members of a join; `failed`: what came before has ended without a value, and so does this; `error`:
+            this call is told of a failure, which is the body; `args`: a retry has other arguments, all in the body.
         id: the task that came before.
         body: of that, as its record has it.
         state: in which it ended.

@@ -158,6 +158,7 @@ class Intake:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
             blobs = (*group.blobs, *named(message.body))
             return Accepted(delivery, steering, group.text, group.code, message.body, blobs)
+        assert isinstance(message.steering, Steering), "a step is judged apart"
         code, args = split_body(message.body)
         blobs = (*named(code), *named(args))
         return Accepted(delivery, message.steering, encode_steering(message.steering), code, args, blobs)

@@ -156,8 +156,8 @@ class Message(msgspec.Struct, frozen=True):
             except UnicodeDecodeError:
                 raise BadMessage("format", "the signed text isn't ASCII") from None
         steering: Steering | Call
-        # A call's JSON is an array, a step's one in another, a task's an object; the key differs too, so the guess can't
-        # be abused.
+        # A call's JSON is an array, a step's one in another, a task's an object; the key differs too, so the guess
+        # can't be abused.
         if header[-1:] == "]":
             if header[-2:] == "]]":
                 (step,) = _decode(_STEP, signer.verify("step", header, body))

@@ -85,8 +85,7 @@ class Outcomes:
     ) -> None:
         """End a task; `dead` keeps its message."""
         settlement = self.reports.ended(held, state, body, error, outcome, dead=dead)
-        if held.drawn is not None:
-            settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
+        settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
         self.ledger.settle(settlement, held)
 
     def fail(self, held: Held, error: str, text: str, outcome: Outcome | None = None, *, dead: bool = False) -> None:

@@ -102,7 +102,22 @@ def handle(shape: Shape, graph: Graph, app: App, made: dict[int, AsyncResult]) -
         app: of the handles.
         made: handles by call, added to.
     """
-    parent = None if shape.parent is None else handle(shape.parent, graph, app, made)
+    before = []  # not by recursion: chains are long
+    one: Shape | None = shape
+    while one is not None:
+        before.append(one)
+        one = one.parent
+    found: AsyncResult | GroupResult | None = None
+    for one in reversed(before):
+        found = _handle(one, graph, app, made, found)
+    assert found is not None, "the last is that of the shape itself"
+    return found
+
+
+def _handle(
+    shape: Shape, graph: Graph, app: App, made: dict[int, AsyncResult], parent: AsyncResult | GroupResult | None
+) -> AsyncResult | GroupResult:
+    """Return the handle of one part, whose parent is made already."""
     if shape.call < 0:
         members = [handle(member, graph, app, made) for member in shape.members]
         return Composed(shape.id or new_id(), app, members, parent)

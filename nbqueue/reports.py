@@ -103,9 +103,18 @@ class Reporter:
         return Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
 
     def followed(
-        self, settlement: Settlement, drawn: Drawn, node: int, body: bytes, error: str, *, propagated: bool = False
+        self,
+        settlement: Settlement,
+        drawn: Drawn | None,
+        node: int,
+        body: bytes,
+        error: str,
+        *,
+        propagated: bool = False,
     ) -> Settlement:
-        """Return the end of a call of a canvas, with what follows it."""
+        """Return the end of a task with what follows it: nothing, unless it is a call of a canvas."""
+        if drawn is None:
+            return settlement
         outbox, arrival = drawn.after(
             node, settlement.state, body, error[:500], self.signer, time.time(), propagated=propagated
         )

@@ -477,11 +477,11 @@ class Worker:
                     self._hold(task)
                 case Ended(steering=steering, state=state, error=error, body=body, dead=dead) as end:
                     settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
-                    if end.drawn is not None:
-                        settlement = self.reports.followed(
+                    self.ledger.settle(
+                        self.reports.followed(
                             settlement, end.drawn, steering.node, body, error, propagated=end.propagated
                         )
-                    self.ledger.settle(settlement)
+                    )
                 case Repeat():
                     self.ledger.settle(Settlement(delivery, b""))
                     repeats += 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
 
 from nbqueue import App, chain, chord, group
 from nbqueue.exceptions import ChordError
+from tests.helpers import wait_until
 from tests.workers import Site
 
 
@@ -60,3 +62,27 @@ def test_failed_member_fails_the_body_with_its_cause(shared_site: Site) -> None:
     a, t, f = tasks_of(shared_site.app)
     with pytest.raises(ChordError, match=r"Dependency .* raised ValueError: 3 is not wanted"):
         chord([a.s(1, 1), f.s(3)])(t.s()).get(timeout=15)
+
+
+def seen_id(id_: str) -> str:
+    return f"told of {id_}"
+
+
+def test_callback_and_errback_run(shared_site: Site) -> None:
+    a, _, f = tasks_of(shared_site.app)
+    assert a.apply_async((1, 2), link=a.s(10)).get(timeout=15) == 3
+    told_id = str(uuid.uuid4())
+    errback = shared_site.app.task(seen_id).s().set(task_id=told_id)
+    failed = f.apply_async((3,), link_error=errback)
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        failed.get(timeout=15)
+    told = shared_site.app.AsyncResult(told_id)
+    wait_until(lambda: shared_site.app.backend.load([told_id])[0] is not None, 15, "the errback to end")
+    assert told.get(timeout=15) == f"told of {failed.id}"
+
+
+def test_chunks_and_maps_run(shared_site: Site) -> None:
+    a, t, _ = tasks_of(shared_site.app)
+    assert a.chunks([(i, i) for i in range(5)], 2)().get(timeout=15) == [[0, 2], [4, 6], [8]]
+    assert a.xstarmap([(1, 1), (2, 2)]).delay().get(timeout=15) == [2, 4]
+    assert t.xmap([[1, 2], [3]]).delay().get(timeout=15) == [3, 3]
