@@ -86,3 +86,8 @@ def test_chunks_and_maps_run(shared_site: Site) -> None:
     assert a.chunks([(i, i) for i in range(5)], 2)().get(timeout=15) == [[0, 2], [4, 6], [8]]
     assert a.xstarmap([(1, 1), (2, 2)]).delay().get(timeout=15) == [2, 4]
     assert t.xmap([[1, 2], [3]]).delay().get(timeout=15) == [3, 3]
+
+
+def test_chain_of_a_thousand_ends_with_the_last_value(shared_site: Site) -> None:
+    a, _, _ = tasks_of(shared_site.app)
+    assert chain(a.s(0, 1), *(a.s(1) for _ in range(999))).apply_async().get(timeout=45) == 1000
