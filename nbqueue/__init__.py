@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nbqueue import states
     from nbqueue.app import App
     from nbqueue.app import App as Celery
+    from nbqueue.canvas import Signature, chain, chord, chunks, group, signature, xmap, xstarmap
     from nbqueue.current import attach, current_app, shared_task, task
     from nbqueue.execute import progress, track
     from nbqueue.result import AsyncResult, GroupResult
@@ -27,15 +28,23 @@ __all__ = [
     "AsyncResult",
     "Celery",
     "GroupResult",
+    "Signature",
     "Task",
     "__version__",
     "attach",
+    "chain",
+    "chord",
+    "chunks",
     "current_app",
+    "group",
     "progress",
     "shared_task",
+    "signature",
     "states",
     "task",
     "track",
+    "xmap",
+    "xstarmap",
 ]
 
 _PLACES = {
@@ -44,7 +53,15 @@ _PLACES = {
     "Celery": "nbqueue.app:App",
     "GroupResult": "nbqueue.result:GroupResult",
     "Task": "nbqueue.tasks:Task",
+    "Signature": "nbqueue.canvas:Signature",
     "attach": "nbqueue.current:attach",
+    "chain": "nbqueue.canvas:chain",
+    "chord": "nbqueue.canvas:chord",
+    "chunks": "nbqueue.canvas:chunks",
+    "group": "nbqueue.canvas:group",
+    "signature": "nbqueue.canvas:signature",
+    "xmap": "nbqueue.canvas:xmap",
+    "xstarmap": "nbqueue.canvas:xstarmap",
     "current_app": "nbqueue.current:current_app",
     "progress": "nbqueue.execute:progress",
     "shared_task": "nbqueue.current:shared_task",

@@ -17,7 +17,7 @@ from nbqueue.blobs import Blobs
 from nbqueue.broker import Broker, ServerBroker
 from nbqueue.deliveries import Kept, Outgoing
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
-from nbqueue.messages import Call, Message, member_id, new_nonce, pending_facts, sign_record, split_body
+from nbqueue.messages import Call, Message, Step, member_id, new_nonce, pending_facts, sign_record, split_body
 from nbqueue.payloads import named
 from nbqueue.result import AsyncResult, Member
 from nbqueue.signing import Signer
@@ -106,9 +106,11 @@ class Again:
     def _anew(self, id_: str, kept: Kept) -> tuple[Outgoing, str]:
         """Return the message that is sent in place of the one that was kept, and the id of its map."""
         message = Message.open(kept.header, kept.body, self.signer)
-        if message.id != id_:
+        if message.id != id_ and not isinstance(message.steering, Step):
             raise BadMessage("place", f"task {message.id} under the id {id_}")
         steering = message.steering
+        if isinstance(steering, Step):
+            raise BadMessage("place", "it is a call of a canvas; send the canvas again")
         now = time.time()
         expires = expiry_time(now, None, 0.0)
         if isinstance(steering, Call):

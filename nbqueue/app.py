@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
+from nbqueue import canvas, plans, states
 from nbqueue import result as results
-from nbqueue import states
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
@@ -29,6 +29,7 @@ from nbqueue.exceptions import (
     SendUncertain,
     UnknownTask,
 )
+from nbqueue.graph import Given, draw, sign_graph
 from nbqueue.limits import Limits, limits_of_call
 from nbqueue.link import Link, embedded_link, resolve
 from nbqueue.messages import (
@@ -38,6 +39,7 @@ from nbqueue.messages import (
     Facts,
     Message,
     Steering,
+    Step,
     new_id,
     new_nonce,
     open_group,
@@ -160,8 +162,84 @@ class App:
         **options: Any,
     ) -> results.AsyncResult:
         """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
-        task = Task(self, _elsewhere, name=name, by_value=False)
-        return task.apply_async(args, kwargs, **options)
+        return self.task_for(name).apply_async(args, kwargs, **options)
+
+    def task_for(self, name: str, run: Callable[..., Any] | None = None) -> Task:
+        """Return the task of a name: one that is registered here, else one that the worker must have.
+
+        Args:
+            name: of the task.
+            run: its function, if that is at hand.
+        """
+        if run is not None:
+            return Task(self, run, name=name, by_value=True)
+        return self.tasks.get(name) or Task(self, _elsewhere, name=name, by_value=False)
+
+    def signature(self, *args: Any, **options: Any) -> canvas.Signature:
+        """Return a call that is not sent yet: `app.signature("tasks.add", args=(2, 2), countdown=10)`."""
+        return canvas.signature(*args, app=self, **options)
+
+    def series(self, task: Task, *, starred: bool) -> Task:
+        """Return a task that runs another for each of its elements, one after the other."""
+        if not task.by_value:
+            return Task(self, _elsewhere, name=canvas.XSTARMAP if starred else canvas.XMAP, by_value=False)
+        return Task(self, canvas.in_series(task.run, starred=starred), name=task.name, by_value=True)
+
+    def send_canvas(
+        self, found: canvas.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Send a canvas: its graph once, and the messages of its first calls. Workers go on from there.
+
+        Args:
+            found: any signature.
+            args: for its first calls.
+            kwargs: for its first calls.
+            options: of `Task.apply_async`, for its first calls.
+
+        Returns:
+            The handle of a call, or a `GroupResult`.
+
+        Raises:
+            SendFailed: the broker can't be reached.
+            SendUncertain: it went away before it confirmed; some of the first calls may run.
+        """
+        plan = canvas.expand(found, args, kwargs, options)
+        if len(plan.calls) == 1 and plan.shape.call == 0:
+            call = plan.calls[0].signature
+            return call.type.apply_async(call.args, call.kwargs, **call.options)
+        if plan.joins and not self.joined:
+            raise ImproperlyConfigured("a chord needs Redis as broker and backend in one; on RabbitMQ send chains")
+        packer = Packer()
+        graph = plans.pack(plan, self, packer)
+        drawn = draw(graph)
+        made: dict[int, results.AsyncResult] = {}
+        sent = plans.handle(plan.shape, graph, self, made)
+        if not plan.calls:
+            return sent
+        first = drawn.steering(Step(graph.id, 0, 0, graph.sent_at, 0.0))
+        self._save(packer, first)
+        text = sign_graph(graph, self.signer)
+        _check_size("this canvas", len(text))
+        self.backend.store_graph(graph.id, text, max(self.conf.result_expires, LIVE_S))
+        watched = [
+            WatchedTask(graph.id_of(call), drawn.steering(Step(graph.id, call, 0, graph.sent_at, 0.0)), self.session)
+            for call in plan.shape.calls
+        ]
+        for number, task in zip(plan.shape.calls, watched, strict=True):
+            made[number].follow(self.watcher.watch(task))
+        outgoing = [drawn.step(head, Given("nothing"), time.time(), self.signer) for head in plan.heads]
+        try:
+            for start in range(0, len(outgoing), _MAP_CHUNK):
+                self._publish(outgoing[start : start + _MAP_CHUNK], None, None)
+        except (SendFailed, SendUncertain):
+            for task in watched:
+                self.watcher.unwatch(task)
+            raise
+        return sent
+
+    def group_result(self, id: str, members: Sequence[Any]) -> results.GroupResult:
+        """Return the handle of a group of handles."""
+        return results.Composed(id, self, members)
 
     @property
     def default_limits(self) -> Limits:

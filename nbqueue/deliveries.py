@@ -50,6 +50,11 @@ def code_name(digest: str) -> str:
     return f"code:{digest}"
 
 
+def ended_key(graph: str) -> str:
+    """Return the key of the bits that say which calls of a canvas have ended."""
+    return f"nbq:ended:{graph}"
+
+
 def failed_key(id_: str) -> str:
     """Return the key of the message that is kept of a task that failed."""
     return f"nbq:failed:{id_}"
@@ -76,6 +81,17 @@ class Outgoing(msgspec.Struct, frozen=True):
     group: str = ""
     index: int = -1
     code: str = ""
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """The end of one call of a canvas; of a member of a join, also what is sent once all of its members have ended."""
+
+    graph: str
+    node: int
+    join: int = -1
+    place: int = -1
+    size: int = 0
+    outbox: tuple[Outgoing, ...] = ()
 
 
 class Delivery(msgspec.Struct, eq=False):
@@ -108,6 +124,7 @@ class Settlement(msgspec.Struct, frozen=True):
     ends: bool = True
     outbox: tuple[Outgoing, ...] = ()
     dead: bool = False
+    arrival: Arrival | None = None
 
 
 class Revocation(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ import msgspec
 
 from nbqueue.deliveries import Delivery
 from nbqueue.gather import Gather
+from nbqueue.graph import Drawn
 from nbqueue.limits import NO_LIMITS, Limits
 from nbqueue.messages import Steering
 from nbqueue.pool import Job, Pool
@@ -50,6 +51,7 @@ class Held(msgspec.Struct, eq=False):
     stops: list[int] = []  # signals still to send
     stop_at: float = 0.0  # when the next of them is due
     said: int = 0  # pieces of output
+    drawn: Drawn | None = None  # the canvas it is a call of
     since: float = 0.0  # when it could first have been handed out, on the monotonic clock
 
 

@@ -25,6 +25,7 @@
     │   ├── Reject                      a task refuses its message, or gives it back to its queue
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── BlobMissing                 large data that the task or its result names is gone
+    │   ├── ChordError                  a member of a chord's header has ended without a value; names it
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
     └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
@@ -43,6 +44,7 @@ __all__ = [
     "BadMessage",
     "BlobMissing",
     "BlobNotStored",
+    "ChordError",
     "Ignore",
     "ImproperlyConfigured",
     "LeaseLost",
@@ -214,6 +216,10 @@ class LeaseLost(TaskError):
 
 class BlobMissing(TaskError):
     """Says that large data, which the task or its result names, is nowhere any more."""
+
+
+class ChordError(TaskError):
+    """Says which member of a chord's header has ended without a value, and how; the body did not run."""
 
 
 class PythonMismatch(TaskError):

@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from nbqueue import modules, retries, serialization, states
@@ -48,6 +49,8 @@ from nbqueue.messages import (
     Outcome,
     Progress,
     Steering,
+    decode_failure,
+    decode_fed,
     decode_steering,
     encode_again,
     encode_failure,
@@ -61,6 +64,7 @@ T = TypeVar("T")
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
 MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
+_SERIES: Final = ("nbqueue.xmap", "nbqueue.xstarmap")
 _OWN: Final = tuple(
     f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
@@ -396,6 +400,8 @@ class Executor:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
         self._offer_modules(task)
         args, kwargs = serialization.loads_args(task.args, serializer, self._read)
+        if task.fed and task.task not in _SERIES:
+            args = (*self._fed(task), *args)
         if task.task == CELL_TASK:
             if b'"max_retries"' in task.steering:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
@@ -409,6 +415,18 @@ class Executor:
             value = asyncio.run(value)
         self._show_what_is_left(task, value)
         return value, summarize(value)
+
+    def _fed(self, task: ChildTask) -> tuple[Any, ...]:
+        """Return what came before a call of a canvas."""
+        fed = decode_fed(task.fed)
+        if fed.how == "error":
+            run = (self._loaded(task.code) if task.code else self._registered(task.task)).run
+            if _takes_several(run):
+                exc = serialization.load_exception(decode_failure(fed.payloads[0]))
+                return SimpleNamespace(id=fed.id), exc, decode_failure(fed.payloads[0]).traceback
+            return (fed.id,)
+        values = [serialization.loads(payload, self._read) if payload else None for payload in fed.payloads]
+        return (values,) if fed.how == "gather" else tuple(values)
 
     def _show_what_is_left(self, task: ChildTask, value: Any = None) -> None:
         """Show the figures that a task has left open, and close them; also of one that failed, as a notebook does."""
@@ -480,6 +498,13 @@ class Executor:
             raise BlobMissing(f"{described(ref)} can't be had here")
         return self.store.read(ref)
 
+    def _in_series(self, *, starred: bool) -> Callable[[str, list[Any]], list[Any]]:
+        def run_all(name: str, elements: list[Any]) -> list[Any]:
+            run = self._registered(name).run
+            return [run(*element) if starred else run(element) for element in elements]
+
+        return run_all
+
     def _loaded(self, digest: str) -> Loaded:
         loaded = self.functions.get(digest)
         if loaded is None:
@@ -488,6 +513,8 @@ class Executor:
         return loaded
 
     def _registered(self, name: str) -> Loaded:
+        if name in _SERIES:
+            return Loaded(self._in_series(starred=name == _SERIES[1]), retries.DEFAULTS)
         for registry in self.registries:
             if name in registry.tasks:
                 task = registry.tasks[name]
@@ -495,6 +522,13 @@ class Executor:
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def _takes_several(run: Callable[..., Any]) -> bool:
+    """Tell whether an errback is of the kind that takes (request, exc, traceback), and not the id alone."""
+    kinds = [parameter.kind for parameter in inspect.signature(run).parameters.values()]
+    positional = sum(kind in (0, 1) for kind in kinds)
+    return positional > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _no_input(prompt: object = "", *_: object) -> str:

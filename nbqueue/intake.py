@@ -17,13 +17,17 @@ from nbqueue import states
 from nbqueue.backends.base import Backend
 from nbqueue.deliveries import Delivery, code_name
 from nbqueue.exceptions import BadMessage
+from nbqueue.graph import Drawn, Given, decode_given, open_graph
 from nbqueue.messages import (
     Call,
     Facts,
     Failure,
+    Fed,
     Message,
     Steering,
+    Step,
     encode_failure,
+    encode_fed,
     encode_steering,
     member_id,
     open_code,
@@ -53,6 +57,8 @@ class Accepted(msgspec.Struct, frozen=True):
     args: bytes
     blobs: tuple[Ref, ...] = ()  # large data that code and arguments name
     alone: bool = False
+    drawn: Drawn | None = None  # the canvas it is a call of
+    fed: bytes = b""  # what came before it there
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -64,6 +70,8 @@ class Ended(msgspec.Struct, frozen=True):
     error: str
     body: bytes = b""
     dead: bool = False
+    drawn: Drawn | None = None
+    propagated: bool = False  # as what came before it has ended so
 
 
 class Repeat(msgspec.Struct, frozen=True):
@@ -114,6 +122,7 @@ class Intake:
         self.max_losses = max_losses
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._codes: OrderedDict[str, bytes] = OrderedDict()
+        self._graphs: OrderedDict[str, Drawn] = OrderedDict()
 
     def judge(self, delivery: Delivery, now: float) -> Verdict:
         """Return what to do with a delivery.
@@ -127,6 +136,8 @@ class Intake:
         """
         try:
             message = Message.open(delivery.header, delivery.body, self.signer)
+            if isinstance(message.steering, Step):
+                return self._step(message.steering, delivery, now)
             if message.id != delivery.id:
                 raise BadMessage("place", f"task {message.id} under the id {delivery.id[:80]}")
             task = self._task(message, delivery)
@@ -151,6 +162,7 @@ class Intake:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
             blobs = (*group.blobs, *named(message.body))
             return Accepted(delivery, steering, group.text, group.code, message.body, blobs)
+        assert isinstance(message.steering, Steering), "a step is judged apart"
         code, args = split_body(message.body)
         if message.steering.code and not code:
             code = self._code(message.steering)
@@ -167,6 +179,78 @@ class Intake:
             self._codes[steering.code] = known = open_code(text, steering.code, self.signer)
             if len(self._codes) > _CODES_KEPT:
                 self._codes.popitem(last=False)
+        return known
+
+    def _step(self, step: Step, delivery: Delivery, now: float) -> Verdict:
+        """Return what to do with a call of a canvas."""
+        drawn = self._drawn(step.graph)
+        if drawn is None:
+            text = "the canvas it is a call of is gone from the backend; send it again"
+            lost = Steering(id=delivery.id, nonce="", task="", queue="", sent_at=now)
+            return Ended(delivery, lost, states.FAILURE, *failure_of("BlobMissing", text))
+        steering = drawn.steering(step)
+        if steering.id != delivery.id:
+            raise BadMessage("place", f"task {steering.id} under the id {delivery.id[:80]}")
+        if steering.queue != delivery.queue:
+            raise BadMessage("place", f"sent to queue {steering.queue}, found in {delivery.queue}")
+        code = drawn.graph.codes.get(steering.code, b"")
+        given = decode_given(delivery.body)
+        args = given.body if given.how == "args" else drawn.graph.nodes[step.node].args
+        task = Accepted(delivery, steering, encode_steering(steering), code, args, drawn=drawn)
+        early = self._known(task) or self._unfit(task, now)
+        if isinstance(early, Ended):
+            return msgspec.structs.replace(early, drawn=drawn)
+        if early is not None:
+            return early
+        if given.how == "failed":
+            ended = Ended(delivery, steering, given.state, given.error, given.body)
+            return msgspec.structs.replace(ended, drawn=drawn, propagated=True)
+        fed = self._fed(drawn, given)
+        if isinstance(fed, str):
+            ended = Ended(delivery, steering, states.FAILURE, *failure_of("ChordError", fed))
+            return msgspec.structs.replace(ended, drawn=drawn)
+        if drawn.graph.nodes[step.node].immutable and given.how != "error":
+            fed = Fed("nothing")
+        blobs = (*named(code), *named(args), *(ref for payload in fed.payloads for ref in _refs(fed, payload)))
+        encoded = b"" if fed.how == "nothing" else encode_fed(fed)
+        alone = delivery.worker_losses >= self.max_losses
+        return msgspec.structs.replace(task, blobs=blobs, fed=encoded, alone=alone)
+
+    def _fed(self, drawn: Drawn, given: Given) -> Fed | str:
+        """Return what goes in front of a call's arguments, or why there is nothing that could."""
+        if given.how == "value":
+            return Fed("value", (given.body,))
+        if given.how == "error":
+            return Fed("error", (given.body,), given.id)
+        if given.how == "record":
+            ids = [given.id]
+        elif given.how == "gather":
+            ids = [drawn.graph.id_of(member) for member in drawn.graph.joins[given.join].members]
+        else:
+            return Fed("nothing")
+        payloads = []
+        for start in range(0, len(ids), 1_000):
+            part = ids[start : start + 1_000]
+            for id_, text in zip(part, self.backend.load(part), strict=True):
+                if text is None:
+                    return f"Dependency {id_} has no result any more"
+                record = open_fact(text, self.signer, kind="record")
+                if record.facts.id != id_:
+                    raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
+                if record.facts.state != states.SUCCESS:
+                    return f"Dependency {id_} raised {record.facts.error or record.facts.state}"
+                payloads.append(record.body)
+        return Fed("gather" if given.how == "gather" else "value", tuple(payloads))
+
+    def _drawn(self, id_: str) -> Drawn | None:
+        known = self._graphs.get(id_)
+        if known is None:
+            text = self.backend.load_graph(id_)
+            if text is None:
+                return None
+            self._graphs[id_] = known = open_graph(text, id_, self.signer)
+            if len(self._graphs) > _GROUPS_KEPT:
+                self._graphs.popitem(last=False)
         return known
 
     def _group(self, call: Call) -> _Group:
@@ -217,6 +301,10 @@ class Intake:
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _refs(fed: Fed, payload: bytes) -> tuple[Ref, ...]:
+    return () if fed.how == "error" else named(payload)
 
 
 def _is_over(facts: Facts, steering: Steering) -> bool:

@@ -124,7 +124,8 @@ class Ledger:
         size = 0
         for number, (_, settlement) in enumerate(self._settlements[:SETTLE_AT_ONCE]):
             size += len(settlement.record)
-            for message in settlement.outbox:
+            after = settlement.arrival.outbox if settlement.arrival is not None else ()
+            for message in (*settlement.outbox, *after):
                 size += len(message.body)
             if size > MAX_MESSAGE_BYTES:
                 return max(1, number)

@@ -87,6 +87,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     memory_limit: int = 0  # bytes
     priority: int = 0  # up to 9, which is the soonest
     max_retries: int = 0  # of a cell: how often an error runs it again; functions bring their own rules
+    graph: str = ""  # id of the canvas it is a call of
+    node: int = -1  # its place in that
 
     @property
     def shown_name(self) -> str:
@@ -107,6 +109,16 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     retries: int = 0
 
 
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """One call of a canvas whose turn has come: the rest of its steering is in the graph. Times are Unix seconds."""
+
+    graph: str
+    node: int
+    retries: int = 0
+    sent_at: float = 0.0
+    eta: float = 0.0
+
+
 def member_id(group: str, index: int) -> str:
     """Return the task id of one member of a map."""
     return f"{group}-{index}"
@@ -118,7 +130,7 @@ class Message(msgspec.Struct, frozen=True):
     id: str
     header: str
     body: bytes
-    steering: Steering | Call
+    steering: Steering | Call | Step
 
     @classmethod
     def sign(cls, steering: Steering, body: bytes, signer: Signer) -> Message:
@@ -134,6 +146,11 @@ class Message(msgspec.Struct, frozen=True):
         return cls(member_id(group, index), signer.sign("call", text, body), body, call)
 
     @classmethod
+    def sign_step(cls, step: Step, id_: str, body: bytes, signer: Signer) -> Message:
+        """Return the message of one call of a canvas, whose task id only the graph knows."""
+        return cls(id_, signer.sign("step", _encode((step,)), body), body, step)
+
+    @classmethod
     def open(cls, header: str | bytes, body: bytes, signer: Signer) -> Message:
         """Return what travelled, once its signature holds.
 
@@ -146,8 +163,12 @@ class Message(msgspec.Struct, frozen=True):
             except UnicodeDecodeError:
                 raise BadMessage("format", "the signed text isn't ASCII") from None
         steering: Steering | Call
-        # A call's JSON is an array, a task's an object; the key differs too, so the guess can't be abused.
+        # A call's JSON is an array, a step's one in another, a task's an object; the key differs too, so the guess
+        # can't be abused.
         if header[-1:] == "]":
+            if header[-2:] == "]]":
+                (step,) = _decode(_STEP, signer.verify("step", header, body))
+                return cls("", header, body, step)
             steering = _decode(_CALL, signer.verify("call", header, body))
             return cls(member_id(steering.group, steering.index), header, body, steering)
         steering = decode_steering(signer.verify("task", header, body))
@@ -196,6 +217,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     label: str = ""
     identity: str = ""
     digest: str = ""
+    graph: str = ""  # id of the canvas, and its place in that
+    node: int = -1
     error: str = ""  # "Type: message", one line, for lists and logs
     summary: str = ""  # what came out, one line
     eta: float = UNSET  # of what waits, or is to run again: when it may
@@ -274,6 +297,8 @@ def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0
         label=steering.label,
         identity=steering.identity,
         digest=steering.digest,
+        graph=steering.graph,
+        node=steering.node,
     )
 
 
@@ -414,6 +439,21 @@ class ChildTask(msgspec.Struct, array_like=True):
     limited: bool = False  # its supervisor is to be told when it begins
     time_limit: float = 0.0
     soft_time_limit: float = 0.0
+    fed: bytes = b""  # an encoded `Fed`: what came before it in a canvas
+
+
+class Fed(msgspec.Struct, array_like=True):
+    """What goes in front of a call's own arguments.
+
+    `how` is `value` (one payload), `gather` (a list of them) or `error` (of the task `id`, whose arguments are packed).
+    A payload that is empty stands for None.
+    """
+
+    how: str
+    payloads: tuple[bytes, ...] = ()
+    id: str = ""
+    task: str = ""
+    args: bytes = b""
 
 
 class Outcome(msgspec.Struct, array_like=True):
@@ -499,6 +539,21 @@ def decode_again(body: bytes) -> Again:
     return _decode(_AGAIN, body)
 
 
+def encode_fed(fed: Fed) -> bytes:
+    """Return what goes in front of a call's own arguments."""
+    return msgspec.msgpack.encode(fed)
+
+
+def decode_fed(data: bytes) -> Fed:
+    """Return what goes in front of a call's own arguments."""
+    return _decode(_FED, data)
+
+
+def decode_fact_text(text: bytes | str) -> FactText:
+    """Return a stored text, not yet verified."""
+    return _decode(_FACT_TEXT, text)
+
+
 def encode_steering(steering: Steering) -> bytes:
     """Return the JSON text of a steering, as it is signed."""
     return _encode(steering)
@@ -512,6 +567,8 @@ def decode_steering(text: bytes) -> Steering:
 _encode_utf8 = msgspec.json.Encoder().encode
 _STEERING = msgspec.json.Decoder(Steering)
 _CALL = msgspec.json.Decoder(Call)
+_STEP = msgspec.json.Decoder(tuple[Step])
+_FED: Decoder[Fed] = msgspec.msgpack.Decoder(Fed)
 _FACTS = msgspec.json.Decoder(Facts)
 _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])

@@ -84,7 +84,9 @@ class Outcomes:
         self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None = None, *, dead: bool = False
     ) -> None:
         """End a task; `dead` keeps its message."""
-        self.ledger.settle(self.reports.ended(held, state, body, error, outcome, dead=dead), held)
+        settlement = self.reports.ended(held, state, body, error, outcome, dead=dead)
+        settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
+        self.ledger.settle(settlement, held)
 
     def fail(self, held: Held, error: str, text: str, outcome: Outcome | None = None, *, dead: bool = False) -> None:
         """End a task with an error that it has not raised; `error` is a class of `exceptions`."""

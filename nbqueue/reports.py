@@ -12,12 +12,14 @@ from nbqueue.backends.base import Told
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
+from nbqueue.graph import Drawn, Given, encode_given
 from nbqueue.messages import (
     ChildEvent,
     Facts,
     Message,
     Outcome,
     Steering,
+    Step,
     decode_again,
     pack_body,
     pending_facts,
@@ -100,13 +102,35 @@ class Reporter:
         record = sign_record(facts, body, self.signer)
         return Settlement(delivery, record, steering.session, steering.group, state, dead=dead)
 
+    def followed(
+        self,
+        settlement: Settlement,
+        drawn: Drawn | None,
+        node: int,
+        body: bytes,
+        error: str,
+        *,
+        propagated: bool = False,
+    ) -> Settlement:
+        """Return the end of a task with what follows it: nothing, unless it is a call of a canvas."""
+        if drawn is None:
+            return settlement
+        outbox, arrival = drawn.after(
+            node, settlement.state, body, error[:500], self.signer, time.time(), propagated=propagated
+        )
+        return msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival)
+
     def retried(self, held: Held, outcome: Outcome) -> Settlement:
         """Return the step in which a task's message is acknowledged and put off again."""
         again = decode_again(outcome.body)
         steering, delivery, job = held.steering, held.delivery, held.job
         args = job.task.args if again.args is None else again.args
         retries = steering.retries + 1
-        if steering.group:
+        if held.drawn is not None:
+            body = delivery.body if again.args is None else encode_given(Given("args", body=again.args))
+            step = Step(steering.graph, steering.node, retries, steering.sent_at, steering.eta)
+            message = Message.sign_step(step, steering.id, body, self.signer)
+        elif steering.group:
             message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
         else:
             next_one = msgspec.structs.replace(steering, retries=retries)

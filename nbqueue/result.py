@@ -39,8 +39,16 @@ class AsyncResult:
         app: whose broker and backend know it; the current app if None.
     """
 
-    def __init__(self, id: str, app: App | None = None, *, watched: WatchedTask | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        app: App | None = None,
+        *,
+        watched: WatchedTask | None = None,
+        parent: AsyncResult | GroupResult | None = None,
+    ) -> None:
         self.id = id
+        self.parent = parent
         self._app = app
         self._watched = watched
 
@@ -79,6 +87,10 @@ class AsyncResult:
         if self._watched is None:
             self._watched = self.app.watcher.attach(self.id)
         return self._watched
+
+    def follow(self, watched: WatchedTask) -> None:
+        """Take what is known of the task from here."""
+        self._watched = watched
 
     @property
     def state(self) -> str:
@@ -401,6 +413,79 @@ class GroupResult:
                     if len(watched.arrived) == seen:
                         watched.news.wait(1.0 if left is None else min(1.0, left))
                 guard.check()
+
+
+class Composed(GroupResult):
+    """The handle on a group of a canvas: of handles, in the order of its tasks."""
+
+    def __init__(
+        self,
+        id: str,
+        app: App,
+        results: Sequence[AsyncResult | GroupResult],
+        parent: AsyncResult | GroupResult | None = None,
+    ) -> None:
+        super().__init__(id, app)
+        self.parent = parent
+        self._parts = list(results)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def results(self) -> list[Any]:
+        """Return the handle of each task."""
+        return self._parts
+
+    children = results
+
+    def completed_count(self) -> int:
+        """Return how many tasks have ended with a value."""
+        return sum(part.successful() for part in self._parts)
+
+    def ready(self) -> bool:
+        """Tell whether every task has ended."""
+        return all(part.ready() for part in self._parts)
+
+    def successful(self) -> bool:
+        """Tell whether every task has ended with a value."""
+        return all(part.successful() for part in self._parts)
+
+    def failed(self) -> bool:
+        """Tell whether any task has raised."""
+        return any(part.failed() for part in self._parts)
+
+    def get(self, timeout: float | None = None, propagate: bool = True, **_: object) -> list[Any]:
+        """Wait for every task; return the values in order.
+
+        Args:
+            timeout: seconds for all of them together.
+            propagate: raise the error of the first that failed; False puts exceptions in the list.
+
+        Raises:
+            TimeoutError: not all have ended within `timeout`; they go on.
+            Exception: what a task raised.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        values = []
+        for part in self._parts:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            values.append(part.get(timeout=left, propagate=propagate))
+        return values
+
+    join = get
+    join_native = get
+
+    def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Cancel every task that has not ended."""
+        for part in self._parts:
+            if not part.ready():
+                part.revoke(connection, terminate=terminate, signal=signal)
+
+    def forget(self) -> None:
+        """Drop the kept results and outputs."""
+        for part in self._parts:
+            part.forget()
 
 
 class Member(AsyncResult):

@@ -253,7 +253,7 @@ class Streams:
             d = item.delivery
             common = (int(item.ends), d.queue, d.lane, item.session, item.group, item.state, int(item.dead))
             groups.setdefault(common, []).append(number)
-        rows, outbox, bodies = [], [], []
+        rows, outbox, bodies, arrivals = [], [], [], []
         for group, (common, numbers) in enumerate(groups.items(), 1):
             row = [items[number] for number in numbers]
             texts = [item.record.decode() for item in row]
@@ -261,9 +261,15 @@ class Streams:
             for place, item in enumerate(row, 1):
                 for m in item.outbox:
                     counters = (m.attempt, m.child_deaths, m.worker_losses)
-                    outbox.append((group, place, m.queue, m.id, m.header, m.due_ms, m.priority, *counters))
+                    outbox.append((group, place, m.queue, m.id, m.header, m.due_ms, m.priority, *counters, 0))
                     bodies.append(m.body)
-        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, outbox)
+                if (a := item.arrival) is not None:
+                    arrivals.append((group, place, a.graph, a.node, a.join, a.place, a.size))
+                    for m in a.outbox:
+                        row_of = (group, place, m.queue, m.id, m.header, m.due_ms, m.priority, 1, 0, 0)
+                        outbox.append((*row_of, len(arrivals)))
+                        bodies.append(m.body)
+        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, outbox, arrivals)
         held = [True] * len(items)
         in_groups = list(groups.values())
         for group, place in self._run("settle", blob, *bodies):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nbqueue import serialization
+from nbqueue import canvas, serialization
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
@@ -33,6 +33,14 @@ OPTIONS: Final = (
 MAP_OPTIONS: Final = frozenset(
     {
         *("queue", "countdown", "eta", "expires", "serializer", "shadow"),
+        *("time_limit", "soft_time_limit", "memory_limit", "priority"),
+    }
+)
+
+# What a call in a canvas may be sent with.
+_SENT: Final = frozenset(
+    {
+        *("task_id", "queue", "countdown", "eta", "expires", "serializer", "ignore_result", "shadow"),
         *("time_limit", "soft_time_limit", "memory_limit", "priority"),
     }
 )
@@ -160,6 +168,8 @@ class Task:
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
         priority: int | None = None,
+        link: Any = None,
+        link_error: Any = None,
         **unknown: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -181,6 +191,8 @@ class Task:
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
             priority: 0 to 9, which is the soonest.
+            link: a signature, or several, that get the value.
+            link_error: a signature, or several, that are told of a failure.
             unknown: anything else is an error.
 
         Raises:
@@ -192,6 +204,10 @@ class Task:
         if unknown:
             raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
         args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if link or link_error:
+            given = {name: value for name, value in locals().items() if name in _SENT and value is not None}
+            linked: AsyncResult = self.signature(args, kwargs, link=link, link_error=link_error, **given).apply_async()
+            return linked
         self._check_arguments(args, kwargs)
         packer = Packer(spill=self.app.spill)
         steering, code = self._steering(
@@ -230,6 +246,46 @@ class Task:
     def starmap(self, iterable: Iterable[Iterable[Any]], **options: Any) -> GroupResult:
         """Send one call for each tuple of arguments at once; return a live group with the results in order."""
         return self._send_map((tuple(element) for element in iterable), options)
+
+    def signature(
+        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> canvas.Signature:
+        """Return a call that is not sent yet; see `nbqueue.canvas.Signature`."""
+        return canvas.Signature(self, args, kwargs, options)
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> canvas.Signature:
+        """Return a call with these arguments that is not sent yet."""
+        return canvas.Signature(self, args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> canvas.Signature:
+        """Return a call with these arguments that takes nothing from calls before it."""
+        return canvas.Signature(self, args, kwargs, immutable=True)
+
+    def chunks(self, it: Iterable[Iterable[Any]], n: int) -> canvas.chunks:
+        """Return calls with these tuples of arguments, in messages of `n` calls each."""
+        return canvas.chunks(self.s(), it, n)
+
+    def xmap(self, it: Iterable[Any]) -> canvas.xmap:
+        """Return one message that calls the task for each element: Celery's `map`."""
+        return canvas.xmap(self.s(), it)
+
+    def xstarmap(self, it: Iterable[Iterable[Any]]) -> canvas.xstarmap:
+        """Return one message that calls the task for each tuple of arguments: Celery's `starmap`."""
+        return canvas.xstarmap(self.s(), it)
+
+    def steering_of(
+        self, packer: Packer, call: tuple[tuple[Any, ...], dict[str, Any]], options: dict[str, Any]
+    ) -> tuple[Steering, bytes]:
+        """Return the steering that calls of a canvas share, and their code.
+
+        Raises:
+            TypeError: an option doesn't exist.
+        """
+        if wrong := sorted(options.keys() - _SENT):
+            raise TypeError(f"a call in a canvas has no option {', '.join(wrong)}")
+        return self._steering(packer, call=call, **options)
 
     def AsyncResult(self, task_id: str) -> AsyncResult:  # noqa: N802 - Celery's name
         """Return the handle on a call sent before."""

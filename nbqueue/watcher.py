@@ -135,7 +135,7 @@ class Watcher:
         task = WatchedTask(id_)
         text = self.backend.load([id_])[0]
         if text is None:
-            if self._belongs_to_map(id_):
+            if self._is_to_come(task) or self._belongs_to_map(id_):
                 return self.watch(task)
             task.fail(UnknownTask(f"nobody sent a task {id_}, or nothing is kept of it any more"))
             return task
@@ -199,6 +199,19 @@ class Watcher:
         if not followed:
             self.attach_map(steering)
         return int(index) < steering.size
+
+    def _is_to_come(self, task: WatchedTask) -> bool:
+        """Tell whether a task is a call of a canvas that has yet to end."""
+        if task.steering is not None and task.steering.graph:
+            graph, node = task.steering.graph, task.steering.node
+        else:
+            graph, _, number = task.id.rpartition("-")
+            node = int(number) if graph and number.isdecimal() and len(number) < 9 else -1
+        if node < 0 or self.backend.load_graph(graph) is None:
+            return False
+        ended, behind = self.backend.has_ended(graph, node), task.behind
+        task.behind = ended
+        return not (ended and behind)
 
     def _replay(self, task: WatchedTask) -> None:
         for entry in self.backend.outputs(task.id):
@@ -301,6 +314,8 @@ class Watcher:
         for task, text in zip(tasks, texts, strict=True):
             if text is not None:
                 self._take(task, text, overtaking=True)
+            elif self._is_to_come(task):
+                continue
             elif not self._belongs_to_map(task.id):
                 task.fail(_gone(task))
             elif trouble := self._trouble_of_member(task, fates):

@@ -481,8 +481,13 @@ class Worker:
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
                     self._hold(task)
-                case Ended(steering=steering, state=state, error=error, body=body, dead=dead):
-                    self.ledger.settle(self.reports.never_began(delivery, steering, state, body, error, dead=dead))
+                case Ended(steering=steering, state=state, error=error, body=body, dead=dead) as end:
+                    settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
+                    self.ledger.settle(
+                        self.reports.followed(
+                            settlement, end.drawn, steering.node, body, error, propagated=end.propagated
+                        )
+                    )
                 case Repeat():
                     self.ledger.settle(Settlement(delivery, b""))
                     repeats += 1
@@ -518,6 +523,7 @@ class Worker:
             limited=bool(limits),
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
+            fed=task.fed,
         )
         held = Held(
             self._seq,
@@ -526,6 +532,7 @@ class Worker:
             pools.Job(self._seq, child_task, task.code),
             limits=limits,
             alone=task.alone,
+            drawn=task.drawn,
         )
         self.work.add(held, waits=bool(task.blobs))
         if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):

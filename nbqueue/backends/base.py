@@ -54,6 +54,15 @@ class Backend(Protocol):
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""
 
+    def store_graph(self, graph: str, text: bytes, ttl_s: float) -> None:
+        """Keep a canvas."""
+
+    def load_graph(self, graph: str) -> bytes | None:
+        """Return a canvas."""
+
+    def has_ended(self, graph: str, node: int) -> bool:
+        """Tell whether a call of a canvas has ended."""
+
     def sent(self, group: str) -> tuple[int, float] | None:
         """Return how many members of a map have been sent, and seconds since the last were; None: nobody says."""
 

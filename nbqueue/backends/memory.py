@@ -22,6 +22,7 @@ class MemoryBackend:
         self._news = threading.Condition()
         self._records: dict[str, tuple[bytes, float]] = {}
         self._groups: dict[str, tuple[bytes, float]] = {}
+        self._graphs: dict[str, tuple[bytes, float]] = {}
         self._sessions: dict[str, list[bytes]] = defaultdict(list)
         self._outputs: dict[str, list[bytes]] = defaultdict(list)
         self._labels: list[Label] = []
@@ -56,6 +57,20 @@ class MemoryBackend:
         """Return what the members of a map share."""
         with self._news:
             return _alive(self._groups.get(group), self._now())
+
+    def store_graph(self, graph: str, text: bytes, ttl_s: float) -> None:
+        """Keep a canvas."""
+        with self._news:
+            self._graphs[graph] = (text, self._now() + ttl_s)
+
+    def load_graph(self, graph: str) -> bytes | None:
+        """Return a canvas."""
+        with self._news:
+            return _alive(self._graphs.get(graph), self._now())
+
+    def has_ended(self, graph: str, node: int) -> bool:
+        """Return False: nothing here runs."""
+        return False
 
     def sent(self, group: str) -> tuple[int, float] | None:
         """Return None: nothing that sends writes here."""

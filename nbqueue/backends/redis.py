@@ -11,7 +11,7 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, failed_key
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, ended_key, failed_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.wire import Wire, connect
 
@@ -66,6 +66,22 @@ class RedisBackend:
         with self._translated():
             found: bytes | None = self.client.get(f"nbq:group:{group}")
             return found
+
+    def store_graph(self, graph: str, text: bytes, ttl_s: float) -> None:
+        """Keep a canvas."""
+        with self._translated():
+            self.client.set(f"nbq:graph:{graph}", text, px=int(ttl_s * 1000))
+
+    def load_graph(self, graph: str) -> bytes | None:
+        """Return a canvas."""
+        with self._translated():
+            found: bytes | None = self.client.get(f"nbq:graph:{graph}")
+        return found
+
+    def has_ended(self, graph: str, node: int) -> bool:
+        """Tell whether a call of a canvas has ended."""
+        with self._translated():
+            return bool(self.client.getbit(ended_key(graph), node))
 
     def sent(self, group: str) -> tuple[int, float] | None:
         """Return how many members of a map have been sent, and seconds since the last were; None: nobody says."""

@@ -215,6 +215,20 @@ local function is_live(state)
   return state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED"
 end
 
+-- Notes that a call of a canvas has ended. Tells whether it was the last member of its join (-1: it is of none): a set, as a
+-- count would go wrong when a call ends twice. A member's record stays until its join is complete, however long that takes.
+local function arrive(records, ttl_ms, graph, node, join, member, size, id)
+  local keep_ms = math.max(ttl_ms, LIVE_MS)
+  redis.call("SETBIT", "nbq:ended:" .. graph, node, 1)
+  redis.call("PEXPIRE", "nbq:ended:" .. graph, keep_ms)
+  if join < 0 then return false end
+  local members = "nbq:join:" .. graph .. ":" .. join
+  local added = redis.call("SADD", members, member)
+  redis.call("PEXPIRE", members, keep_ms)
+  if records ~= "" then redis.call("PEXPIRE", records .. id, keep_ms) end
+  return added == 1 and redis.call("SCARD", members) == size
+end
+
 local function forget_dead(id)
   redis.call("ZREM", DEAD .. ":at", id)
   redis.call("HDEL", DEAD .. ":bodies", id)

@@ -3,7 +3,7 @@
 -- its outbox holds the next. The message of a task that failed or is given up is kept. What the hash of claims says of an id is
 -- the proof: every script that takes an entry from its holder takes it out of there too.
 -- Items come in groups that have all in common but entry, id and record. Returns [group, place] of each that was ours no more.
-local records, ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
+local records, ttl_ms, maxlen, session_ttl_ms, items, outbox, arrivals = unpack(cmsgpack.unpack(ARGV[1]))
 local lost, is_lost, sessions, groups = {}, {}, {}, {}
 
 local function finish(queue, stream, state, group, dead, entries, ids, texts)
@@ -52,10 +52,18 @@ for number, item in ipairs(items) do
     end
   end
 end
+-- The ends of calls of a canvas; what follows all members of a join is sent with the one that is the last.
+local complete = {[0] = true}
+for n, arrival in ipairs(arrivals) do
+  local number, place, graph, node, join, member, size = unpack(arrival)
+  if not is_lost[number][place] then
+    complete[n] = arrive(records, ttl_ms, graph, node, join, member, size, items[number][9][place])
+  end
+end
 -- Follow-ups, each with the group and place of the item it follows; an item that was ours no more sends none.
 for n, message in ipairs(outbox) do
-  local number, place, queue, id, header, due_ms, level, attempt, deaths, losses = unpack(message)
-  if not is_lost[number][place] then
+  local number, place, queue, id, header, due_ms, level, attempt, deaths, losses, arrival = unpack(message)
+  if not is_lost[number][place] and complete[arrival] then
     redis.call("SADD", "nbq:queues", queue)
     local counters = (attempt > 1 or deaths > 0 or losses > 0) and {attempt, deaths, losses} or nil
     enqueue(queue, id, header, ARGV[n + 1], due_ms, level, counters)

@@ -1,0 +1,234 @@
+"""A canvas on its way: a flat graph of calls, and who follows whom. Pure; says nothing of servers.
+
+The graph is stored once, signed, when its canvas is sent. A message on its way to a call, a `Step`, names the graph
+and the place of the call in it, and its body, a `Given`, carries only what the graph can't know: what came before. A
+failure travels along the graph as a value does, so that each call has its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from nbqueue import states
+from nbqueue.deliveries import Arrival, Outgoing
+from nbqueue.exceptions import BadMessage
+from nbqueue.messages import FactText, Message, Steering, Step, decode_fact_text, decode_steering, encode_steering
+from nbqueue.signing import Signer
+from nbqueue.times import expiry_time
+
+COPIES_BYTES: Final = 1_000_000  # values that more than this would go into are read from the record instead
+
+
+class Node(msgspec.Struct, array_like=True, frozen=True):
+    """One call.
+
+    Args:
+        kind: index of what it shares with other calls.
+        args: packed; what came before goes in front of them.
+        follow: calls that take its value.
+        errors: calls that are told of its failure.
+        join: the join it is a member of; -1 for none.
+        place: its place in that.
+        immutable: takes nothing of what came before.
+        countdown: seconds it waits once it is its turn.
+        id: of the task, if it isn't derived from the graph's.
+        parent: the call before it; -1 for none.
+    """
+
+    kind: int
+    args: bytes
+    follow: tuple[int, ...] = ()
+    errors: tuple[int, ...] = ()
+    join: int = -1
+    place: int = -1
+    immutable: bool = False
+    countdown: float = 0.0
+    id: str = ""
+    parent: int = -1
+
+
+class Join(msgspec.Struct, array_like=True, frozen=True):
+    """Where the calls of a chord's header come together: its body begins once all of them have ended."""
+
+    members: tuple[int, ...]
+    follow: tuple[int, ...] = ()
+
+
+class Graph(msgspec.Struct, array_like=True, frozen=True):
+    """All calls of one canvas. `kinds` are the JSON of what calls share: steering without id; `codes` by digest."""
+
+    id: str
+    nonce: str
+    session: str
+    sent_at: float
+    codes: dict[str, bytes]
+    kinds: tuple[bytes, ...]
+    nodes: tuple[Node, ...]
+    joins: tuple[Join, ...] = ()
+
+    def id_of(self, node: int) -> str:
+        """Return the task id of a call."""
+        return self.nodes[node].id or f"{self.id}-{node}"
+
+
+class Given(msgspec.Struct, array_like=True, frozen=True):
+    """The body of a step: what came before the call.
+
+    Args:
+        how: `nothing`; `value`, which is the body; `record`: the value is in the record of `id`; `gather`: the values
+            of the members of a join; `failed`: what came before has ended without a value, and so does this; `error`:
+            this call is told of a failure, which is the body; `args`: a retry has other arguments, all in the body.
+        id: the task that came before.
+        body: of that, as its record has it.
+        state: in which it ended.
+        error: one line of it.
+        join: whose members are gathered.
+    """
+
+    how: str
+    id: str = ""
+    body: bytes = b""
+    state: str = ""
+    error: str = ""
+    join: int = -1
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A graph as a worker keeps it, its kinds decoded."""
+
+    graph: Graph
+    kinds: tuple[Steering, ...]
+
+    def steering(self, step: Step) -> Steering:
+        """Return the steering of a call.
+
+        Raises:
+            BadMessage: the graph has no such call.
+        """
+        if not 0 <= step.node < len(self.graph.nodes):
+            raise BadMessage("place", f"call {step.node} of a graph of {len(self.graph.nodes)}")
+        kind = self.kinds[self.graph.nodes[step.node].kind]
+        return msgspec.structs.replace(
+            kind,
+            id=self.graph.id_of(step.node),
+            nonce=self.graph.nonce,
+            session=self.graph.session,
+            graph=self.graph.id,
+            node=step.node,
+            sent_at=step.sent_at,
+            eta=step.eta,
+            expires=_expires(kind, step.sent_at, step.eta),
+            retries=step.retries,
+        )
+
+    def step(self, node: int, given: Given, now: float, signer: Signer, retries: int = 0) -> Outgoing:
+        """Return the message of a call whose turn it is."""
+        call = self.graph.nodes[node]
+        kind = self.kinds[call.kind]
+        eta = now + call.countdown if call.countdown > 0 else kind.eta
+        step = Step(self.graph.id, node, retries, now, eta)
+        body = encode_given(given)
+        message = Message.sign_step(step, self.graph.id_of(node), body, signer)
+        return Outgoing(kind.queue, message.id, message.header, body, int(eta * 1000), priority=kind.priority)
+
+    def after(
+        self, node: int, state: str, body: bytes, error: str, signer: Signer, now: float, *, propagated: bool = False
+    ) -> tuple[tuple[Outgoing, ...], Arrival]:
+        """Return what is to be sent once a call has ended, and what to send if it was the last of its join.
+
+        Args:
+            node: the call.
+            state: in which it has ended.
+            body: its value, or its failure.
+            error: one line of that.
+            signer: signs what is sent.
+            now: Unix seconds.
+            propagated: it ended because what came before it did; those who are told of failures know already.
+        """
+        graph, call = self.graph, self.graph.nodes[node]
+        id_ = graph.id_of(node)
+        outbox = [self.step(n, self._given(n, node, state, body, error), now, signer) for n in call.follow]
+        if state == states.FAILURE and not propagated:
+            told = Given("error", id_, body, state, error)
+            outbox += [self.step(n, told, now, signer) for n in call.errors]
+        if call.join < 0:
+            return tuple(outbox), Arrival(graph.id, node)
+        join = graph.joins[call.join]
+        gathered = [self.step(n, Given("gather", id_, join=call.join), now, signer) for n in join.follow]
+        return tuple(outbox), Arrival(graph.id, node, call.join, call.place, len(join.members), tuple(gathered))
+
+    def _given(self, node: int, before: int, state: str, body: bytes, error: str) -> Given:
+        id_ = self.graph.id_of(before)
+        if state != states.SUCCESS:
+            return Given("failed", id_, body, state, error)
+        if self.graph.nodes[node].immutable:
+            return Given("nothing", id_)
+        call = self.graph.nodes[before]
+        kept = not self.kinds[call.kind].ignore_result
+        if kept and len(call.follow) > 1 and len(call.follow) * len(body) > COPIES_BYTES:
+            return Given("record", id_)
+        return Given("value", id_, body)
+
+
+def _expires(kind: Steering, sent_at: float, eta: float) -> float:
+    """Return when a call is dropped: a kind has an instant, or (negative) seconds from its turn, or neither."""
+    if kind.expires > 0:
+        return kind.expires
+    return expiry_time(sent_at, -kind.expires if kind.expires else None, eta)
+
+
+def draw(graph: Graph) -> Drawn:
+    """Return a graph with its kinds decoded."""
+    return Drawn(graph, tuple(decode_steering(kind) for kind in graph.kinds))
+
+
+def kinds_of(steerings: Sequence[Steering]) -> tuple[bytes, ...]:
+    """Return kinds as a graph holds them."""
+    return tuple(encode_steering(steering) for steering in steerings)
+
+
+def sign_graph(graph: Graph, signer: Signer) -> bytes:
+    """Return the JSON text of a graph, as it is stored."""
+    body = msgspec.msgpack.encode(graph)
+    return msgspec.json.encode(FactText(signer.sign("graph", msgspec.json.encode(graph.id), body), body))
+
+
+def open_graph(text: bytes, id_: str, signer: Signer) -> Drawn:
+    """Return a stored graph, once its signature holds and it is the one of this id.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    stored = decode_fact_text(text)
+    signer.verify("graph", stored.nbq, stored.body)
+    try:
+        graph = _GRAPH.decode(stored.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadMessage("fields", str(exc)) from None
+    if graph.id != id_:
+        raise BadMessage("place", f"graph {graph.id} under the id {id_}")
+    return draw(graph)
+
+
+def encode_given(given: Given) -> bytes:
+    """Return the body of a step."""
+    return msgspec.msgpack.encode(given)
+
+
+def decode_given(body: bytes) -> Given:
+    """Return what the body of a step holds.
+
+    Raises:
+        BadMessage: it can't be understood.
+    """
+    try:
+        return _GIVEN.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadMessage("fields", str(exc)) from None
+
+
+_GRAPH = msgspec.msgpack.Decoder(Graph)
+_GIVEN = msgspec.msgpack.Decoder(Given)

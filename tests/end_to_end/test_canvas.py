@@ -1,0 +1,93 @@
+"""Canvas on real workers."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from nbqueue import App, chain, chord, group
+from nbqueue.exceptions import ChordError
+from tests.helpers import wait_until
+from tests.workers import Site
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+def fail(x: int) -> int:
+    raise ValueError(f"{x} is not wanted")
+
+
+def tasks_of(app: App) -> tuple[Any, Any, Any]:
+    return app.task(add), app.task(total), app.task(fail)
+
+
+def test_chain_passes_values_on(shared_site: Site) -> None:
+    a, _, _ = tasks_of(shared_site.app)
+    result = (a.s(2, 2) | a.s(4) | a.s(8)).apply_async()
+    assert result.get(timeout=15) == 16
+    assert result.parent.get(timeout=15) == 8
+    assert result.parent.parent.get(timeout=15) == 4
+
+
+def test_group_comes_back_in_order(shared_site: Site) -> None:
+    a, _, _ = tasks_of(shared_site.app)
+    assert group(a.s(i, i) for i in range(10))().get(timeout=15) == [2 * i for i in range(10)]
+
+
+def test_body_of_a_chord_gets_the_values_of_its_header(shared_site: Site) -> None:
+    a, t, _ = tasks_of(shared_site.app)
+    assert chord([a.s(i, i) for i in range(20)])(t.s()).get(timeout=15) == 380
+
+
+def test_group_in_a_chain_becomes_a_chord(shared_site: Site) -> None:
+    a, t, _ = tasks_of(shared_site.app)
+    assert chain(a.s(1, 1), group(a.s(1), a.s(2)), t.s(), a.s(100)).apply_async().get(timeout=15) == 107
+
+
+def test_failure_ends_what_follows_with_the_same_error(shared_site: Site) -> None:
+    a, _, f = tasks_of(shared_site.app)
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        (a.s(1, 2) | f.s() | a.s(1)).apply_async().get(timeout=15)
+
+
+def test_failed_member_fails_the_body_with_its_cause(shared_site: Site) -> None:
+    a, t, f = tasks_of(shared_site.app)
+    with pytest.raises(ChordError, match=r"Dependency .* raised ValueError: 3 is not wanted"):
+        chord([a.s(1, 1), f.s(3)])(t.s()).get(timeout=15)
+
+
+def seen_id(id_: str) -> str:
+    return f"told of {id_}"
+
+
+def test_callback_and_errback_run(shared_site: Site) -> None:
+    a, _, f = tasks_of(shared_site.app)
+    assert a.apply_async((1, 2), link=a.s(10)).get(timeout=15) == 3
+    told_id = str(uuid.uuid4())
+    errback = shared_site.app.task(seen_id).s().set(task_id=told_id)
+    failed = f.apply_async((3,), link_error=errback)
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        failed.get(timeout=15)
+    told = shared_site.app.AsyncResult(told_id)
+    wait_until(lambda: shared_site.app.backend.load([told_id])[0] is not None, 15, "the errback to end")
+    assert told.get(timeout=15) == f"told of {failed.id}"
+
+
+def test_chunks_and_maps_run(shared_site: Site) -> None:
+    a, t, _ = tasks_of(shared_site.app)
+    assert a.chunks([(i, i) for i in range(5)], 2)().get(timeout=15) == [[0, 2], [4, 6], [8]]
+    assert a.xstarmap([(1, 1), (2, 2)]).delay().get(timeout=15) == [2, 4]
+    assert t.xmap([[1, 2], [3]]).delay().get(timeout=15) == [3, 3]
+
+
+def test_chain_of_a_thousand_ends_with_the_last_value(shared_site: Site) -> None:
+    a, _, _ = tasks_of(shared_site.app)
+    assert chain(a.s(0, 1), *(a.s(1) for _ in range(999))).apply_async().get(timeout=45) == 1000

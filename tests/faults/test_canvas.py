@@ -1,0 +1,47 @@
+"""Workers die in the middle of a canvas: it ends all the same, and a chord's body runs once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nbqueue import chain, chord
+from tests import project
+from tests.helpers import wait_until
+from tests.workers import Site
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+
+
+def runs(folder: Path) -> Counter[str]:
+    """Return how often each task was begun."""
+    return Counter(path.name.partition(".")[0] for path in folder.iterdir())
+
+
+def test_body_of_a_chord_runs_once_when_workers_die_under_its_header(site: Site, tmp_path: Path) -> None:
+    note = site.app.task(project.note.run, name="tests.project.note")
+    worker = site.worker()
+    header = [note.si(str(tmp_path), f"t{n}", 0.05) for n in range(40)]
+    result = chord(header)(note.si(str(tmp_path), "body"))
+    for number in (10, 25):
+        wait_until(lambda: len(runs(tmp_path)) >= number, 30, "part of the header")  # noqa: B023
+        worker.kill()
+        worker = site.worker()
+    assert result.get(timeout=60) == "body"
+    counted = runs(tmp_path)
+    assert set(counted) == {"body", *(f"t{n}" for n in range(40))}
+    assert counted["body"] == 1
+
+
+def test_chain_ends_when_its_worker_dies_between_its_steps(site: Site, tmp_path: Path) -> None:
+    note = site.app.task(project.note.run, name="tests.project.note")
+    worker = site.worker()
+    result = chain(*(note.si(str(tmp_path), f"t{n}", 0.05) for n in range(20))).apply_async()
+    for number in (5, 12):
+        wait_until(lambda: len(runs(tmp_path)) >= number, 30, "part of the chain")  # noqa: B023
+        worker.kill()
+        worker = site.worker()
+    assert result.get(timeout=60) == "t19"
+    assert set(runs(tmp_path)) == {f"t{n}" for n in range(20)}
