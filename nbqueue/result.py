@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import queue
+import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +23,7 @@ from nbqueue.exceptions import (
     RemoteError,
     TaskRevokedError,
     TimeoutError,  # noqa: A004 - Celery's name
+    UnknownTask,
 )
 from nbqueue.messages import Fact, member_id
 from nbqueue.watched import WatchedMap, WatchedTask
@@ -476,6 +481,56 @@ class Composed(GroupResult):
     join = get
     join_native = get
 
+    def as_completed(self, timeout: float | None = None) -> Iterator[Any]:
+        """Yield the tasks' handles in the order in which they end.
+
+        Raises:
+            TimeoutError: not all have ended within `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        left = set(range(len(self._parts)))
+        guards = _Guards(self._parts, self.app.conf.backend_timeout)
+        for number, part in enumerate(self._parts):
+            part.then(functools.partial(_put, ended, number))
+        while left:
+            wait_s = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            try:
+                number = ended.get(timeout=max(0.0, wait_s))
+            except queue.Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError(f"{len(left):,} of {len(self):,} tasks have not ended; they go on") from None
+                guards.check()
+                continue
+            left.discard(number)
+            yield self._parts[number]
+
+    def then(self, callback: Callable[[GroupResult], object]) -> GroupResult:
+        """Call `callback` with this handle once every task has ended."""
+        lock, left = threading.Lock(), len(self._parts)
+
+        def one_ended(_: object) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = not left
+            if last:
+                callback(self)
+
+        for part in self._parts:
+            part.then(one_ended)
+        return self
+
+    def retry(self, indexes: Sequence[int] | None = None) -> GroupResult:
+        """Refuse: a call of a canvas can't be run again by itself."""
+        raise UnknownTask("calls of a canvas can't be run again by themselves; send the canvas again")
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        for part in self._parts:
+            with contextlib.suppress(Exception):  # told by `get`, in order
+                yield from part.__await__()
+        return self.get()
+
     def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
         """Cancel every task that has not ended."""
         for part in self._parts:
@@ -560,6 +615,34 @@ class _Guard:
         if not self.said and self.watched.note and now - self.started > _EXPLAIN_AFTER_S:
             self.said = True
             warnings.warn(f"{self.what} waits: {self.watched.note}", stacklevel=4)
+
+
+class _Guards:
+    """Watches over a wait for several."""
+
+    def __init__(self, parts: Iterable[AsyncResult | GroupResult], backend_timeout_s: float) -> None:
+        self._guards = [
+            _Guard(leaf.watched, backend_timeout_s, f"task {leaf.id}") for part in parts for leaf in _leaves(part)
+        ]
+
+    def check(self) -> None:
+        """Raise or warn if there is reason to, of the first that has not ended."""
+        for guard in self._guards:
+            if not guard.watched.ended:
+                guard.check()
+                return
+
+
+def _leaves(part: AsyncResult | GroupResult) -> Iterator[AsyncResult | GroupResult]:
+    if isinstance(part, Composed):
+        for inner in part.results:
+            yield from _leaves(inner)
+    else:
+        yield part
+
+
+def _put(ended: queue.SimpleQueue[int], number: int, _: object) -> None:
+    ended.put(number)
 
 
 def _wait(watched: WatchedTask | WatchedMap, timeout: float | None, backend_timeout_s: float, what: str) -> None:

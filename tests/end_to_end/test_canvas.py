@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
 from typing import Any
 
 import pytest
 
 from nbqueue import App, chain, chord, group
-from nbqueue.exceptions import ChordError
+from nbqueue.exceptions import ChordError, TimeoutError, UnknownTask  # noqa: A004
 from tests.helpers import wait_until
 from tests.workers import Site
 
@@ -91,3 +93,34 @@ def test_chunks_and_maps_run(shared_site: Site) -> None:
 def test_chain_of_a_thousand_ends_with_the_last_value(shared_site: Site) -> None:
     a, _, _ = tasks_of(shared_site.app)
     assert chain(a.s(0, 1), *(a.s(1) for _ in range(999))).apply_async().get(timeout=45) == 1000
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_group_is_waited_for_in_every_way(shared_site: Site) -> None:
+    a, _, f = tasks_of(shared_site.app)
+    naps = shared_site.app.task(nap)
+    sent = group(naps.s(0.6), a.s(1, 1), group(a.s(2, 2), a.s(3, 3)))()
+    ended: list[Any] = []
+    sent.then(ended.append)
+    assert [part.get() for part in sent.as_completed(timeout=15)][-1] == 0.6
+    wait_until(lambda: ended, 5, "the callback")
+    assert ended == [sent]
+    assert asyncio.run(_awaited(sent)) == [0.6, 2, 4, 6]
+    assert dict(sent.iter_native())[sent[0].id] == {"status": "SUCCESS", "result": 0.6}
+    failed = group(f.s(1), a.s(1, 1))()
+    with pytest.raises(ValueError, match="not wanted"):
+        asyncio.run(_awaited(failed))
+    with pytest.raises(UnknownTask, match="send the canvas again"):
+        failed.retry()
+    slow = group(naps.s(1.0), naps.s(0.0))()
+    with pytest.raises(TimeoutError, match="1 of 2 tasks have not ended"):
+        list(slow.as_completed(timeout=0.5))
+    slow.get(timeout=15)
+
+
+async def _awaited(sent: Any) -> Any:
+    return await sent
