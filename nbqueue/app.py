@@ -29,6 +29,7 @@ from nbqueue.exceptions import (
     SendUncertain,
     UnknownTask,
 )
+from nbqueue.expand import expand
 from nbqueue.graph import Given, draw, sign_graph
 from nbqueue.limits import Limits, limits_of_call
 from nbqueue.link import Link, embedded_link, resolve
@@ -203,7 +204,7 @@ class App:
             SendFailed: the broker can't be reached.
             SendUncertain: it went away before it confirmed; some of the first calls may run.
         """
-        plan = canvas.expand(found, args, kwargs, options)
+        plan = expand(found, args, kwargs, options)
         if len(plan.calls) == 1 and plan.shape.call == 0:
             call = plan.calls[0].signature
             return call.type.apply_async(call.args, call.kwargs, **call.options)

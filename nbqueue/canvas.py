@@ -1,7 +1,7 @@
 """Signatures of calls, and what they compose into: chains, groups, chords, chunks and maps. Names are Celery's.
 
-`expand` makes one flat plan of a canvas, however deeply nested; it is a pure function. `App.send_canvas` packs and
-sends that, and workers go from call to call by themselves.
+`expand.py` makes a flat plan of them. `App.send_canvas` packs and sends that, and workers go from call to call by
+themselves.
 
 Source: Celery 5.7, "Canvas: Designing Work-flows" of its user guide, and `celery.canvas`.
 """
@@ -13,7 +13,6 @@ import itertools
 import operator
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -38,7 +37,7 @@ __all__ = [
 
 XMAP: Final = "nbqueue.xmap"
 XSTARMAP: Final = "nbqueue.xstarmap"
-_TIMES: Final = ("countdown", "eta")  # of a canvas: when its first calls may start
+TIMES: Final = ("countdown", "eta")  # of a canvas: when its first calls may start
 
 
 class Signature(dict[str, Any]):
@@ -248,22 +247,22 @@ class Signature(dict[str, Any]):
 
     def _listed(self, option: str, callback: Mapping[str, Any]) -> Signature:
         found = maybe_signature(callback, app=self._app)
-        listed = _listed(self.options.get(option))
-        if found not in listed:
-            listed.append(found)
-        self.options[option] = listed
+        callbacks = listed(self.options.get(option))
+        if found not in callbacks:
+            callbacks.append(found)
+        self.options[option] = callbacks
         return found
 
     def flatten_links(self) -> list[Signature]:
         """Return it and all that is linked to it, and to that."""
-        linked = [maybe_signature(link) for link in _listed(self.options.get("link"))]
+        linked = [maybe_signature(link) for link in listed(self.options.get("link"))]
         return [self, *itertools.chain.from_iterable(link.flatten_links() for link in linked)]
 
     def __or__(self, other: Any) -> Any:
         if isinstance(other, chain):
             return _chained([self, *other.unchain_tasks()], self._app)
         if isinstance(other, group):
-            return _chained([self, _unrolled(other)], self._app)
+            return _chained([self, unrolled(other)], self._app)
         if isinstance(other, Signature):
             return _chained([self, other], self._app)
         return NotImplemented
@@ -344,9 +343,9 @@ class chain(_Many):  # noqa: N801 - Celery's name
     def unchain_tasks(self) -> list[Signature]:
         """Return copies of its tasks, with what was linked to the chain linked to them."""
         tasks = [task.clone() for task in self.tasks]
-        for link in _listed(self.options.get("link")):
+        for link in listed(self.options.get("link")):
             tasks[-1].link(link)
-        for errback in _listed(self.options.get("link_error")):
+        for errback in listed(self.options.get("link_error")):
             for task in tasks:
                 task.link_error(errback)
         return tasks
@@ -357,7 +356,7 @@ class chain(_Many):  # noqa: N801 - Celery's name
         if isinstance(other, chain):
             return reduce(operator.or_, other.unchain_tasks(), self)
         if isinstance(other, group) and len(other.tasks) == 1:
-            return self | _unrolled(other)
+            return self | unrolled(other)
         if not isinstance(other, Signature):
             return NotImplemented
         tasks = self.unchain_tasks()
@@ -506,7 +505,7 @@ class chord(Signature):  # noqa: N801 - Celery's name
 
     def __or__(self, other: Any) -> Any:
         if isinstance(other, group) and len(other.tasks) == 1:
-            other = _unrolled(other)
+            other = unrolled(other)
         if isinstance(other, Signature) and not isinstance(other, group | chain):
             copied = self.clone()
             copied.body = copied.body | other
@@ -535,7 +534,7 @@ class chord(Signature):  # noqa: N801 - Celery's name
             task.set_immutable(immutable)
 
 
-class _Series(Signature):
+class Series(Signature):
     """Elements of one task, in one message."""
 
     def __init__(self, task: Any, it: Iterable[Any], *, app: App | None = None, **options: Any) -> None:
@@ -571,13 +570,13 @@ class _Series(Signature):
         return [task.type(*element) if starred else task.type(element) for element in self.kwargs["it"]]
 
 
-class xmap(_Series):  # noqa: N801 - Celery's name
+class xmap(Series):  # noqa: N801 - Celery's name
     """One message that runs a task for each element, one after the other: Celery's `map`."""
 
     kind = "xmap"
 
 
-class xstarmap(_Series):  # noqa: N801 - Celery's name
+class xstarmap(Series):  # noqa: N801 - Celery's name
     """One message that runs a task for each tuple of arguments, one after the other: Celery's `starmap`."""
 
     kind = "xstarmap"
@@ -651,7 +650,7 @@ def deepcopy_signature(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a signature that shares its arguments with it, and nothing else."""
     copied = dict(found)
     copied["options"] = {
-        name: [maybe_signature(link).clone() for link in _listed(value)] if name.startswith("link") else value
+        name: [maybe_signature(link).clone() for link in listed(value)] if name.startswith("link") else value
         for name, value in found["options"].items()
     }
     kwargs = dict(found["kwargs"])
@@ -677,12 +676,12 @@ def _chained(tasks: Iterable[Signature], app: App | None) -> chain:
     return made
 
 
-def _unrolled(found: group) -> Signature:
+def unrolled(found: group) -> Signature:
     """Return the task of a group of one, any other group as it is."""
     return found.tasks[0] if len(found.tasks) == 1 else found
 
 
-def _listed(found: Any) -> list[Any]:
+def listed(found: Any) -> list[Any]:
     if not found:
         return []
     return [found] if isinstance(found, Mapping) else list(found)
@@ -699,249 +698,3 @@ def in_series(run: Callable[..., Any], *, starred: bool) -> Callable[[list[Any]]
         return [run(*element) if starred else run(element) for element in elements]
 
     return run_all
-
-
-# ---- expansion
-
-
-@dataclass(slots=True)
-class Place:
-    """One call of a plan: what is sent, and what follows it; the numbers are those of calls and joins of the plan."""
-
-    signature: Signature
-    follow: list[int] = field(default_factory=list)
-    errors: list[int] = field(default_factory=list)
-    join: int = -1
-    place: int = -1
-    parent: int = -1
-
-
-@dataclass(slots=True)
-class Meeting:
-    """Where the members of a header come together."""
-
-    members: list[int]
-    follow: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Shape:
-    """The handle that a canvas has: of one call, or of a group of handles.
-
-    Args:
-        call: number of the call; -1 for a group.
-        members: of a group.
-        id: of a group.
-        parent: of the handle.
-    """
-
-    call: int = -1
-    members: list[Shape] = field(default_factory=list)
-    id: str = ""
-    parent: Shape | None = None
-
-    @property
-    def calls(self) -> list[int]:
-        """Return the calls whose end is its end, in order."""
-        if self.call >= 0:
-            return [self.call]
-        return [call for member in self.members for call in member.calls]
-
-    @property
-    def first(self) -> Shape:
-        """Return the handle that all begins with."""
-        shape = self
-        while shape.parent is not None:
-            shape = shape.parent
-        return shape
-
-
-@dataclass(slots=True)
-class Plan:
-    """A canvas as a flat graph. `heads` are the calls that are sent at once, and `shape` is the handle of it all."""
-
-    calls: list[Place] = field(default_factory=list)
-    joins: list[Meeting] = field(default_factory=list)
-    heads: list[int] = field(default_factory=list)
-    shape: Shape = field(default_factory=Shape)
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """What comes before a part of a canvas: a call, its failure, a join, or nothing."""
-
-    call: int = -1
-    join: int = -1
-    failed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Extra:
-    """What the first calls of a part get besides, and what all of its calls do."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    immutable: bool = False
-
-    def without(self, *names: str) -> _Extra:
-        options = {name: value for name, value in self.options.items() if name not in names}
-        return _Extra(self.args, self.kwargs, options, self.immutable)
-
-
-_NOTHING: Final = _Before()
-_NO_MORE: Final = _Extra()
-
-
-def expand(
-    canvas: Signature,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Return a canvas as one flat plan.
-
-    Args:
-        canvas: nested in any way.
-        args: for its first calls, in front of their own.
-        kwargs: for its first calls.
-        options: of `apply_async`.
-    """
-    plan = Plan()
-    plan.shape = _expand(plan, canvas, _NOTHING, _Extra(args, kwargs or {}, options or {}), ())
-    return plan
-
-
-def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
-    match canvas:
-        case chain():
-            return _expand_chain(plan, canvas, before, extra, errbacks)
-        case group():
-            return _expand_group(plan, canvas, before, extra, errbacks)
-        case chord():
-            return _expand_chord(plan, canvas, before, extra, errbacks)
-        case chunks():
-            return _expand_group(plan, canvas.group(), before, extra, errbacks)
-        case _Series():
-            return _expand_call(plan, canvas.call(), before, extra, errbacks)
-    return _expand_call(plan, canvas, before, extra, errbacks)
-
-
-def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
-    made = call.clone(extra.args, extra.kwargs, **extra.options)
-    if extra.immutable:
-        made.immutable = True
-    links = [maybe_signature(link) for link in _listed(made.options.pop("link", None))]
-    errors = [maybe_signature(link) for link in _listed(made.options.pop("link_error", None))]
-    number = len(plan.calls)
-    plan.calls.append(Place(made, parent=before.call))
-    if before.failed:
-        plan.calls[before.call].errors.append(number)
-    elif before.call >= 0:
-        plan.calls[before.call].follow.append(number)
-    elif before.join >= 0:
-        plan.joins[before.join].follow.append(number)
-        plan.calls[number].parent = plan.joins[before.join].members[-1]
-    else:
-        plan.heads.append(number)
-    for link in links:
-        _expand(plan, link, _Before(number), _NO_MORE, ())
-    for errback in [*errors, *(errback for errback in errbacks if errback not in errors)]:
-        _expand(plan, errback, _Before(number, failed=True), _NO_MORE, ())
-    return Shape(number)
-
-
-def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
-    steps = [_unrolled(step) if isinstance(step, group) else step for step in _steps_of(found)]
-    if len(steps) > 1:
-        steps = [step for step in steps if not (isinstance(step, group) and not step.tasks)] or steps[-1:]
-    options = {**found.options, **extra.options}
-    links = [maybe_signature(link) for link in _listed(options.pop("link", None))]
-    own = tuple(maybe_signature(link) for link in _listed(options.pop("link_error", None)))
-    last_id = options.pop("task_id", None)
-    shape: Shape | None = None
-    for number, step in enumerate(steps):
-        more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable) if not number else _NO_MORE
-        if number == len(steps) - 1:
-            if last_id is not None:
-                more = _Extra(more.args, more.kwargs, {**more.options, "task_id": last_id}, more.immutable)
-            if links:
-                step = step.clone()  # noqa: PLW2901 - the caller's is not to be linked
-                for link in links:
-                    step.link(link)
-        after = before if shape is None else _after(plan, shape)
-        next_one = _expand(plan, step, after, more, (*errbacks, *own))
-        next_one.first.parent = shape
-        shape = next_one
-    return shape or Shape(id=str(uuid.uuid4()))
-
-
-def _steps_of(found: chain) -> list[Signature]:
-    """Return the steps of a chain, those of chains in it among them."""
-    steps: list[Signature] = []
-    for step in found.tasks:
-        steps += _steps_of(step) if isinstance(step, chain) and not step.options else [step]
-    return steps
-
-
-def _after(plan: Plan, shape: Shape) -> _Before:
-    """Return what follows a part: its call, or a join of the calls of its group."""
-    if shape.call >= 0:
-        return _Before(shape.call)
-    return _Before(join=_join(plan, shape.calls))
-
-
-def _join(plan: Plan, members: list[int]) -> int:
-    number = len(plan.joins)
-    plan.joins.append(Meeting(members))
-    for place, member in enumerate(members):
-        plan.calls[member].join, plan.calls[member].place = number, place
-    return number
-
-
-def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
-    options = {**found.options, **extra.options}
-    own = tuple(maybe_signature(link) for link in _listed(options.pop("link_error", None)))
-    options.pop("link", None)
-    group_id = options.pop("task_id", None) or str(uuid.uuid4())
-    more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    members = [_expand(plan, task, before, more, (*errbacks, *own)) for task in _members_of(found)]
-    if len(members) == 1 and members[0].call < 0:
-        return members[0]
-    return Shape(members=members, id=group_id)
-
-
-def _members_of(found: group) -> Iterator[Signature]:
-    """Yield the tasks of a group, those of groups in it among them."""
-    for task in found.tasks:
-        if isinstance(task, group):
-            yield from _members_of(task)
-        else:
-            yield task
-
-
-def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
-    if found.body is None:
-        raise TypeError("a chord has a body: chord(header, body), or chord(header)(body)")
-    options = {**found.options, **extra.options}
-    body = found.body.clone()
-    for link in _listed(options.pop("link", None)):
-        body.link(link)
-    for errback in _listed(options.pop("link_error", None)):
-        body.link_error(errback)
-    task_id = options.pop("task_id", None)
-    body_options = {name: value for name, value in options.items() if name not in _TIMES}
-    if task_id is not None:
-        body_options["task_id"] = task_id
-    header = found.header.clone()
-    for task in header.tasks:
-        if isinstance(task, chord):
-            for errback in errbacks:
-                task.link_error(errback)
-    more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    shape = _expand_group(plan, header, before, more, ())
-    if shape.call < 0 and not shape.calls:
-        return _expand(plan, body, before, _Extra(([],), {}, body_options, immutable=True), errbacks)
-    result = _expand(plan, body, _Before(join=_join(plan, shape.calls)), _Extra(options=body_options), errbacks)
-    result.first.parent = shape
-    return result

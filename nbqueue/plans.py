@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nbqueue import serialization
-from nbqueue.canvas import Plan, Shape, Signature
+from nbqueue.canvas import Signature
+from nbqueue.expand import Plan, Shape
 from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.messages import Steering, new_id
 from nbqueue.payloads import Packer

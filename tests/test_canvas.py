@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbqueue.canvas import Plan, chain, chord, expand, group, signature
+from nbqueue.canvas import chain, chord, group, signature
+from nbqueue.expand import Plan, expand
 
 
 def names(plan: Plan, calls: list[int]) -> list[str]:

@@ -1,0 +1,258 @@
+"""A canvas as one flat plan, however deeply nested: calls, who follows whom, and where the members of a header meet.
+
+All here is pure. `plans.py` packs a plan for sending.
+
+Source: Celery 5.7, "Canvas: Designing Work-flows" of its user guide.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nbqueue.canvas import TIMES, Series, Signature, chain, chord, chunks, group, listed, maybe_signature, unrolled
+
+
+@dataclass(slots=True)
+class Place:
+    """One call of a plan: what is sent, and what follows it; the numbers are those of calls and joins of the plan."""
+
+    signature: Signature
+    follow: list[int] = field(default_factory=list)
+    errors: list[int] = field(default_factory=list)
+    join: int = -1
+    place: int = -1
+    parent: int = -1
+
+
+@dataclass(slots=True)
+class Meeting:
+    """Where the members of a header come together."""
+
+    members: list[int]
+    follow: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Shape:
+    """The handle that a canvas has: of one call, or of a group of handles.
+
+    Args:
+        call: number of the call; -1 for a group.
+        members: of a group.
+        id: of a group.
+        parent: of the handle.
+    """
+
+    call: int = -1
+    members: list[Shape] = field(default_factory=list)
+    id: str = ""
+    parent: Shape | None = None
+
+    @property
+    def calls(self) -> list[int]:
+        """Return the calls whose end is its end, in order."""
+        if self.call >= 0:
+            return [self.call]
+        return [call for member in self.members for call in member.calls]
+
+    @property
+    def first(self) -> Shape:
+        """Return the handle that all begins with."""
+        shape = self
+        while shape.parent is not None:
+            shape = shape.parent
+        return shape
+
+
+@dataclass(slots=True)
+class Plan:
+    """A canvas as a flat graph. `heads` are the calls that are sent at once, and `shape` is the handle of it all."""
+
+    calls: list[Place] = field(default_factory=list)
+    joins: list[Meeting] = field(default_factory=list)
+    heads: list[int] = field(default_factory=list)
+    shape: Shape = field(default_factory=Shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What comes before a part of a canvas: a call, its failure, a join, or nothing."""
+
+    call: int = -1
+    join: int = -1
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    """What the first calls of a part get besides, and what all of its calls do."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    immutable: bool = False
+
+    def without(self, *names: str) -> _Extra:
+        options = {name: value for name, value in self.options.items() if name not in names}
+        return _Extra(self.args, self.kwargs, options, self.immutable)
+
+
+_NOTHING: Final = _Before()
+_NO_MORE: Final = _Extra()
+
+
+def expand(
+    canvas: Signature,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Return a canvas as one flat plan.
+
+    Args:
+        canvas: nested in any way.
+        args: for its first calls, in front of their own.
+        kwargs: for its first calls.
+        options: of `apply_async`.
+    """
+    plan = Plan()
+    plan.shape = _expand(plan, canvas, _NOTHING, _Extra(args, kwargs or {}, options or {}), ())
+    return plan
+
+
+def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+    match canvas:
+        case chain():
+            return _expand_chain(plan, canvas, before, extra, errbacks)
+        case group():
+            return _expand_group(plan, canvas, before, extra, errbacks)
+        case chord():
+            return _expand_chord(plan, canvas, before, extra, errbacks)
+        case chunks():
+            return _expand_group(plan, canvas.group(), before, extra, errbacks)
+        case Series():
+            return _expand_call(plan, canvas.call(), before, extra, errbacks)
+    return _expand_call(plan, canvas, before, extra, errbacks)
+
+
+def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+    made = call.clone(extra.args, extra.kwargs, **extra.options)
+    if extra.immutable:
+        made.immutable = True
+    links = [maybe_signature(link) for link in listed(made.options.pop("link", None))]
+    errors = [maybe_signature(link) for link in listed(made.options.pop("link_error", None))]
+    number = len(plan.calls)
+    plan.calls.append(Place(made, parent=before.call))
+    if before.failed:
+        plan.calls[before.call].errors.append(number)
+    elif before.call >= 0:
+        plan.calls[before.call].follow.append(number)
+    elif before.join >= 0:
+        plan.joins[before.join].follow.append(number)
+        plan.calls[number].parent = plan.joins[before.join].members[-1]
+    else:
+        plan.heads.append(number)
+    for link in links:
+        _expand(plan, link, _Before(number), _NO_MORE, ())
+    for errback in [*errors, *(errback for errback in errbacks if errback not in errors)]:
+        _expand(plan, errback, _Before(number, failed=True), _NO_MORE, ())
+    return Shape(number)
+
+
+def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+    steps = [unrolled(step) if isinstance(step, group) else step for step in _steps_of(found)]
+    if len(steps) > 1:
+        steps = [step for step in steps if not (isinstance(step, group) and not step.tasks)] or steps[-1:]
+    options = {**found.options, **extra.options}
+    links = [maybe_signature(link) for link in listed(options.pop("link", None))]
+    own = tuple(maybe_signature(link) for link in listed(options.pop("link_error", None)))
+    last_id = options.pop("task_id", None)
+    shape: Shape | None = None
+    for number, step in enumerate(steps):
+        more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable) if not number else _NO_MORE
+        if number == len(steps) - 1:
+            if last_id is not None:
+                more = _Extra(more.args, more.kwargs, {**more.options, "task_id": last_id}, more.immutable)
+            if links:
+                step = step.clone()  # noqa: PLW2901 - the caller's is not to be linked
+                for link in links:
+                    step.link(link)
+        after = before if shape is None else _after(plan, shape)
+        next_one = _expand(plan, step, after, more, (*errbacks, *own))
+        next_one.first.parent = shape
+        shape = next_one
+    return shape or Shape(id=str(uuid.uuid4()))
+
+
+def _steps_of(found: chain) -> list[Signature]:
+    """Return the steps of a chain, those of chains in it among them."""
+    steps: list[Signature] = []
+    for step in found.tasks:
+        steps += _steps_of(step) if isinstance(step, chain) and not step.options else [step]
+    return steps
+
+
+def _after(plan: Plan, shape: Shape) -> _Before:
+    """Return what follows a part: its call, or a join of the calls of its group."""
+    if shape.call >= 0:
+        return _Before(shape.call)
+    return _Before(join=_join(plan, shape.calls))
+
+
+def _join(plan: Plan, members: list[int]) -> int:
+    number = len(plan.joins)
+    plan.joins.append(Meeting(members))
+    for place, member in enumerate(members):
+        plan.calls[member].join, plan.calls[member].place = number, place
+    return number
+
+
+def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+    options = {**found.options, **extra.options}
+    own = tuple(maybe_signature(link) for link in listed(options.pop("link_error", None)))
+    options.pop("link", None)
+    group_id = options.pop("task_id", None) or str(uuid.uuid4())
+    more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
+    members = [_expand(plan, task, before, more, (*errbacks, *own)) for task in _members_of(found)]
+    if len(members) == 1 and members[0].call < 0:
+        return members[0]
+    return Shape(members=members, id=group_id)
+
+
+def _members_of(found: group) -> Iterator[Signature]:
+    """Yield the tasks of a group, those of groups in it among them."""
+    for task in found.tasks:
+        if isinstance(task, group):
+            yield from _members_of(task)
+        else:
+            yield task
+
+
+def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+    if found.body is None:
+        raise TypeError("a chord has a body: chord(header, body), or chord(header)(body)")
+    options = {**found.options, **extra.options}
+    body = found.body.clone()
+    for link in listed(options.pop("link", None)):
+        body.link(link)
+    for errback in listed(options.pop("link_error", None)):
+        body.link_error(errback)
+    task_id = options.pop("task_id", None)
+    body_options = {name: value for name, value in options.items() if name not in TIMES}
+    if task_id is not None:
+        body_options["task_id"] = task_id
+    header = found.header.clone()
+    for task in header.tasks:
+        if isinstance(task, chord):
+            for errback in errbacks:
+                task.link_error(errback)
+    more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
+    shape = _expand_group(plan, header, before, more, ())
+    if shape.call < 0 and not shape.calls:
+        return _expand(plan, body, before, _Extra(([],), {}, body_options, immutable=True), errbacks)
+    result = _expand(plan, body, _Before(join=_join(plan, shape.calls)), _Extra(options=body_options), errbacks)
+    result.first.parent = shape
+    return result
