@@ -1,0 +1,251 @@
+"""When what is periodic is due: rules that take the time as an argument and know of no clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import Final, Protocol
+
+from nbqueue.exceptions import ImproperlyConfigured
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
+_UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
+_LENGTH: Final = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(d|days?|h|hours?|hrs?|m|min|mins|minutes?|s|sec|secs|seconds?)(?![a-z])\s*"
+)
+_RANGE: Final = re.compile(r"(\w+)-(\w+)(?:/(\d+))?")
+_STAR: Final = re.compile(r"\*(?:/(\d+))?")
+_WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_LONGEST_MONTH: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+# 29 February falls on a given weekday once in 28 years, or 40 where a century's year is no leap year
+_YEARS: Final = 41
+
+
+class Rule(Protocol):
+    """What says when an entry is due."""
+
+    def next_after(self, now: datetime) -> datetime:
+        """Return the first instant later than `now` at which the rule is due."""
+        ...
+
+
+def interval(text: str) -> timedelta:
+    """Return the interval that words name.
+
+    >>> interval("1h30m"), interval("every 5 s")
+    (datetime.timedelta(seconds=5400), datetime.timedelta(seconds=5))
+    """
+    rest = text.strip().lower().removeprefix("every ").strip()
+    total, at = 0.0, 0
+    for match in _LENGTH.finditer(rest):
+        if match.start() != at:
+            break
+        total, at = total + float(match[1]) * _UNITS[match[2][0]], match.end()
+    if not rest or at != len(rest):
+        raise ImproperlyConfigured(f'{text!r} names no interval; write it as "10m", "1h30m" or "every 5 s"')
+    return timedelta(seconds=total)
+
+
+class schedule:  # noqa: N801 - Celery's name
+    """A rule that is due at even intervals.
+
+    Args:
+        run_every: the interval: a `timedelta`, a number of seconds, or words such as "10m".
+        start: an instant at which the rule is due; the others lie whole intervals before and after it.
+    """
+
+    def __init__(self, run_every: timedelta | float | str, *, start: datetime = _EPOCH) -> None:
+        self.run_every = _interval(run_every)
+        if self.run_every < timedelta(milliseconds=1):
+            raise ImproperlyConfigured(f"run_every={run_every!r} is no interval; it must be above 0")
+        self.start = _aware("start", start)
+
+    def __repr__(self) -> str:
+        return f"<schedule: every {self.run_every}>"
+
+    def next_after(self, now: datetime) -> datetime:
+        """Return the first instant later than `now` at which the rule is due."""
+        passed = (_aware("now", now).astimezone(UTC) - self.start) // self.run_every
+        return (self.start + (passed + 1) * self.run_every).astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One field of a crontab: its name, its least and greatest value, and the names of its values."""
+
+    name: str
+    least: int
+    greatest: int
+    names: tuple[str, ...] = field(default=())
+
+    def expand(self, spec: str | int | Iterable[int]) -> frozenset[int]:
+        """Return the values that `spec` names."""
+        if isinstance(spec, str):
+            values = [value for part in spec.split(",") for value in self._part(part.strip().lower())]
+        else:
+            values = [self._check(value) for value in ([spec] if isinstance(spec, int) else spec)]
+        if not values:
+            raise ImproperlyConfigured(f"{self.name}={spec!r} names no value")
+        return frozenset(values)
+
+    def _part(self, part: str) -> list[int]:
+        if star := _STAR.fullmatch(part):
+            return list(range(self.least, self.greatest + 1, self._step(star[1])))
+        if not (span := _RANGE.fullmatch(part)):
+            return [self._number(part)]
+        first, last = self._number(span[1]), self._number(span[2])
+        if last < first:
+            # past the end and on from the start: 22-4, fri-mon
+            values = [*range(first, self.greatest + 1), *range(self.least, last + 1)]
+        else:
+            values = list(range(first, last + 1))
+        return values[:: self._step(span[3])]
+
+    def _step(self, text: str | None) -> int:
+        step = int(text or 1)
+        if not step:
+            raise ImproperlyConfigured(f"{self.name}: a step of 0 names no value")
+        return step
+
+    def _number(self, text: str) -> int:
+        if text.isdecimal():
+            return self._check(int(text))
+        if len(text) >= 3 and text[:3] in self.names:
+            return self.names.index(text[:3]) + self.least
+        raise ImproperlyConfigured(f'{self.name}: {text!r} is none of its values; write *, */5, 1-5, 1-9/2 or "1,15"')
+
+    def _check(self, value: int) -> int:
+        if not self.least <= value <= self.greatest:
+            raise ImproperlyConfigured(f"{self.name}: {value} is not within {self.least}-{self.greatest}")
+        return value
+
+
+_MINUTE: Final = _Field("minute", 0, 59)
+_HOUR: Final = _Field("hour", 0, 23)
+_DAY_OF_WEEK: Final = _Field("day_of_week", 0, 6, _WEEKDAYS)
+_DAY_OF_MONTH: Final = _Field("day_of_month", 1, 31)
+_MONTH_OF_YEAR: Final = _Field("month_of_year", 1, 12, _MONTHS)
+
+
+class crontab:  # noqa: N801 - Celery's name
+    """A rule in the manner of cron; like Celery's, due when all of its fields agree.
+
+    A local time that a change of the clocks skips is due once, at the first instant after it; one that they repeat is
+    due the first time only.
+
+    Args:
+        minute: 0-59, as a number, several, or text: `*`, `*/15`, `0-30`, `0-30/10`, `0,30`, and ranges past the end.
+        hour: 0-23, likewise.
+        day_of_week: 0-6 from Sunday on, or names: `mon-fri`.
+        day_of_month: 1-31, likewise.
+        month_of_year: 1-12, or names.
+        tz: the zone of these fields.
+    """
+
+    def __init__(
+        self,
+        minute: str | int | Iterable[int] = "*",
+        hour: str | int | Iterable[int] = "*",
+        day_of_week: str | int | Iterable[int] = "*",
+        day_of_month: str | int | Iterable[int] = "*",
+        month_of_year: str | int | Iterable[int] = "*",
+        *,
+        tz: tzinfo = UTC,
+    ) -> None:
+        self.minute = _MINUTE.expand(minute)
+        self.hour = _HOUR.expand(hour)
+        self.day_of_week = _DAY_OF_WEEK.expand(day_of_week)
+        self.day_of_month = _DAY_OF_MONTH.expand(day_of_month)
+        self.month_of_year = _MONTH_OF_YEAR.expand(month_of_year)
+        self.tz = tz
+        if min(self.day_of_month) > max(_LONGEST_MONTH[month - 1] for month in self.month_of_year):
+            raise ImproperlyConfigured(f"none of the months {sorted(self.month_of_year)} has a day {day_of_month}")
+
+    @classmethod
+    def from_string(cls, text: str, *, tz: tzinfo = UTC) -> crontab:
+        """Return the rule of a line of cron: minute, hour, day of month, month, day of week.
+
+        >>> crontab.from_string("0 7 * * mon-fri").next_after(datetime(2026, 7, 3, 8, tzinfo=UTC)).isoformat()
+        '2026-07-06T07:00:00+00:00'
+        """
+        fields = text.split()
+        if len(fields) != 5:
+            raise ImproperlyConfigured(
+                f"{text!r} has {len(fields)} fields; cron has five: minute, hour, day, month, weekday"
+            )
+        minute, hour, day_of_month, month_of_year, day_of_week = fields
+        return cls(minute, hour, day_of_week, day_of_month, month_of_year, tz=tz)
+
+    def next_after(self, now: datetime) -> datetime:
+        """Return the first instant later than `now` at which the rule is due."""
+        earliest = _aware("now", now).astimezone(UTC)
+        # a day earlier: what a change of the clocks skipped before midnight is due after it
+        for day in self._days(earliest.astimezone(self.tz).date() - timedelta(days=1)):
+            for hour in sorted(self.hour):
+                for minute in sorted(self.minute):
+                    due = _instant(datetime(day.year, day.month, day.day, hour, minute), self.tz)  # noqa: DTZ001
+                    if due > earliest:
+                        return due
+        raise ImproperlyConfigured(f"this crontab is not due within {_YEARS} years of {now}")
+
+    def _days(self, first: date) -> Iterator[date]:
+        for year in range(first.year, first.year + _YEARS):
+            for month in sorted(self.month_of_year):
+                for number in sorted(self.day_of_month):
+                    if number > _length_of_month(year, month):
+                        break
+                    day = date(year, month, number)
+                    if day >= first and day.isoweekday() % 7 in self.day_of_week:
+                        yield day
+
+
+def next_firings(rule: Rule, now: datetime, count: int) -> list[datetime]:
+    """Return the next `count` instants at which a rule is due, the nearest first."""
+    firings: list[datetime] = []
+    for _ in range(count):
+        now = rule.next_after(now)
+        firings.append(now)
+    return firings
+
+
+def _interval(run_every: timedelta | float | str) -> timedelta:
+    if isinstance(run_every, timedelta):
+        return run_every
+    if isinstance(run_every, str):
+        return interval(run_every)
+    if not math.isfinite(run_every):
+        raise ImproperlyConfigured(f"run_every={run_every} is no number of seconds")
+    return timedelta(seconds=run_every)
+
+
+def _aware(name: str, value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ImproperlyConfigured(f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC)")
+    return value
+
+
+def _length_of_month(year: int, month: int) -> int:
+    after = date(year + month // 12, month % 12 + 1, 1)
+    return (after - timedelta(days=1)).day
+
+
+def _instant(local: datetime, tz: tzinfo) -> datetime:
+    """Return when a zone's clocks show `local` for the first time, or pass over it."""
+    due = local.replace(tzinfo=tz).astimezone(UTC)
+    if due.astimezone(tz).replace(tzinfo=None) == local:
+        return due
+    # skipped: the clocks change between what the offset after and the one before make of it
+    before, after = local.replace(tzinfo=tz, fold=1).astimezone(UTC), due
+    offset = after.astimezone(tz).utcoffset()
+    while after - before > _SECOND:
+        middle = before + (after - before) // 2 // _SECOND * _SECOND
+        if middle.astimezone(tz).utcoffset() == offset:
+            after = middle
+        else:
+            before = middle
+    return after
