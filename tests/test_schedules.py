@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import croniter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbqueue.exceptions import ImproperlyConfigured
@@ -34,12 +34,14 @@ LINES = st.tuples(field(0, 59), field(0, 23), field(1, 28), field(1, 12), field(
 INSTANTS = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
 
+@settings(deadline=None)
 @given(LINES, INSTANTS)
 def test_crontab_is_due_when_another_library_says(line: str, now: datetime) -> None:
     other = croniter(line, now, day_or=False, max_years_between_matches=60)
     assert next_firings(crontab.from_string(line), now, 3) == [other.get_next(datetime) for _ in range(3)]
 
 
+@settings(deadline=None)
 @given(LINES, INSTANTS, st.sampled_from(["Europe/Oslo", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kolkata"]))
 def test_crontab_goes_forward_in_every_zone(line: str, now: datetime, zone: str) -> None:
     firings = next_firings(crontab.from_string(line, tz=ZoneInfo(zone)), now, 3)
@@ -125,6 +127,7 @@ def test_interval_refuses_other_words(words: str) -> None:
         interval(words)
 
 
+@settings(deadline=None)
 @given(INSTANTS, st.integers(1, 10**7), INSTANTS)
 def test_schedule_is_due_whole_intervals_from_its_start(now: datetime, length_s: int, start: datetime) -> None:
     due = schedule(length_s, start=start).next_after(now)
