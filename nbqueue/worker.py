@@ -277,9 +277,8 @@ class Worker:
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
         longest = TELL_S if unmarked or self._stops else 0.5
-        for at in (self._ask_at, self.work.gather.until):
-            if at and self._stopping_since is None:
-                longest = min(longest, max(0.0, at - time.monotonic()))
+        if self._ask_at and self._stopping_since is None:
+            longest = min(longest, max(0.0, self._ask_at - time.monotonic()))
         limit = self.guard.wait_s(time.monotonic())
         return longest if limit is None else min(longest, max(limit, LOOK_S))
 
@@ -440,8 +439,6 @@ class Worker:
 
     def _claimed(self, batch: Batch) -> None:
         self._next_due, self._drained = batch.next_due_s, batch.drained
-        if batch.drained:
-            self.work.arrived(len(batch.deliveries), time.monotonic())
         self._take(batch.deliveries)
 
     def _may_claim(self) -> bool:
@@ -459,9 +456,6 @@ class Worker:
         if self._ask_at:
             if time.monotonic() >= self._ask_at:
                 self._ask_at, self._drained = 0.0, False
-            return
-        if self.work.gather.until:
-            self._drained = not self.work.gather.is_over(time.monotonic())
             return
         due_ms = BLOCK_MS if self._next_due is None else int(self._next_due * 1000) + 1
         block_ms = max(1, min(BLOCK_MS, due_ms))
