@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nbqueue import states
 from nbqueue.exceptions import BadMessage
+from nbqueue.graph import Given, Graph, Join, Node, decode_given, encode_given, kinds_of, open_graph, sign_graph
 from nbqueue.messages import (
     Again,
     Control,
@@ -22,10 +23,12 @@ from nbqueue.messages import (
     Failure,
     Message,
     Steering,
+    Step,
     decode_again,
     decode_failure,
     encode_again,
     encode_failure,
+    open_code,
     open_control,
     open_fact,
     open_facts,
@@ -33,6 +36,7 @@ from nbqueue.messages import (
     open_mark,
     open_stored,
     pack_body,
+    sign_code,
     sign_control,
     sign_event,
     sign_group,
@@ -46,6 +50,12 @@ SIGNER: Final = Signer(b"k" * 32)
 BODY: Final = pack_body(b"code", b"\x80\x05arguments")
 STEERING: Final = Steering(id="i", nonce="n", task="os.system", queue="q", sent_at=1.5, label="naïve")
 FACTS: Final = Facts(kind="record", id="i", at=2.5, state=states.FAILURE, nonce="n")
+STEP: Final = Step("i", 1, 0, 1.5, 2.5)
+GRAPH: Final = Graph(
+    *("i", "n", "s", 1.5, {"d": b"code"}, kinds_of([STEERING])),
+    (Node(0, b"args", (1,), (), 0, 0), Node(0, b"args", parent=0)),
+    (Join((0,), (1,)),),
+)
 FAILURE: Final = encode_failure(Failure("OSError", "m", "t", b"cos\nsystem\n(S'true'\ntR."))
 
 
@@ -89,6 +99,14 @@ DECODERS: Final[dict[str, tuple[bytes, Callable[[bytes], object], bool]]] = {
     ),
     "session": (b"[" + sign_record(FACTS, FAILURE, SIGNER) + b"]", open_session, False),
     "map": (sign_group(STEERING, b"code", SIGNER), lambda text: open_group(text, SIGNER), False),
+    "code": (sign_code("d", b"code", SIGNER), lambda text: open_code(text, "d", SIGNER), False),
+    "canvas": (sign_graph(GRAPH, SIGNER), lambda text: open_graph(text, "i", SIGNER), False),
+    "step": (
+        Message.sign_step(STEP, "i-1", BODY, SIGNER).header.encode(),
+        lambda text: Message.open(text, BODY, SIGNER),
+        True,
+    ),
+    "given": (encode_given(Given("failed", "i", FAILURE, "FAILURE", "m")), decode_given, False),
     "mark": (
         sign_control(Control(order="revoke", at=1.0, nonce="n", ids=("i",)), SIGNER).encode(),
         lambda text: open_mark(text, "i", SIGNER),
@@ -191,7 +209,10 @@ def open_signed(kind: str, text: bytes) -> None:
         "task": lambda _: Message.open(header, b"", SIGNER),
         "call": lambda _: Message.open(header, b"", SIGNER),
         "control": lambda _: open_control(header, SIGNER),
+        "step": lambda _: Message.open(header, b"", SIGNER),
         "group": lambda text: open_group(text, SIGNER),
+        "graph": lambda text: open_graph(text, "i", SIGNER),
+        "code": lambda text: open_code(text, "d", SIGNER),
         "record": lambda text: open_fact(text, SIGNER, kind="record"),
         "event": lambda text: open_fact(text, SIGNER, kind="event"),
     }
