@@ -259,17 +259,16 @@ class SpilledFile:
 
     def __init__(self, store: BlobStore, data: memoryview) -> None:
         self._store = store
-        self._unfinished = store.begin(Ref(f"{id(self):032x}", data.nbytes), time.time() + SPARED_S)
-        self._error: BlobNotStored | None = None
-        self._unwanted = False
-        self._thread = threading.Thread(target=self._write, args=(data,), name="nbqueue spill", daemon=True)
+        self._spilling = _Spilling(store.begin(Ref(f"{id(self):032x}", data.nbytes), time.time() + SPARED_S))
+        # The thread doesn't know of this object, so that it ends when nobody else does any more.
+        self._thread = threading.Thread(target=self._spilling.write, args=(data,), name="nbqueue spill", daemon=True)
         self._thread.start()
 
     def __del__(self) -> None:
         if hasattr(self, "_thread"):
-            self._unwanted = True
+            self._spilling.unwanted = True
             self._thread.join()
-            self._unfinished.abort()
+            self._spilling.unfinished.abort()
 
     def commit(self, ref: Ref, until: float) -> None:
         """Give the file its blob's name, once it is written.
@@ -278,20 +277,31 @@ class SpilledFile:
             BlobNotStored: there is no room for it.
         """
         self._thread.join()
-        if self._error is not None:
-            self._unfinished.abort()
-            raise self._error
+        spilling = self._spilling
+        if spilling.error is not None:
+            spilling.unfinished.abort()
+            raise spilling.error
         if not self._store.keep(ref, until):
-            self._unfinished.commit_as(ref, self._store.path(ref), until)
+            spilling.unfinished.commit_as(ref, self._store.path(ref), until)
 
-    def _write(self, data: memoryview) -> None:
+
+class _Spilling:
+    """What the thread of a `SpilledFile` is at."""
+
+    def __init__(self, unfinished: Unfinished) -> None:
+        self.unfinished = unfinished
+        self.unwanted = False
+        self.error: BlobNotStored | None = None
+
+    def write(self, data: memoryview) -> None:
+        """Write all of it, unless it isn't wanted any more."""
         try:
             for start in range(0, data.nbytes, _SPILL_STEP):
-                if self._unwanted:
+                if self.unwanted:
                     return
-                self._unfinished.write(data[start : start + _SPILL_STEP])
+                self.unfinished.write(data[start : start + _SPILL_STEP])
         except BlobNotStored as exc:
-            self._error = exc
+            self.error = exc
 
 
 class BlobBackend(Protocol):
