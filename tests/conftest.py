@@ -13,8 +13,11 @@ from tests.rabbit import RabbitServer
 from tests.workers import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
+
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 # marker -> what its tests need, how to find it
 PROGRAMS: Final[dict[str, tuple[str, Callable[[], str | None]]]] = {
@@ -28,12 +31,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give the tests that share a browser, or RabbitMQ, to one process, and every other to whichever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByProgram(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            if "rabbitmq" in nodeid or "amqp" in nodeid:
+                return "rabbitmq"
+            return "browser" if "browser" in nodeid else nodeid
+
+    return ByProgram(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out, unless they are asked for with --all or with -m; put those of the browser last.
-
-    Playwright keeps an event loop in this thread for as long as a browser is open, and no other can run beside it.
-    """
+    """Leave the slow tests out, unless they are asked for with --all or with -m; keep those of the browser together."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
     if config.getoption("--all") or config.getoption("-m"):
         return
@@ -49,6 +63,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("CI"):
                 pytest.fail(f"{program} is not installed, and CI runs every test", pytrace=False)
             pytest.skip(f"{program} is not installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show beside a failure what the test's workers have logged: their files go with their server."""
+    report = yield
+    if report.failed and report.when == "call":
+        for value in getattr(item, "funcargs", {}).values():
+            for worker in value.workers if isinstance(value, Site) else ():
+                lines = worker.log.read_text(errors="replace").splitlines()[-40:]
+                report.sections.append((f"log of {worker.name}, ended: {worker.process.poll()}", "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,7 +79,9 @@ class RunningPool:
 
     @property
     def all_ready(self) -> bool:
-        return len(self.pool.children) == self.pool.size and all(c.ready for c in self.pool.children.values())
+        # a child says that it is ready on one socket, and the server that it has forked it on another
+        children = self.pool.children.values()
+        return len(children) == self.pool.size and all(child.ready and child.pid for child in children)
 
     def turn(self, timeout_s: float = 0.02) -> None:
         """Read what there is."""

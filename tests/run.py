@@ -1,6 +1,6 @@
 """Run the tests, or the checks, from a fresh clone with nothing but a system's Python.
 
-    python3 tests/run.py            the fast tests
+    python3 tests/run.py            the fast tests, several side by side
     python3 tests/run.py --all      the slow ones too
     python3 tests/run.py --lint     formatting, lint, types and layers instead of tests
     python3 tests/run.py -k cells   other arguments are pytest's
@@ -53,7 +53,10 @@ def main(args: Sequence[str]) -> int:
     # drawn here to be printed: pytest's own header, which would, is what -q leaves out
     seed = f"--randomly-seed={random.randrange(2**32)}"
     print(f"Random order: {seed}, unless another is given", flush=True)
-    return replace_process(python, "-m", "pytest", "-q", seed, *args)
+    # most tests wait for processes rather than for a core; a few that are chosen start sooner without
+    chosen = any(not arg.startswith("-") for arg in args)
+    side_by_side = () if chosen else ("-n", str(min(8, 2 * (os.cpu_count() or 1))))
+    return replace_process(python, "-m", "pytest", "-q", seed, *side_by_side, *args)
 
 
 def lint(python: Path) -> int:

@@ -221,7 +221,14 @@ def test_map_whose_sender_dies_in_the_middle_ends_for_those_who_wait(
         sender.stdout.readline()
         wait_until(lambda: site.streams.size("nbqueue").queued >= 500, 20, "the first calls", interval_s=0.0)
         sender.kill()
-    sent = site.streams.size("nbqueue").queued
+    seen: list[int] = []
+
+    def come() -> bool:
+        seen.append(site.streams.size("nbqueue").queued)
+        return seen[-5:] == [seen[-1]] * 5
+
+    wait_until(come, 10, "what was under way to have come", interval_s=0.1)
+    sent = seen[-1]
     assert sent < 3_000, "it was sent in full before it could be killed"
     (key,) = site.streams.client.keys("nbq:group:*")
     group = site.app.GroupResult(key.decode().removeprefix("nbq:group:"))
