@@ -133,6 +133,7 @@ class WidgetView:
         self._page = False  # whether a page has shown it
         self._held = False  # whether somebody is at it there
         self._over_at: float | None = None
+        self._over_for: float | None = None  # the end that this was of: a task that runs again may have ended anew before it is drawn
         self._drawn_at = 0.0
         self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
@@ -186,8 +187,8 @@ class WidgetView:
         failed = kind_of(status) == "failed"
         if not self._page and not failed:
             return False
-        if self._over_at is None:
-            self._over_at = time.monotonic()
+        if self._over_at is None or self._over_for != status.ended_at:
+            self._over_at, self._over_for = time.monotonic(), status.ended_at
             # later ends than these are seen at the next beat
             wake = threading.Timer(LINGER_S if self._page else PAGE_S, self._painter.soon, [self])
             wake.daemon = True

@@ -451,7 +451,7 @@ function Log(store, leave) {
 
 // ---- maps
 
-function Marks(store, model, leave) {
+function Marks(store, model, leave, retry) {
   const bars = make('div', 'bars'), strip = make('div', 'strip'), legend = make('div', 'legend'), share = make('span', 'numbers')
   const grid = make('div', 'grid'), canvas = make('canvas', 'canvas'), caption = make('div', 'caption'), tip = make('div', 'tip'), hot = make('div', 'hot')
   const ends = [make('span'), make('span'), make('span')]
@@ -482,7 +482,7 @@ function Marks(store, model, leave) {
   function again(at, like) {
     for (const one of errors.querySelectorAll('button')) one.disabled = true
     say(at.querySelector('.nbq-word'), 'Sending…')
-    ask(model, { do: 'retry', like })
+    retry(at, like)
     setTimeout(() => draw([]), 3000)
   }
   all.onclick = () => again(all, -1)
@@ -722,8 +722,8 @@ function render({ model, el }) {
   spark.hidden = true
   head.append(chip, name, where, make('span', 'space'), spark, time, actions)
 
-  const leave = from => { from.blur(); root.closest('.jp-Notebook')?.focus() }
-  const marks = isMap ? Marks(store, model, leave) : null, bars = isMap ? null : Bars(), failure = isMap ? null : Failure(), log = isMap ? null : Log(store, leave)
+  const leave = from => { from.blur(); root.closest('.jp-Notebook')?.focus({ preventScroll: true }) }
+  const marks = isMap ? Marks(store, model, leave, retry) : null, bars = isMap ? null : Bars(), failure = isMap ? null : Failure(), log = isMap ? null : Log(store, leave)
   body.append(note, ...(isMap ? [marks.bars, marks.grid, marks.errors] : [bars.node, failure.node, log.node]))
   line.append(passed)
   line.hidden = true
@@ -753,6 +753,13 @@ function render({ model, el }) {
     again.disabled = true
     ask(model, { do: 'retry', like: -1 })
     setTimeout(() => { again.disabled = false; drawHead(store.state) }, 3000)
+  }
+  // Who has members run again has read enough, even if the pointer stays where it clicked.
+  function retry(from, like) {
+    ask(model, { do: 'retry', like })
+    touched = false
+    leave(from)
+    hold()
   }
   copy.onclick = () => { navigator.clipboard?.writeText(store.state.id); copy.title = 'Copied'; setTimeout(() => { copy.title = 'Copy the id' }, 2000) }
   function collapse(yes) {
