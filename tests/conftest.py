@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `brokers` once on each."""
+    if "broker_name" in metafunc.fixturenames and metafunc.definition.get_closest_marker("brokers"):
+        rabbitmq = pytest.param("rabbitmq", marks=[pytest.mark.rabbitmq, pytest.mark.timeout(180)])
+        metafunc.parametrize("broker_name", ["redis", rabbitmq], scope="session")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Give the tests that share a browser, or RabbitMQ, to one process, and every other to whichever is free."""
@@ -128,15 +135,30 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_site() -> Iterator[Site]:
+def broker_name() -> str:
+    """Return what the fixtures of sites use as broker; tests that are marked `brokers` get all of them."""
+    return "redis"
+
+
+@pytest.fixture(scope="session")
+def broker_url(broker_name: str, request: pytest.FixtureRequest) -> Callable[[], str]:
+    """Return what returns the URL of a broker that is empty; none for Redis, where the backend is the broker too."""
+    if broker_name == "redis":
+        return lambda: ""
+    server: RabbitServer = request.getfixturevalue("rabbit_server")
+    return server.new_host
+
+
+@pytest.fixture(scope="session")
+def shared_site(broker_url: Callable[[], str]) -> Iterator[Site]:
     """Yield a server with a worker of two children, for tests that stop neither."""
-    with RedisServer() as server, Site(server) as site:
+    with RedisServer() as server, Site(server, broker_url=broker_url()) as site:
         site.worker()
         yield site
 
 
 @pytest.fixture
-def idle_site() -> Iterator[Site]:
+def idle_site(broker_url: Callable[[], str]) -> Iterator[Site]:
     """Yield a server of the test's own, without workers."""
-    with RedisServer(appendonly=True) as server, Site(server) as site:
+    with RedisServer(appendonly=True) as server, Site(server, broker_url=broker_url()) as site:
         yield site

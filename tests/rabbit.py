@@ -19,6 +19,7 @@ from tests.helpers import wait_until
 
 START_S: Final = 60.0
 STOP_S: Final = 20.0
+HOSTS_AT_ONCE: Final = 8
 
 
 class RabbitServer:
@@ -54,6 +55,8 @@ class RabbitServer:
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+        self._hosts: list[str] = []
+        self._numbers = 0
         self._mapper: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -119,6 +122,17 @@ class RabbitServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_S)
+
+    def new_host(self) -> str:
+        """Return the URL of a virtual host that is empty, for tests whose queues have names that others use too."""
+        if not self._hosts:
+            # The call takes a second, a host next to nothing.
+            self._hosts = [f"host{self._numbers + n}" for n in range(HOSTS_AT_ONCE)]
+            self._numbers += HOSTS_AT_ONCE
+            names = ", ".join(f'<<"{name}">>' for name in self._hosts)
+            rights = 'rabbit_auth_backend_internal:set_permissions(<<"guest">>, H, R, R, R, <<"test">>)'
+            self.evaluate(f'R = <<".*">>, [begin rabbit_vhost:add(H, <<"test">>), {rights} end || H <- [{names}]].')
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{self._hosts.pop()}"
 
     def connect(self) -> amqp.Connection:
         """Return a connection, to do by hand what nbqueue doesn't."""

@@ -14,6 +14,8 @@ from nbqueue.notebook.text import plain_text
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 
 class Broken(Exception):
     pass
@@ -108,7 +110,7 @@ def test_members_that_failed_run_again_in_their_places(shared_site: Site, tmp_pa
     assert sorted(result.get() for result in results.as_completed()) == list(range(10))
     assert results[3].get() == 3
     assert results.app.backend.progress(results.id) == {states.SUCCESS: 10, states.FAILURE: 0}
-    assert shared_site.streams.size("nbqueue").queued == 0
+    assert shared_site.app.broker.size("nbqueue").queued == 0
 
 
 def test_task_that_waits_for_its_retry_is_tried_at_once(shared_site: Site, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_task_that_waits_for_its_retry_is_tried_at_once(shared_site: Site, tmp_p
     wait_until(lambda: result.state == states.RETRY, 20, "the first try")
     path.touch()
     assert result.retry().get(timeout=20) == "retry 1"
-    assert shared_site.streams.size("nbqueue").delayed == 0
+    assert shared_site.app.broker.size("nbqueue").delayed == 0
 
 
 def test_end_still_counts_when_nothing_is_kept_to_run_again(shared_site: Site, tmp_path: Path) -> None:

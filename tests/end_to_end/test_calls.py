@@ -22,6 +22,8 @@ from tests import project
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 
 def double(x: int) -> int:
     return 2 * x
@@ -254,7 +256,7 @@ def test_revoke_ends_a_delayed_task(idle_site: Site) -> None:
     result.revoke()
     with pytest.raises(TaskRevokedError):
         result.get(timeout=5)
-    assert idle_site.streams.size("nbqueue").delayed == 0
+    assert idle_site.app.broker.size("nbqueue").delayed == 0
 
 
 def test_revoke_lets_a_running_task_go_on_unless_it_terminates(shared_site: Site) -> None:

@@ -14,6 +14,8 @@ from nbqueue.exceptions import ChordError, TimeoutError, UnknownTask  # noqa: A0
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 
 def add(x: int, y: int) -> int:
     return x + y

@@ -16,6 +16,8 @@ from nbqueue.exceptions import MemoryLimitExceeded, SoftTimeLimitExceeded, TimeL
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 LONG_S = 60.0
 
 
@@ -91,7 +93,7 @@ def test_hard_limit_ends_the_task_and_what_it_started(idle_site: Site, tmp_path:
     after = idle_site.app.task(process_id).delay().get(timeout=20)
     assert before != after, "the child was replaced"
     assert result.state == "FAILURE"
-    assert idle_site.streams.size("nbqueue").claimed == 0
+    assert idle_site.app.broker.size("nbqueue").claimed == 0
 
 
 def test_hard_limit_ends_a_task_that_holds_the_interpreter(shared_site: Site) -> None:

@@ -12,6 +12,8 @@ from tests.end_to_end.test_cli import run
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 
 def note(folder: str, name: str) -> str:
     with (Path(folder) / "order").open("a") as file:
@@ -59,7 +61,7 @@ def test_worker_runs_what_is_in_its_queues_and_not_in_the_excluded(idle_site: Si
     assert task.apply_async(queue="a").get(timeout=20) == "a"
     assert app.task(where, bind=True, queue="b", name="other").delay().get(timeout=20) == "b"
     assert not routed.ready()
-    assert idle_site.streams.size("c").queued == 1
+    assert idle_site.app.broker.size("c").queued == 1
     idle_site.worker("--all-queues", "-X", "a")
     assert routed.get(timeout=20) == "c"
 

@@ -15,6 +15,8 @@ from nbqueue.execute import BoundTask
 from tests.helpers import wait_until
 from tests.workers import Site
 
+pytestmark = pytest.mark.brokers
+
 FAR_S = 600.0
 
 
@@ -64,7 +66,7 @@ def test_task_runs_again_until_it_succeeds(shared_site: Site, tmp_path: Path) ->
     value = result.get(timeout=20)
     assert value == {"retries": 2, "attempt": 3, "id": result.id}
     assert [path.name.split(".")[1] for path in sorted(tmp_path.iterdir())] == ["0", "1", "2"]
-    assert shared_site.streams.size("nbqueue") == shared_site.streams.size("another")
+    assert shared_site.app.broker.size("nbqueue") == shared_site.app.broker.size("another")
 
 
 def test_record_says_why_and_when_while_a_task_waits_for_its_retry(shared_site: Site) -> None:
@@ -83,7 +85,7 @@ def test_record_says_why_and_when_while_a_task_waits_for_its_retry(shared_site: 
     result.revoke()
     with pytest.raises(TaskRevokedError):
         result.get(timeout=10)
-    assert shared_site.streams.size("nbqueue").delayed == 0
+    assert shared_site.app.broker.size("nbqueue").delayed == 0
 
 
 def test_retry_takes_other_arguments_along(shared_site: Site) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.workers import Site
 
 
 @pytest.fixture
-def site(private_redis: RedisServer) -> Iterator[Site]:
+def site(private_redis: RedisServer, broker_url: Callable[[], str]) -> Iterator[Site]:
     """Yield a server that keeps an append-only file, and an app on it; workers are the test's to start."""
-    with Site(private_redis, by_value=False) as made:
+    with Site(private_redis, by_value=False, broker_url=broker_url()) as made:
         yield made

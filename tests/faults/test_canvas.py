@@ -12,7 +12,7 @@ from tests import project
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(120)]
 
 
 def runs(folder: Path) -> Counter[str]:

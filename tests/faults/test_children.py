@@ -17,7 +17,7 @@ from tests.faults.test_processes import children_of, runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 
 def stand_still() -> None:

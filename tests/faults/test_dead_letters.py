@@ -17,7 +17,7 @@ from tests.end_to_end.test_cli import run
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 
 def deadly_until(path: str) -> str:
@@ -61,7 +61,7 @@ def test_task_that_was_given_up_is_kept_and_runs_when_it_is_sent_again(site: Sit
     with site.new_app() as later:
         assert later.AsyncResult(result.id).get(timeout=20) == "alive"
     assert cli(site, "dead").stdout == "No dead letters.\n"
-    assert site.streams.size("nbqueue").claimed == 0
+    assert site.app.broker.size("nbqueue").claimed == 0
 
 
 def test_member_of_a_map_is_sent_again_by_itself(site: Site, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.helpers import wait_until
 from tests.pools import alive
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 
 def linger(folder: str) -> None:

@@ -18,7 +18,7 @@ from tests.faults.test_processes import runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 
 def passed(seconds: float) -> None:

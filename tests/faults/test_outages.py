@@ -14,7 +14,7 @@ from tests.faults.test_processes import runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(90)]
 
 
 def wait_for_outage(site: Site) -> None:
@@ -145,7 +145,7 @@ def test_nothing_begins_that_may_be_somebody_elses_by_now(site: Site, tmp_path: 
     # Claimed in the belief that they are quick, and taken back from the child behind the first.
     results = task.starmap([(str(tmp_path), f"t{n}", 0.1 if n else 2.0) for n in range(10)])
     wait_until(lambda: runs(tmp_path), 10, "the first to begin")
-    assert site.streams.size("nbqueue").claimed > 1
+    assert site.app.broker.size("nbqueue").claimed > 1
     site.server.sigstop()
     wait_for_outage(site)
     until = time.monotonic() + 1.0

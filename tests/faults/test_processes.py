@@ -16,7 +16,7 @@ from tests import project
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site, Worker
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(120)]
 
 
 def runs(folder: Path) -> Counter[str]:

@@ -12,7 +12,7 @@ from nbqueue.exceptions import BadMessage, ResultExpired, UnknownTask
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 DAY_S = 86_400.0
 

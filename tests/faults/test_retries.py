@@ -12,7 +12,7 @@ from nbqueue.execute import BoundTask
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(120)]
 
 TASKS = 40
 RETRIES = 3
@@ -39,5 +39,5 @@ def test_no_retry_is_lost_or_doubled_when_workers_are_killed(site: Site, tmp_pat
     runs = Counter(tuple(path.name.split(".")[:2]) for path in tmp_path.iterdir())
     assert set(runs) == {(str(n), str(k)) for n in range(TASKS) for k in range(RETRIES + 1)}
     assert sum(runs.values()) <= TASKS * (RETRIES + 1) + 2 * 2, "only what a killed child was at runs again"
-    size = site.streams.size("nbqueue")
+    size = site.app.broker.size("nbqueue")
     assert (size.queued, size.claimed, size.delayed) == (0, 0, 0)

@@ -10,7 +10,7 @@ from tests.faults.test_processes import runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(120)]
 
 
 def test_server_killed_and_restarted_mid_map_loses_nothing(site: Site, tmp_path: Path) -> None:

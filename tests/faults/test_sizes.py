@@ -12,7 +12,7 @@ from tests.faults.test_messages import still_works
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(90)]
 
 MB = 1 << 20
 
@@ -55,7 +55,7 @@ def test_large_results_kept_during_an_outage_are_stored_in_parts(site: Site) -> 
     site.server_says("CONFIG", "SET", "proto-max-bulk-len", str(100 * MB))
     worker = site.worker(concurrency=8)
     results = site.app.task(late_zeros, by_value=True).map([16 * MB] * 8)
-    wait_until(lambda: site.streams.size("nbqueue").claimed == 8, 10, "them to be claimed")
+    wait_until(lambda: site.app.broker.size("nbqueue").claimed == 8, 10, "them to be claimed")
     site.server.sigstop()
     wait_until(lambda: "the server can't be used" in worker.log.read_text(), 30, "the worker to notice")
     site.server.sigcont()
