@@ -26,6 +26,7 @@ from nbqueue.payloads import Packer, Read, no_blobs, parts
 
 SERIALIZERS: Final = ("cloudpickle", "pickle", "json")
 PROTOCOL: Final = 5
+_NO_FILE: Final = "<dynamic-code>"  # what cloudpickle 3.1.3 and later say instead of a file
 _SIMPLE: Final = frozenset({int, float, str, bytes, bool, complex, type(None)})
 
 
@@ -159,12 +160,14 @@ def loads(data: bytes, read: Read = no_blobs) -> Any:
 def _dumps(
     value: Any, packer: Packer | None, *, plain: bool = False, by_value: bool = False, imports: Iterable[str] = ()
 ) -> bytes:
+    sink = io.BytesIO()
     if packer is None:
-        dumps: Callable[..., Any] = pickle.dumps if plain else cloudpickle.dumps
-        return bytes(dumps(value, protocol=PROTOCOL))
+        if plain:
+            return pickle.dumps(value, PROTOCOL)
+        _Pickler(sink).dump(value)
+        return sink.getvalue()
     if plain and not imports:
         return packer.pack(pickle.dumps(value, PROTOCOL, buffer_callback=packer.keep))
-    sink = io.BytesIO()
     pickler = _Pickler(sink, packer, set(imports) if by_value else None)
     try:
         pickler.dump(value)
@@ -190,16 +193,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     Args:
         sink: written to.
-        packer: takes buffers.
+        packer: takes buffers; None leaves them where they are.
         names: of modules, added to; None where the worker is to have its own.
     """
 
-    def __init__(self, sink: io.BytesIO, packer: Packer, names: set[str] | None) -> None:
-        super().__init__(sink, protocol=PROTOCOL, buffer_callback=packer.keep)
+    def __init__(self, sink: io.BytesIO, packer: Packer | None = None, names: set[str] | None = None) -> None:
+        super().__init__(sink, protocol=PROTOCOL, buffer_callback=packer.keep if packer else None)
         self.names = names
 
     def reducer_override(self, obj: Any) -> Any:
-        """Note what is a module, or of one; everything else is cloudpickle's."""
+        """Note what is a module, or of one, and keep the file names of code; everything else is cloudpickle's."""
+        if isinstance(obj, CodeType):
+            return _reduced_code(obj)
         if self.names is not None:
             if isinstance(obj, ModuleType):
                 if modules.owned(obj):
@@ -212,6 +217,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 elif isinstance(obj, FunctionType):
                     self.names |= modules.imported_in(obj.__code__)
         return super().reducer_override(obj)
+
+
+def _reduced_code(code: CodeType) -> tuple[Any, ...]:
+    """Return what makes a code object again, with the name of its file: by it a traceback finds a cell's lines."""
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if part == _NO_FILE else part for part in parts)
 
 
 def dumps_exception(exc: BaseException, trace: str) -> Failure:
