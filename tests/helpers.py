@@ -44,6 +44,12 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str, interval
     return value
 
 
+def passed(seconds: float) -> None:
+    """Return when so much time has passed, for what can be seen of nothing but the clock."""
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > until, seconds + 5, "time to pass")
+
+
 def server_binary() -> str:
     """Find the server that nbqueue embeds, or else one on PATH.
 

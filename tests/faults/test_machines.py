@@ -15,15 +15,10 @@ from nbqueue.messages import Steering
 from tests.faults.test_messages import QUEUE, counted, still_works
 from tests.faults.test_outages import wait_for_outage
 from tests.faults.test_processes import runs, send_notes
-from tests.helpers import wait_until
+from tests.helpers import passed, wait_until
 from tests.workers import LEASE_S, Site
 
 pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
-
-
-def passed(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() > until, seconds + 5, "time to pass")
 
 
 @pytest.mark.parametrize(
