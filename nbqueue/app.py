@@ -38,6 +38,7 @@ from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
     Control,
     Facts,
+    Ids,
     Message,
     Steering,
     Step,
@@ -110,6 +111,7 @@ class App:
         self.by_value = by_value
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
         self.session = new_nonce()
+        self._ids = Ids()
         self.tasks: dict[str, Task] = {}
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
         self._pipelines = threading.local()
@@ -280,6 +282,8 @@ class App:
     @property
     def link(self) -> Link:
         """Return where this app is connected to, finding or starting it at first use."""
+        if (found := self._link) is not None:
+            return found
         with self._lock:
             if self._link is None:
                 self._link = resolve(self.conf, Environment.read())
@@ -288,6 +292,8 @@ class App:
     @property
     def signer(self) -> Signer:
         """Return what signs and verifies with this app's key."""
+        if (found := self._signer) is not None:
+            return found
         with self._lock:
             if self._signer is None:
                 self._signer = Signer(self.link.key)
@@ -296,6 +302,8 @@ class App:
     @property
     def broker(self) -> Broker:
         """Return the broker, connected at first use."""
+        if (found := self._broker) is not None:
+            return found
         with self._lock:
             if self._broker is None:
                 self._broker = self.open_broker("nbq-client")
@@ -304,6 +312,8 @@ class App:
     @property
     def backend(self) -> Backend:
         """Return the backend, connected at first use."""
+        if (found := self._backend) is not None:
+            return found
         with self._lock:
             if self._backend is None:
                 self._backend = self.open_backend("nbq-client")
@@ -328,6 +338,8 @@ class App:
     @property
     def codes(self) -> Codes:
         """Return which code is kept in the backend."""
+        if (found := self._codes) is not None:
+            return found
         with self._lock:
             if self._codes is None:
                 self._codes = Codes(lambda: self.backend, self.signer)
@@ -336,6 +348,8 @@ class App:
     @property
     def watcher(self) -> Watcher:
         """Return the listening thread of this app's session."""
+        if (found := self._watcher) is not None:
+            return found
         with self._lock:
             if self._watcher is None:
                 self._watcher = Watcher(self.backend, self.signer, self.session)
@@ -344,8 +358,7 @@ class App:
     @property
     def joined(self) -> bool:
         """Tell whether broker and backend are one Redis, so that a record and an ack are one step."""
-        link = self.link
-        return link.backend_url == link.broker_url and scheme_of(link.broker_url) != "memory"
+        return self.link.joined
 
     def open_broker(self, name: str) -> Broker:
         """Return a new connection to the broker; `name` is what the server shows of it."""
@@ -413,9 +426,8 @@ class App:
             retry: try again when the broker can't be reached.
             retry_policy: how often, and how long between.
         """
-        steering = msgspec.structs.replace(
-            steering, id=task_id or new_id(), nonce=new_nonce(), ignore_result=ignore_result
-        )
+        id_, nonce = self._ids.draw()
+        steering = msgspec.structs.replace(steering, id=task_id or id_, nonce=nonce, ignore_result=ignore_result)
         _check_size(steering.shown_name, len(code) + len(args))
         self._save(packer, steering)
         named = bool(code) and self.joined and self.codes.is_kept(steering.code, code, steering.expires)
@@ -433,6 +445,7 @@ class App:
             sign_record(pending_facts(steering), b"", self.signer),
             priority=steering.priority,
             code=steering.code if named else "",
+            fresh=task_id is None,
         )
         pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
         if pipeline is not None:
@@ -595,6 +608,7 @@ class App:
             except (SendFailed, SendUncertain):
                 if attempt == tries:
                     raise
+                messages = [msgspec.structs.replace(message, fresh=False) for message in messages]
                 self._revive()
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
                 pause = min(pause + policy["interval_step"], policy["interval_max"])
@@ -604,7 +618,8 @@ class App:
         """Send those messages again whose code the backend has lost, once it is there again."""
         gone = [n for n, verdict in enumerate(verdicts) if verdict == CODE_GONE]
         self.codes.keep_again({messages[n].code for n in gone})
-        for n, verdict in zip(gone, self.broker.publish([messages[n] for n in gone]), strict=True):
+        again = [msgspec.structs.replace(messages[n], fresh=False) for n in gone]
+        for n, verdict in zip(gone, self.broker.publish(again), strict=True):
             if verdict == CODE_GONE:
                 raise SendFailed(
                     f"the code of task {messages[n].id} is lost again and again; is the server's memory full?"

@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from nbqueue.deliveries import WORKERS, Delivery, Settlement
-from nbqueue.streams import CLAIM_MOST, Streams
+from nbqueue.streams import CLAIM_MOST, FEW, Streams
 from nbqueue.wire import BlockingRead, connect
 
 __all__ = ["CLAIM_MOST", "Batch", "Claims", "Consumer", "Renewable", "StreamsConsumer", "waits"]
@@ -21,7 +21,6 @@ __all__ = ["CLAIM_MOST", "Batch", "Claims", "Consumer", "Renewable", "StreamsCon
 # So many workers wait at a queue for its next message. To a server a message costs some microseconds for each that
 # waits; very many that ask now and then, each at its own time, see a message as soon.
 READERS: Final = 32
-FEW: Final = 4  # messages that are claimed with plain commands, which cost a tenth of the script each
 CLAIM_S: Final = 0.25  # so often the queues are looked through, also where a worker is told of each message
 
 logger = logging.getLogger(__name__)

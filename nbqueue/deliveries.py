@@ -64,7 +64,8 @@ class Outgoing(msgspec.Struct, frozen=True):
     """A message for `publish`. `due_ms` 0: now. `record` is its pending record, empty where there is none.
 
     Members of a map name it, and are published in its order. The counters are of a message that follows another one of
-    its id. `code` is the digest of code that it names and doesn't bring; without that it isn't sent.
+    its id. `code` is the digest of code that it names and doesn't bring; without that it isn't sent. `fresh`: its id
+    was made for it, and nobody has tried to send it yet.
     """
 
     queue: str
@@ -81,6 +82,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     group: str = ""
     index: int = -1
     code: str = ""
+    fresh: bool = False
 
 
 class Arrival(msgspec.Struct, frozen=True):

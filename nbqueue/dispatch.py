@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from nbqueue.deliveries import Delivery
+from nbqueue.gather import Gather
 from nbqueue.graph import Drawn
 from nbqueue.limits import NO_LIMITS, Limits
 from nbqueue.messages import Steering
@@ -23,6 +24,7 @@ from nbqueue.pool import Job, Pool
 
 BATCH_S: Final = 0.010  # work handed to a child ahead of its need
 FAST_S: Final = 0.005  # a task known to be quicker than this may wait in a child behind others
+MOMENT_S: Final = 0.001  # of tasks quicker than this many may gather before they are claimed
 AHEAD_S: Final = 0.050  # of tasks no slower than this, one a child is claimed ahead, so that it needn't wait for it
 OVERDUE_S: Final = 0.150  # what was claimed ahead and waits so long is for others to run
 OVERRUN_S: Final = 0.030  # a child that takes this long over one task gives back what it has not started
@@ -67,6 +69,7 @@ class Dispatcher:
         self.ready: deque[Held] = deque()
         self.alone: set[int] = set()
         self._paused = False
+        self.gather = Gather()
         self.waiting: dict[int, Held] = {}  # for what they need to be here
         self._load: dict[int, float] = {}  # seconds of work handed to a child
         self._since: dict[int, float] = {}  # when a child began what it does
@@ -238,6 +241,10 @@ class Dispatcher:
                     # Quick once, slow now: they go one at a time until two have been quick again. More patience
                     # would cost a busy machine, where a child stands still now and then, half its speed.
                     self._means[_kind(running.steering)] = 1.5 * FAST_S
+
+    def arrived(self, number: int, now: float, *, drained: bool) -> None:
+        """Learn how many messages a claim has brought, and whether it left nothing behind."""
+        self.gather.arrived(number, now, quick=self._mean is not None and self._mean < MOMENT_S, drained=drained)
 
     def crowded(self) -> bool:
         """Tell whether a child has tasks waiting in it."""

@@ -98,7 +98,8 @@ class BackendUnavailable(NBQueueError):
 class BadMessage(NBQueueError):
     """Says why bytes from the broker or backend were refused.
 
-    `reason` is one word for counters: `format`, `version`, `key`, `signature`, `fields`, `place`, `replay`.
+    `reason` is one word for counters: `format`, `version`, `key`, `signature`, `fields`, `place`, `replay`,
+    or `code`: what it names is missing.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

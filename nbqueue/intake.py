@@ -43,8 +43,10 @@ from nbqueue.times import has_expired
 
 _GROUPS_KEPT: Final = 64
 _CODES_KEPT: Final = 256
-# Signed by a key or in a version that another worker may understand.
-_NOT_MINE: Final = frozenset({"key", "version"})
+# So long its sender, who has just seen that the backend has lost its code, may take to put it there again.
+CODE_WAIT_S: Final = 3.0
+# Signed by a key or in a version that another worker may understand, or to be judged again in a moment.
+_NOT_MINE: Final = frozenset({"key", "version", "code"})
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -175,6 +177,8 @@ class Intake:
         if known is None:
             text = self.backend.load_group(code_name(steering.code))
             if text is None:
+                if abs(time.time() - steering.sent_at) < CODE_WAIT_S:
+                    raise BadMessage("code", f"the code of {steering.shown_name} isn't in the backend yet")
                 raise _Missing(steering, f"the code of {steering.shown_name} is gone from the backend; send it again")
             self._codes[steering.code] = known = open_code(text, steering.code, self.signer)
             if len(self._codes) > _CODES_KEPT:

@@ -104,6 +104,8 @@ def limits_of_call(
     Raises:
         ImproperlyConfigured: one of them can't be used.
     """
+    if time_limit is None and soft_time_limit is None and memory_limit is None:
+        return NO_LIMITS
     return Limits(
         seconds("time_limit", time_limit),
         seconds("soft_time_limit", soft_time_limit),

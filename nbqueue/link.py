@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, in_the_open, mask, redis_beside, scheme_of
@@ -36,6 +37,11 @@ class Link:
     def blobs(self) -> Path:
         """Return where large data is kept on this machine."""
         return self.directory / "blobs"
+
+    @cached_property
+    def joined(self) -> bool:
+        """Tell whether broker and backend are one Redis, so that a record and an ack are one step."""
+        return self.backend_url == self.broker_url and scheme_of(self.broker_url) != "memory"
 
     @property
     def blobs_travel(self) -> bool:

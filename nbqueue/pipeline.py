@@ -17,6 +17,7 @@ from nbqueue.exceptions import SendFailed, SendUncertain, UnknownTask
 from nbqueue.watched import WatchedTask
 
 AT_ONCE: Final = 500  # messages in one command
+GATHER_S: Final = 0.002  # so long the first of them may wait for others: each sending interrupts whoever makes calls
 MOST: Final = 5_000  # that wait to be sent; then the caller waits
 MOST_BYTES: Final = 64_000_000
 
@@ -39,6 +40,7 @@ class Pipeline:
         self._waiting: deque[_Item] = deque()
         self._bytes = 0
         self._ended = False
+        self._flushing = False
         self._thread: threading.Thread | None = None
         self._failures: list[tuple[str, Exception]] = []
 
@@ -76,14 +78,17 @@ class Pipeline:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nbqueue pipeline", daemon=True)
                 self._thread.start()
-            if len(self._waiting) == 1:
+            if len(self._waiting) in (1, AT_ONCE):
                 self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until the broker has everything gathered so far, or it is known that it hasn't."""
         with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
             while self._waiting:
                 self._changed.wait()
+            self._flushing = False
 
     def _run(self) -> None:
         while True:
@@ -92,6 +97,7 @@ class Pipeline:
                     if self._ended:
                         return
                     self._changed.wait()
+                self._changed.wait_for(self._enough, GATHER_S)
                 part = [item for item, _ in zip(self._waiting, range(AT_ONCE), strict=False)]
             self._send(part)
             with self._changed:
@@ -99,6 +105,9 @@ class Pipeline:
                     self._waiting.popleft()
                     self._bytes -= len(message.body)
                 self._changed.notify_all()
+
+    def _enough(self) -> bool:
+        return self._flushing or self._ended or len(self._waiting) >= AT_ONCE or self._bytes > MOST_BYTES
 
     def _send(self, part: Sequence[_Item]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -371,6 +372,9 @@ class Task:
         return code, digest
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        fewest, most = _arity(self.run)
+        if not kwargs and fewest <= len(args) + self.bind <= most:
+            return
         signature = _signature(self.run)
         if signature is None:
             return
@@ -391,6 +395,22 @@ def _signature(run: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(run)
     except (TypeError, ValueError):
         return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _arity(run: Callable[..., Any]) -> tuple[int, float]:
+    """Return how few and how many arguments without names a function takes; (1, 0) if that alone doesn't tell."""
+    signature = _signature(run)
+    fewest, most = 0, 0.0
+    for parameter in signature.parameters.values() if signature is not None else ():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            fewest += parameter.default is parameter.empty
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = math.inf
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            return 1, 0
+    return fewest, most
 
 
 def named(run: Callable[..., Any], main: str | None) -> str:

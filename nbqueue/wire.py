@@ -215,6 +215,7 @@ class Exchange:
                 data = os.read(self._descriptor, _READ_BYTES)
             except BlockingIOError:
                 if time.perf_counter() < until:
+                    os.sched_yield()  # whoever answers may wait for this very processor
                     continue
                 patience.missed()
                 return

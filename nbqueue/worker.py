@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import random
+import select
 import selectors
 import signal
 import socket
@@ -182,6 +183,7 @@ class Worker:
         wake_out.setblocking(False)
         restore = self._handle_signals(wake_out)
         self._selector.register(wake_in, selectors.EVENT_READ, "signal")
+        self._signals = wake_in
         try:
             self.pool.start()
             self._offline_since = time.monotonic()
@@ -223,6 +225,9 @@ class Worker:
         return restore
 
     def _turn(self) -> None:
+        if (pause_s := self.work.gather.until - time.monotonic()) > 0 and not self._stops:
+            # What children say meanwhile is read at once: to be woken for each of it costs more than to read it.
+            select.select([self._signals], [], [], pause_s)
         for key, _ in self._selector.select(self._timeout()):
             if key.data == "signal":
                 with contextlib.suppress(BlockingIOError):
@@ -271,7 +276,9 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._offline_since is not None:
             return min(0.1, self._pause_s)
-        if self.ledger.pending or self.transfers.busy or self._may_claim():
+        if self.transfers.busy or self._may_claim():
+            return 0.0
+        if self.ledger.pending:
             return 0.0
         if self.ledger.telling or self.work.crowded():
             return LOOK_S
@@ -439,18 +446,22 @@ class Worker:
 
     def _claimed(self, batch: Batch) -> None:
         self._next_due, self._drained = batch.next_due_s, batch.drained
+        self.work.arrived(len(batch.deliveries), time.monotonic(), drained=batch.drained)
         self._take(batch.deliveries)
 
     def _may_claim(self) -> bool:
-        """Tell whether there is room, and the last claim may have left something behind."""
+        """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
         if self._stopping_since is not None or not self._listening or self.consumer.waiting:
             return False
+        if until := self.work.gather.until:
+            return time.monotonic() >= until and self.work.room() > 0
         return not (self._drained and not self.consumer.arrived) and self.work.room() > 0
 
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message, unless others enough are told."""
         room = self.work.room()
-        if not self._listening or self.consumer.waiting or not self._drained or room <= 0 or not self.queues:
+        ready = self._drained and room > 0 and self.queues and not self.work.gather.until
+        if not self._listening or self.consumer.waiting or not ready:
             self._ask_at = 0.0
             return
         if self._ask_at:

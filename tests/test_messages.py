@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 
 import pytest
@@ -14,6 +15,7 @@ from nbqueue.messages import (
     Control,
     Facts,
     Failure,
+    Ids,
     Message,
     Steering,
     encode_failure,
@@ -139,6 +141,21 @@ def test_decoders_raise_nothing_but_bad_message(text: bytes, body: bytes) -> Non
 def test_any_text_that_is_not_signed_is_refused(text: str) -> None:
     with pytest.raises(BadMessage):
         Message.open(f"1.{SIGNER.key_id}.{text}", b"", SIGNER)
+
+
+def test_ids_are_drawn_anew_after_a_fork() -> None:
+    ids = Ids()
+    drawn = {ids.draw() for _ in range(1_000)}
+    assert len(drawn) == 1_000
+    assert all(uuid.UUID(id_).version == 4 and len(nonce) == 32 for id_, nonce in drawn)
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(writer, ids.draw()[0].encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() != ids.draw()[0]
 
 
 def test_new_ids_are_random_uuids() -> None:

@@ -6,10 +6,11 @@ import select
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import redis
 
-from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement, stream_key
+from nbqueue.deliveries import CODE_GONE, REPEAT, SENT, WORKERS, Delivery, Outgoing, QueueSize, Settlement, stream_key
 from nbqueue.streams import Streams, script
 from nbqueue.wire import BlockingRead, connect
 from tests.helpers import RedisServer, wait_until
@@ -43,6 +44,59 @@ def test_thousands_are_published_in_parts_and_claimed_in_order(streams: Streams)
     ids = [str(number) for number in range(1_300)]
     send(streams, *ids)
     assert [delivery.id for delivery in claimed(streams, limit=2_000)] == ids
+
+
+def fresh(id_: str, code: str = "") -> Outgoing:
+    record = f'{{"status":"PENDING","nonce":"{id_}"}}'.encode()
+    return Outgoing("q", id_, f'{{"nonce":"{id_}"}}', b"body", nonce=id_, record=record, code=code, fresh=True)
+
+
+def test_few_of_new_ids_are_sent_with_their_records(redis_server: RedisServer) -> None:
+    client = connect(redis_server.url, name="test")
+    streams = Streams(client, records="record-")
+    assert streams.publish([fresh("a"), fresh("b")]) == [SENT, SENT]
+    assert client.get("record-a") == fresh("a").record
+    assert client.pttl("record-a") > 29 * 86_400_000
+    assert [(d.id, d.header, d.body, d.attempt) for d in claimed(streams)] == [
+        (id_, fresh(id_).header.encode(), b"body", 1) for id_ in ("a", "b")
+    ]
+    assert streams.queues() == {"q"}
+    again = msgspec.structs.replace(fresh("a"), fresh=False)
+    assert streams.publish([again]) == [REPEAT], "the script knows what was sent without it"
+    client.close()
+
+
+def test_few_whose_code_is_gone_say_so(redis_server: RedisServer) -> None:
+    client = connect(redis_server.url, name="test")
+    streams = Streams(client, records="record-")
+    client.set("nbq:group:code:here", "code")
+    assert streams.publish([fresh("a", "here"), fresh("b", "gone"), fresh("c")]) == [CODE_GONE, CODE_GONE, SENT]
+    client.close()
+
+
+def test_nothing_of_a_few_is_sent_when_the_server_refuses(private_redis: RedisServer) -> None:
+    client = connect(private_redis.url, name="test")
+    streams = Streams(client, records="record-")
+    client.config_set("maxmemory", "1")
+    with pytest.raises(redis.ResponseError):
+        streams.publish([fresh("a"), fresh("b")])
+    client.config_set("maxmemory", "0")
+    assert client.exists("record-a", stream_key("q", "n")) == 0
+    assert streams.publish([fresh("a")]) == [SENT]
+    client.close()
+
+
+def test_keeper_is_woken_by_a_few_where_no_worker_is(redis_server: RedisServer) -> None:
+    client = connect(redis_server.url, name="test")
+    streams = Streams(client, wake_key="wake")
+    streams.publish([fresh("a", "gone")])
+    streams.publish([fresh("b")])
+    assert client.llen("wake") == 1, "one hint is enough"
+    client.delete("wake")
+    client.hset(WORKERS, "w", "advert")
+    streams.publish([fresh("c")])
+    assert client.llen("wake") == 0
+    client.close()
 
 
 def test_queue_counts_what_waits_is_claimed_and_is_delayed(streams: Streams) -> None:

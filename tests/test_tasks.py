@@ -47,6 +47,10 @@ def test_arguments_that_do_not_fit_are_refused_where_the_call_is_made(app: App) 
         app.task(add).delay()
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         app.task(add).delay(1, z=2)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        app.task(add).delay(1, 2, 3)
+    with pytest.raises(TypeError, match=r"missing a required .*argument: 'only'"):
+        app.task(lambda x, *, only: (x, only), name="only").delay(1)
 
 
 def test_options_that_do_not_exist_are_named(app: App) -> None:
