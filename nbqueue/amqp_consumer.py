@@ -88,6 +88,7 @@ class AmqpConsumer:
         self.name = name
         self.lease_s = lease_s
         self.waiting = False
+        self.settling = None
         self._client_name = client_name
         self._steady = steady
         self._connection: Connection | None = None
@@ -220,6 +221,15 @@ class AmqpConsumer:
             self._arrived.clear()
 
     # ---- how claims end
+
+    def begin_settle(self, items: Sequence[Settlement]) -> bool:
+        """Begin nothing: there are three steps to it."""
+        del items
+        return False
+
+    def end_settle(self) -> list[bool]:
+        """Return nothing, as nothing can have begun."""
+        return []
 
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
         """Record, send the outbox, acknowledge; False for each whose claim no longer held."""

@@ -50,6 +50,12 @@ class Claims(Protocol):
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
         """Record, send the outbox, acknowledge; False for each whose lease was lost: nothing is done about it."""
 
+    def begin_settle(self, items: Sequence[Settlement]) -> bool:
+        """Begin to settle, and go on before it is done; False: it can only be done at once, by `settle`."""
+
+    def end_settle(self) -> list[bool]:
+        """Return what `settle` would have returned, once its answer has come."""
+
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
 
@@ -94,6 +100,10 @@ class Consumer(Claims, Renewable, Protocol):
 
     def fileno(self) -> int:
         """Return the socket that is readable when there are news."""
+
+    @property
+    def settling(self) -> BlockingRead | None:
+        """Return what is readable when a settlement that was begun has been answered; None where none can be begun."""
 
     def claim(self, limit: int, queues: Sequence[str]) -> Batch | None:
         """Claim up to `limit` messages that wait now; None: the answer will be news."""
@@ -145,6 +155,8 @@ class StreamsConsumer:
         self._url = url
         self._client_name = client_name
         self._read: BlockingRead | None = None
+        self.settling: BlockingRead | None = None
+        self._settled: Sequence[Settlement] = ()  # what is being settled
         self._asked: tuple[int, tuple[str, ...]] | None = None  # how many, and where from, by a claim under way
         self._wanted = 0  # how many, of the blocking read under way
         self._claimed_at = 0.0  # when the queues were last looked through
@@ -174,6 +186,7 @@ class StreamsConsumer:
         """Open the connection that waits."""
         self._asked = None
         self._read = BlockingRead(connect(self._url, name=self._client_name))
+        self.settling = BlockingRead(connect(self._url, name=self._client_name))
 
     def fileno(self) -> int:
         """Return the socket of the connection that waits."""
@@ -184,6 +197,22 @@ class StreamsConsumer:
         self._asked = limit, tuple(queues)
         self._opened.start(self.streams.claim_command(self.name, limit, queues))
         return None
+
+    def begin_settle(self, items: Sequence[Settlement]) -> bool:
+        """Send the script's command."""
+        if self.settling is None:
+            return False
+        self._settled = items
+        self.settling.start(self.streams.settle_command(items))
+        return True
+
+    def end_settle(self) -> list[bool]:
+        """Read the script's answer."""
+        assert self.settling is not None, "begin_settle comes first"
+        try:
+            return self.streams.parse_settle(self.settling.finish(), self._settled)
+        except NoScriptError:
+            return self.streams.settle(self._settled)
 
     def wait(self, limit: int, queues: Sequence[str], longest_ms: int) -> bool:
         """Begin a blocking read of those queues at which not enough others wait."""
@@ -249,14 +278,15 @@ class StreamsConsumer:
         self.streams.forget_consumer(self.name, queues)
 
     def hang_up(self) -> None:
-        """Give up the connection that waits."""
-        if self._read is not None:
-            with contextlib.suppress(redis.RedisError, OSError):
-                self._read.close()
-            self._read = None
+        """Give up the connections that wait."""
+        for read in (self._read, self.settling):
+            if read is not None:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    read.close()
+        self._read = self.settling = None
 
     def close(self) -> None:
-        """Give up the connection that waits; the others are the broker's."""
+        """Give up the connections that wait; the others are the broker's."""
         self.hang_up()
 
     @property

@@ -25,7 +25,7 @@ from nbqueue.pool import Job, Pool
 BATCH_S: Final = 0.010  # work handed to a child ahead of its need
 FAST_S: Final = 0.005  # a task known to be quicker than this may wait in a child behind others
 MOMENT_S: Final = 0.001  # of tasks quicker than this many may gather before they are claimed
-AHEAD_S: Final = 0.050  # of tasks no slower than this, one a child is claimed ahead, so that it needn't wait for it
+AHEAD_S: Final = 0.050  # of tasks no slower than this, some are claimed ahead, so that children needn't wait for them
 OVERDUE_S: Final = 0.150  # what was claimed ahead and waits so long is for others to run
 OVERRUN_S: Final = 0.030  # a child that takes this long over one task gives back what it has not started
 STEPS_S: Final = 3.0  # from the first signal to SIGTERM, and from there to SIGKILL
@@ -111,9 +111,17 @@ class Dispatcher:
             batch = max(1, min(MAX_BATCH, int(BATCH_S / max(self._mean, 2e-5))))
             room = sum(max(0, batch - len(child.jobs)) for child in children if len(child.jobs) <= batch // 2)
         else:
-            ahead = len(children) if self._mean is not None and self._mean < AHEAD_S else 0
-            room = sum(not child.jobs for child in children) + ahead
+            idle = sum(not child.jobs for child in children)
+            if not idle and len(self.ready) >= len(children):
+                return 0  # so that only every second task costs a claim, where two a child are claimed ahead
+            room = idle + len(children) * self._ahead()
         return room - len(self.ready) - len(self.waiting)
+
+    def _ahead(self) -> int:
+        """Return how many tasks a child are claimed before it is free for them."""
+        if self._mean is None or self._mean >= AHEAD_S:
+            return 0
+        return 1 if 2 * self._mean >= AHEAD_S else 2
 
     def pause(self) -> None:
         """Let nothing begin that has not, until `go_on`: it may be somebody else's by now."""
@@ -169,7 +177,7 @@ class Dispatcher:
             self.ready = deque([kept] if kept is not None else [])
             return back
         slow = [held for held in self.ready if not self._is_quick(held)]
-        if len(slow) <= len(self.pool.children):
+        if len(slow) <= max(1, self._ahead()) * len(self.pool.children):
             return []
         for held in slow:
             self.ready.remove(held)

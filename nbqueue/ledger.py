@@ -19,6 +19,7 @@ MAX_TOLD: Final = 50_000  # facts that wait, as during an outage
 MAX_TOLD_BYTES: Final = 64_000_000
 
 logger = logging.getLogger(__name__)
+_Item = tuple[Held | None, Settlement]
 
 
 class Ledger:
@@ -34,7 +35,9 @@ class Ledger:
         self.streams = streams
         self.backend = backend
         self.work = work
-        self._settlements: list[tuple[Held | None, Settlement]] = []
+        self._settlements: list[_Item] = []
+        self._doubtful = False
+        self._begun: list[_Item] = []  # of which the server has been told, and has not answered yet
         self._returns: list[tuple[Held, str]] = []
         self._told: list[Told] = []
         self._told_bytes = 0
@@ -43,8 +46,18 @@ class Ledger:
 
     @property
     def pending(self) -> bool:
-        """Tell whether anything but talk is to be stored."""
-        return bool(self._settlements or self._returns)
+        """Tell whether anything but talk is to be stored, or is being stored."""
+        return bool(self._settlements or self._begun or self._returns)
+
+    @property
+    def due(self) -> bool:
+        """Tell whether anything but talk can be stored now."""
+        return bool(self._returns or (self._settlements and not self._begun))
+
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether it isn't known yet that the server, which failed before, takes what is to be stored."""
+        return self._doubtful and bool(self._begun)
 
     @property
     def telling(self) -> bool:
@@ -54,7 +67,11 @@ class Ledger:
     @property
     def only_returns(self) -> bool:
         """Tell whether every task that is held goes back to its queue, and nothing has ended."""
-        return not self._settlements and not any(self.is_open(held) for held in self.work.held.values())
+        return (
+            not self._settlements
+            and not self._begun
+            and not any(self.is_open(held) for held in self.work.held.values())
+        )
 
     def is_open(self, held: Held) -> bool:
         """Tell whether it is not decided yet what becomes of a task."""
@@ -82,7 +99,7 @@ class Ledger:
             self._told_bytes += len(told.text)
 
     def flush(self, *, talk: bool = True) -> bool:
-        """Store everything; return whether a task went back to its queue.
+        """Store everything, or begin to; return whether a task went back to its queue.
 
         First what tasks said, then their ends, so that an end is never seen too early.
 
@@ -93,20 +110,35 @@ class Ledger:
             self.backend.tell(self._told)
             self._told, self._told_bytes = [], 0
         came_back = False
-        while self._settlements:
-            came_back |= self._settle(self._settlements[: self._at_once()])
+        while self._settlements and not self._begun:
+            batch = self._settlements[: self._at_once()]
+            if self.streams.begin_settle([settlement for _, settlement in batch]):
+                self._begun = batch
+                del self._settlements[: len(batch)]
+            else:
+                ours = self.streams.settle([settlement for _, settlement in batch])
+                del self._settlements[: len(batch)]
+                came_back |= self._settled(batch, ours)
         while self._returns:
             charge = self._returns[0][1]
-            batch = [held for held, its_charge in self._returns if its_charge == charge]
-            self.streams.give_back([held.delivery for held in batch], charge)
+            back = [held for held, its_charge in self._returns if its_charge == charge]
+            self.streams.give_back([held.delivery for held in back], charge)
             self._returns = [item for item in self._returns if item[1] != charge]
-            self._close(batch)
+            self._close(back)
             came_back = True
         return came_back
 
-    def _settle(self, batch: list[tuple[Held | None, Settlement]]) -> bool:
-        ours = self.streams.settle([settlement for _, settlement in batch])
-        del self._settlements[: len(batch)]
+    def answered(self) -> bool:
+        """Take the server's answer to what was being stored; return whether a task went back to its queue."""
+        ours = self.streams.end_settle()
+        batch, self._begun, self._doubtful = self._begun, [], False
+        return self._settled(batch, ours)
+
+    def interrupted(self) -> None:
+        """Learn that no answer will come: what was being stored is to be stored again."""
+        self._settlements[:0], self._begun, self._doubtful = self._begun, [], True
+
+    def _settled(self, batch: list[_Item], ours: list[bool]) -> bool:
         for (_, settlement), held_still in zip(batch, ours, strict=True):
             if settlement.ends and not held_still:
                 logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)

@@ -285,13 +285,29 @@ class Streams:
 
         Of such a one nothing is written and nothing sent.
         """
-        groups: dict[tuple[int, str, str, str, str, str, int], list[int]] = {}
-        for number, item in enumerate(items):
-            d = item.delivery
-            common = (int(item.ends), d.queue, d.lane, item.session, item.group, item.state, int(item.dead))
-            groups.setdefault(common, []).append(number)
+        blob, bodies = self._settled(items)
+        return self.parse_settle(self._run("settle", blob, *bodies), items)
+
+    def settle_command(self, items: Sequence[Settlement]) -> Command:
+        """Return the command of `settle`, for who goes on until its reply comes; see `claim_command`."""
+        blob, bodies = self._settled(items)
+        return "EVALSHA", script("settle")[1], 0, _pack(blob), *bodies
+
+    @staticmethod
+    def parse_settle(reply: Any, items: Sequence[Settlement]) -> list[bool]:
+        """Return whether each item was still ours, by the reply to its command."""
+        if not reply:
+            return [True] * len(items)
+        held = [True] * len(items)
+        in_groups = list(_in_common(items).values())
+        for group, place in reply:
+            held[in_groups[group - 1][place - 1]] = False
+        return held
+
+    def _settled(self, items: Sequence[Settlement]) -> tuple[object, list[bytes]]:
+        """Return the arguments of the script."""
         rows, outbox, bodies, arrivals = [], [], [], []
-        for group, (common, numbers) in enumerate(groups.items(), 1):
+        for group, (common, numbers) in enumerate(_in_common(items).items(), 1):
             row = [items[number] for number in numbers]
             texts = [item.record.decode() for item in row]
             rows.append((*common, [item.delivery.entry for item in row], [item.delivery.id for item in row], texts))
@@ -307,11 +323,7 @@ class Streams:
                         outbox.append((*row_of, len(arrivals)))
                         bodies.append(m.body)
         blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, outbox, arrivals)
-        held = [True] * len(items)
-        in_groups = list(groups.values())
-        for group, place in self._run("settle", blob, *bodies):
-            held[in_groups[group - 1][place - 1]] = False
-        return held
+        return blob, bodies
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
@@ -568,6 +580,16 @@ def parts_of(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
 def _is_plain(message: Outgoing) -> bool:
     """Tell whether a message can't be a repeat, and may run at once."""
     return message.fresh and not message.due_ms and not message.priority and message.attempt == 1
+
+
+def _in_common(items: Sequence[Settlement]) -> dict[tuple[int, str, str, str, str, str, int], list[int]]:
+    """Return the numbers of settlements by what they have in common."""
+    groups: dict[tuple[int, str, str, str, str, str, int], list[int]] = {}
+    for number, item in enumerate(items):
+        d = item.delivery
+        common = (int(item.ends), d.queue, d.lane, item.session, item.group, item.state, int(item.dead))
+        groups.setdefault(common, []).append(number)
+    return groups
 
 
 def _destination(message: Outgoing) -> tuple[str, int, int]:

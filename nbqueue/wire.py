@@ -192,8 +192,14 @@ class Exchange:
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands."""
+        data = b"".join(map(_hiredis.pack_command, commands))
         with _translated():
-            self._sock.sendall(b"".join(map(_hiredis.pack_command, commands)))
+            try:
+                sent = os.write(self._descriptor, data)  # as in `_look`
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._sock.sendall(memoryview(data)[sent:])
 
     def receive(self, count: int, patience: Patience | None = None) -> list[Any]:
         """Return so many answers, or the exceptions that stand for refusals."""

@@ -232,10 +232,11 @@ class Worker:
             if key.data == "signal":
                 with contextlib.suppress(BlockingIOError):
                     key.fileobj.recv(64)  # type: ignore[union-attr]
-            elif key.data in ("claim", "orders"):
-                # Both become readable when the server goes away, and the first closes both.
+            elif isinstance(key.data, str):
+                # All become readable when the server goes away, and the first closes them.
                 if self._listening:
-                    self._online(self._read_claim if key.data == "claim" else self._read_orders)
+                    read = {"claim": self._read_claim, "orders": self._read_orders, "settled": self._read_settled}
+                    self._online(read[key.data])
             else:
                 for happening in self.pool.events(key):
                     self._happened(happening)
@@ -278,7 +279,7 @@ class Worker:
             return min(0.1, self._pause_s)
         if self.transfers.busy or self._may_claim():
             return 0.0
-        if self.ledger.pending:
+        if self.ledger.due:
             return 0.0
         if self.ledger.telling or self.work.crowded():
             return LOOK_S
@@ -404,6 +405,8 @@ class Worker:
         orders = BlockingRead(connect(url, name=self._client_name))
         self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
         self._selector.register(orders, selectors.EVENT_READ, "orders")
+        if (settling := self.consumer.settling) is not None:
+            self._selector.register(settling, selectors.EVENT_READ, "settled")
         self._orders_read = orders
         self._follow_orders()
 
@@ -412,9 +415,12 @@ class Worker:
         if orders is not None:
             self._selector.unregister(self.consumer)
             self._selector.unregister(orders)
+            if (settling := self.consumer.settling) is not None:
+                self._selector.unregister(settling)
             with contextlib.suppress(*_OUTAGE, OSError):
                 orders.close()
         self.consumer.hang_up()
+        self.ledger.interrupted()
 
     def _follow_queues(self) -> None:
         if self.all_queues:
@@ -451,7 +457,7 @@ class Worker:
 
     def _may_claim(self) -> bool:
         """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
-        if self._stopping_since is not None or not self._listening or self.consumer.waiting:
+        if self._stopping_since is not None or not self._listening or self.consumer.waiting or self.ledger.doubtful:
             return False
         if until := self.work.gather.until:
             return time.monotonic() >= until and self.work.room() > 0
@@ -460,7 +466,7 @@ class Worker:
     def _wait_for_news(self) -> None:
         """Let the server tell an idle worker of the next message, unless others enough are told."""
         room = self.work.room()
-        ready = self._drained and room > 0 and self.queues and not self.work.gather.until
+        ready = self._drained and room > 0 and self.queues and not self.work.gather.until and not self.ledger.doubtful
         if not self._listening or self.consumer.waiting or not ready:
             self._ask_at = 0.0
             return
@@ -475,6 +481,10 @@ class Worker:
 
     def _read_claim(self) -> None:
         self._claimed(self.consumer.news(self.work.room(), self.queues))
+
+    def _read_settled(self) -> None:
+        if self.ledger.answered():
+            self._drained = False
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""

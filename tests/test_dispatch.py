@@ -86,8 +86,8 @@ def test_tasks_of_some_milliseconds_are_claimed_ahead_and_go_back_when_they_wait
     assert work.room() == 2
     work.finished(first, 0.02)
     work.drop(first)
-    assert work.room() == 4, "one for each child, and one ahead of each"
-    tasks = [held(sleep_until, str(tmp_path), "go") for _ in range(4)]
+    assert work.room() == 6, "one for each child, and two ahead of each"
+    tasks = [held(sleep_until, str(tmp_path), "go") for _ in range(6)]
     for task in tasks:
         work.add(task)
     work.hand_out()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import selectors
 import time
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Desk:
         assert isinstance(broker, StreamsBroker)
         self.broker = broker
         self.work = Dispatcher(Pool(1, selectors.DefaultSelector(), environment=os.environ))
-        self.ledger = Ledger(broker.streams, self.app.backend, self.work)
+        self.consumer = broker.open_consumer("c", 10.0)
+        self.ledger = Ledger(self.consumer, self.app.backend, self.work)
         self.reports = Reporter("w@test", self.app.signer)
 
     def hold(self) -> Held:
@@ -147,3 +149,54 @@ def test_what_tasks_say_is_bounded_in_bytes_while_nothing_can_be_stored(desk: De
     desk.ledger.tell(Told("s", "later", b"x"))
     desk.ledger.flush()
     assert desk.app.backend.outputs("later")
+
+
+def test_ends_are_stored_while_the_worker_goes_on(desk: Desk) -> None:
+    desk.consumer.listen()
+    assert desk.consumer.settling is not None
+    first, second = desk.hold(), desk.hold()
+    desk.end(first)
+    desk.ledger.flush()
+    desk.end(second)
+    desk.ledger.flush()
+    assert (desk.ledger.pending, desk.ledger.due) == (True, False), "one answer at a time"
+    select.select([desk.consumer.settling], [], [], 10)
+    assert not desk.ledger.answered()
+    assert (first.seq in desk.work.held, second.seq in desk.work.held) == (False, True)
+    desk.ledger.flush()
+    select.select([desk.consumer.settling], [], [], 10)
+    desk.ledger.answered()
+    assert (desk.ledger.pending, desk.ledger.due) == (False, False)
+    assert [desk.state(held) for held in (first, second)] == [states.REVOKED] * 2
+    desk.consumer.close()
+
+
+def test_ends_whose_answer_is_lost_are_stored_again_and_once(desk: Desk) -> None:
+    desk.consumer.listen()
+    held = desk.hold()
+    desk.end(held)
+    desk.ledger.flush()
+    desk.consumer.hang_up()
+    desk.ledger.interrupted()
+    desk.consumer.listen()
+    desk.ledger.flush()
+    found = [desk.ledger.doubtful]  # nothing is claimed until it is known that the server takes what is stored
+    assert desk.consumer.settling is not None
+    select.select([desk.consumer.settling], [], [], 10)
+    desk.ledger.answered()
+    assert [*found, desk.ledger.doubtful, desk.ledger.pending] == [True, False, False]
+    assert desk.state(held) == states.REVOKED
+    desk.consumer.close()
+
+
+def test_ends_are_stored_by_a_server_that_has_forgotten_the_script(desk: Desk) -> None:
+    desk.consumer.listen()
+    assert desk.consumer.settling is not None
+    held = desk.hold()
+    desk.end(held)
+    desk.broker.streams.client.script_flush()
+    desk.ledger.flush()
+    select.select([desk.consumer.settling], [], [], 10)
+    desk.ledger.answered()
+    assert desk.state(held) == states.REVOKED
+    desk.consumer.close()
