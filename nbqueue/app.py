@@ -786,7 +786,7 @@ class App:
             return self._member_steering(result.id)
         f = watched.latest.facts
         return Steering(
-            id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent_at, session=f.session,
+            id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent, session=f.session,
             group=f.group, index=f.index, label=f.label, identity=f.identity, digest=f.digest,
         )  # fmt: skip
 

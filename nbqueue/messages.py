@@ -41,6 +41,7 @@ class Decoder(Protocol[T_co]):
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 CELL_TASK: Final = "nbqueue.cell"
 _DRAWN: Final = 64  # ids drawn at once
+_NONCE: Final = 20  # characters
 
 
 def python_version() -> str:
@@ -65,7 +66,7 @@ class Ids:
             many = os.urandom(32 * _DRAWN).hex()
             *self._drawn, text = (many[at : at + 64] for at in range(0, len(many), 64))
         id_ = f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:32]}"
-        return id_, text[32:]
+        return id_, text[32 : 32 + _NONCE]
 
 
 def new_id() -> str:
@@ -75,8 +76,8 @@ def new_id() -> str:
 
 
 def new_nonce() -> str:
-    """Return what tells one sending of an id from another: 32 random hexadecimal characters."""
-    return os.urandom(16).hex()
+    """Return what tells one sending of an id from another: 20 random hexadecimal characters."""
+    return os.urandom(_NONCE // 2).hex()
 
 
 class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -245,6 +246,11 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     eta: float = UNSET  # of what waits, or is to run again: when it may
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
 
+    @property
+    def sent(self) -> float:
+        """Return when it was sent; 0.0 if this fact doesn't say."""
+        return self.at if not self.sent_at and self.state == states.PENDING else self.sent_at
+
 
 class FactText(msgspec.Struct, omit_defaults=True):
     """The JSON text of a fact. The first fields are what Celery's clients read; they are not trusted here."""
@@ -310,7 +316,7 @@ def pending_facts(steering: Steering, state: str = states.PENDING, at: float = 0
         name=steering.name,
         queue=steering.queue,
         session=steering.session,
-        sent_at=steering.sent_at,
+        sent_at=UNSET if state == states.PENDING and not at else steering.sent_at,  # `at` says it
         retries=steering.retries,
         eta=steering.eta if state == states.PENDING else UNSET,
         group=steering.group,

@@ -191,7 +191,7 @@ class TaskStatus:
         self.state = facts.state
         self.name = facts.name or facts.task or self.name
         self.queue = facts.queue or self.queue
-        self.sent_at = facts.sent_at or self.sent_at
+        self.sent_at = facts.sent_at or self.sent_at or facts.sent
         self.started_at = facts.started_at or self.started_at
         self.error, self.summary = facts.error, facts.summary
         self.lost = False
