@@ -3,6 +3,7 @@
     python3 tests/run.py            the fast tests, several side by side
     python3 tests/run.py --all      the slow ones too
     python3 tests/run.py --lint     formatting, lint, types and layers instead of tests
+    python3 tests/run.py --bench    a short benchmark beside others instead of tests; it fails for nothing that is slow
     python3 tests/run.py -k cells   other arguments are pytest's
 
 The virtual environment `.venv-test` is made on the first run, and anew when the dependencies change.
@@ -37,6 +38,10 @@ CHECKS = (
     ("mypy", "--strict"),
     ("lint-imports",),
 )
+BENCHMARK = (
+    *("--kinds", "hot,backlog"),
+    *("--only", "nbqueue;nbqueue, RabbitMQ;ProcessPoolExecutor;Celery;huey"),
+)
 
 
 def main(args: Sequence[str]) -> int:
@@ -48,8 +53,10 @@ def main(args: Sequence[str]) -> int:
     python = ensure_environment("test")
     if "--lint" in args:
         return lint(python)
-    ensure_chromium()
     ensure_rabbitmq()
+    if "--bench" in args:
+        return replace_process(python, "-m", "tests.benchmarks.run", "--short", *BENCHMARK)
+    ensure_chromium()
     # drawn here to be printed: pytest's own header, which would, is what -q leaves out
     seed = f"--randomly-seed={random.randrange(2**32)}"
     print(f"Random order: {seed}, unless another is given", flush=True)
