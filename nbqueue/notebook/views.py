@@ -133,7 +133,8 @@ class WidgetView:
         self._page = False  # whether a page has shown it
         self._held = False  # whether somebody is at it there
         self._over_at: float | None = None
-        self._over_for: float | None = None  # the end that this was of: a task that runs again may have ended anew before it is drawn
+        # The end that this was of: a task that runs again may have ended anew before it is drawn.
+        self._over_for: float | None = None
         self._drawn_at = 0.0
         self._lock = threading.Lock()
         self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
