@@ -14,7 +14,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +25,7 @@ from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, connect
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
-from nbqueue.deliveries import Delivery, Settlement, lane_of, stream_key
+from nbqueue.deliveries import Delivery, Outgoing, Settlement, lane_of, stream_key
 from nbqueue.exceptions import BackendUnavailable, SendFailed, SendUncertain
 
 LOOK_S: Final = 0.5  # between two looks for delayed messages and for priorities that were not in use before
@@ -223,15 +223,17 @@ class AmqpConsumer:
 
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
         """Record, send the outbox, acknowledge; False for each whose claim no longer held."""
-        ours = self.attempts.settle(items)
-        unsent = self._send_outbox([item for item, held in zip(items, ours, strict=True) if held and item.outbox])
-        for item, held in zip(items, ours, strict=True):
+        follows = self.attempts.settle(items)
+        unsent = self._send_outbox(
+            {item.delivery.id: outbox for item, outbox in zip(items, follows, strict=True) if outbox}
+        )
+        for item, outbox in zip(items, follows, strict=True):
             if item.ends and (got := self._taken.pop(item.delivery.entry, None)) is not None:
                 # One whose claim is gone comes back, and what is known of it then decides.
-                self._answer(got, back=not held or item.delivery.id in unsent)
-        if any(message.due_ms for item in items for message in item.outbox):
+                self._answer(got, back=outbox is None or item.delivery.id in unsent)
+        if any(message.due_ms for item in items for message in _outbox_of(item)):
             self._look_at = 0.0  # a retry may be due at once
-        return ours
+        return [outbox is not None for outbox in follows]
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues."""
@@ -433,15 +435,14 @@ class AmqpConsumer:
             self._taken.pop(got.delivery.entry, None)
             self._answer(got)
 
-    def _send_outbox(self, items: Sequence[Settlement]) -> set[str]:
-        """Send what follows tasks; return the ids of those that have to wait, as nothing could be sent."""
-        ids = [item.delivery.id for item in items]
+    def _send_outbox(self, outbox: Mapping[str, Sequence[Outgoing]]) -> set[str]:
+        """Send what follows tasks, by their ids; return the ids of those that wait, as nothing could be sent."""
         try:
-            self.publisher.send([message for item in items for message in item.outbox if not message.due_ms])
+            self.publisher.send([message for messages in outbox.values() for message in messages])
         except (SendFailed, SendUncertain) as exc:
-            logger.warning("what follows %d tasks waits: %s", len(ids), exc)
-            return set(ids)
-        self.attempts.sent(ids)
+            logger.warning("what follows %d tasks waits: %s", len(outbox), exc)
+            return set(outbox)
+        self.attempts.sent(list(outbox))
         return set()
 
     def _answer(self, got: _Got, *, back: bool = False) -> None:
@@ -482,6 +483,10 @@ class AmqpConsumer:
             raise BackendUnavailable(f"no answer from {mask(self.url)}: {self._broken}") from exc
         except (SendFailed, SendUncertain) as exc:
             raise BackendUnavailable(str(exc)) from exc
+
+
+def _outbox_of(item: Settlement) -> tuple[Outgoing, ...]:
+    return (*item.outbox, *item.arrival.outbox) if item.arrival is not None else item.outbox
 
 
 def _name(got: _Got) -> str:

@@ -22,6 +22,9 @@ from nbqueue.streams import Streams, parts_of, run_script
 LEASES: Final = "nbq:leases"
 OUTBOX: Final = "nbq:outbox:"
 MAX_LEVEL: Final = 9
+# What `amqp_settle.lua` says of a task whose claim held, and what a message needs to be sent after it.
+_ENDED: Final = 1
+_LAST: Final = 2  # of its join
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
 _Kept = tuple[str, str, str, bytes, int, int, int, int, int]  # an Outgoing between record and publish
@@ -157,36 +160,43 @@ class Attempts:
         blob = (consumer, int(lease_s * 1000), int(patient), RECORDS, self.streams.record_ttl_ms, rows)
         return [_verdict(*answer) for answer in self._run("amqp_claim", blob)]
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Write how tasks ended; False for each whose claim no longer held: nothing is written then.
+    def settle(self, items: Sequence[Settlement]) -> list[tuple[Outgoing, ...] | None]:
+        """Write how tasks ended; return what is to be sent now after each, None where its claim no longer held.
 
-        What follows is put off until it is due, or kept until `sent` says that it was sent.
+        Of such a one nothing is written. What follows the others is put off until it is due, or kept until `sent` says
+        that it was sent.
         """
         raw: list[bytes] = []
         rows = []
         outbox = []
         for number, item in enumerate(items, 1):
             delivery = item.delivery
-            message = kept = 0
+            message = 0
             if item.dead or (item.ends and item.state == states.FAILURE):
                 message = len(raw) + 2  # ARGV counts from 1, and begins with the blob
                 raw += [delivery.header, delivery.body]
-            if at_once := [_kept(message) for message in item.outbox if not message.due_ms]:
-                kept = len(raw) + 2
-                raw.append(_pack(at_once))
-            for m in item.outbox:
+            after: tuple[int | str, ...] = ()
+            kept = kept_last = _keep(raw, item.outbox)
+            if (a := item.arrival) is not None:
+                after = a.graph, a.node, a.join, a.place, a.size
+                if a.outbox:
+                    kept_last = _keep(raw, (*item.outbox, *a.outbox))
+            last = a.outbox if a is not None else ()
+            for needs, m in (*((_ENDED, m) for m in item.outbox), *((_LAST, m) for m in last)):
                 raw.append(m.body if m.due_ms else b"")
                 counters = (m.attempt, m.child_deaths, m.worker_losses)
-                outbox.append((number, m.queue, m.id, m.header, m.due_ms, m.priority, len(raw) + 1, *counters))
+                outbox.append((number, needs, m.queue, m.id, m.header, m.due_ms, m.priority, len(raw) + 1, *counters))
             rows.append(
                 (
                     *(int(item.ends), delivery.queue, delivery.id, delivery.entry, item.record.decode()),
-                    *(item.session, item.group, item.state, int(item.dead), _level(delivery.lane), message, kept),
+                    *(item.session, item.group, item.state, int(item.dead), _level(delivery.lane), message),
+                    *(kept, kept_last, after),
                 )
             )
         s = self.streams
         blob = (RECORDS, s.record_ttl_ms, s.session_maxlen, s.session_ttl_ms, rows, outbox)
-        return [held == 1 for held in self._run("amqp_settle", blob, *raw)]
+        said = self._run("amqp_settle", blob, *raw)
+        return [_to_send(item, word) for item, word in zip(items, said, strict=True)]
 
     def sent(self, ids: Sequence[str]) -> None:
         """Forget what was kept to be sent after these tasks."""
@@ -258,6 +268,21 @@ class Attempts:
 
 def _level(lane: str) -> int:
     return int(lane) if lane.isdigit() else 0
+
+
+def _keep(raw: list[bytes], messages: Sequence[Outgoing]) -> int:
+    """Add to `raw` those of the messages that are sent at once; return the place among ARGV, 0 if there are none."""
+    if not (at_once := [_kept(message) for message in messages if not message.due_ms]):
+        return 0
+    raw.append(_pack(at_once))
+    return len(raw) + 1
+
+
+def _to_send(item: Settlement, said: int) -> tuple[Outgoing, ...] | None:
+    if said < _ENDED:
+        return None
+    last = item.arrival.outbox if said == _LAST and item.arrival is not None else ()
+    return tuple(message for message in (*item.outbox, *last) if not message.due_ms)
 
 
 def _kept(m: Outgoing) -> _Kept:

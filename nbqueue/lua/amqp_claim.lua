@@ -28,7 +28,8 @@ local function claim(queue, id, token, nonce)
   local outbox = ""
   if record ~= "" and is_own_pending(record, nonce) then
     record = ""
-  elseif record ~= "" then
+  else
+    -- Also where the record has expired since: what was to follow is not lost with it.
     outbox = redis.call("GET", "nbq:outbox:" .. id) or ""
   end
   local mark = redis.call("HGET", "nbq:revoked", id) or ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbqueue import App, chord, states
+from nbqueue import App, states
 from nbqueue.deliveries import QueueSize, stream_key
 from nbqueue.exceptions import ImproperlyConfigured, TaskRevokedError
 from tests.end_to_end.test_calls import double, fail_on_three, wait_a_while
@@ -150,10 +150,3 @@ def test_rabbitmq_alone_is_not_enough_and_says_what_is_missing(backend: str | No
     with pytest.raises(ImproperlyConfigured, match=r"guest:\*\*\*@.*NBQUEUE_RESULT_BACKEND, to a Redis"):
         app.task(double).delay(1)
     app.close()
-
-
-def test_chain_runs_on_rabbitmq_and_a_chord_is_refused(site: Site) -> None:
-    task = site.app.task(double)
-    assert (task.s(1) | task.s() | task.s()).apply_async().get(timeout=20) == 8
-    with pytest.raises(ImproperlyConfigured, match="a chord needs Redis"):
-        chord([task.s(1), task.s(2)])(task.s())
