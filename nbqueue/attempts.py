@@ -17,7 +17,7 @@ import redis
 
 from nbqueue import states
 from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, failed_key, queue_key
-from nbqueue.streams import Streams, parts_of, run_script
+from nbqueue.streams import Streams, run_script
 
 LEASES: Final = "nbq:leases"
 OUTBOX: Final = "nbq:outbox:"
@@ -84,17 +84,24 @@ class Attempts:
         """Write pending records, before messages are sent; return `SENT`, `REPEAT` or `LIVE` for each.
 
         Those that are delayed wait here: they are not to be sent.
+
+        Args:
+            messages: as many as `parts_of` puts together, at least one.
         """
-        verdicts: list[int] = []
-        for part in parts_of(messages):
-            raw: list[bytes] = []
-            rows = []
-            for m in part:
-                if m.due_ms:
-                    raw.append(m.body)
-                # ARGV counts from 1, and begins with the blob
-                rows.append((m.queue, m.id, m.header, m.due_ms, m.priority, m.nonce, m.record.decode(), len(raw) + 1))
-            verdicts += self._run("amqp_announce", (RECORDS, self.streams.record_ttl_ms, rows), *raw)
+        raw: list[bytes] = []
+        rows = []
+        for m in messages:
+            header = ""
+            if m.due_ms:
+                header = m.header
+                raw.append(m.body)
+            # ARGV counts from 1, and begins with the blob
+            rows.append((m.queue, m.id, header, m.due_ms, m.priority, m.nonce, m.record.decode(), len(raw) + 1))
+        first, last = messages[0], messages[-1]
+        # What is delayed is as good as sent; otherwise only that is certain which came before.
+        sent = last.index + 1 if last.due_ms else first.index
+        blob = (RECORDS, self.streams.record_ttl_ms, rows, first.group, sent)
+        verdicts: list[int] = self._run("amqp_announce", blob, *raw)
         return verdicts
 
     def withdraw(self, messages: Sequence[Outgoing]) -> None:

@@ -28,7 +28,7 @@ from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_beside, sche
 from nbqueue.consumer import Consumer, StreamsConsumer
 from nbqueue.deliveries import LIVE, RECORDS, SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
-from nbqueue.streams import Streams
+from nbqueue.streams import Streams, parts_of
 from nbqueue.transport import Transport
 from nbqueue.wire import connect
 
@@ -295,25 +295,31 @@ class AmqpBroker(ServerBroker):
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; when it returns, the broker has them."""
+        verdicts: list[int] = []
         with self._lock:
-            try:
-                verdicts = self._attempts.announce(messages)
-            except redis.RedisError as exc:
-                raise SendFailed(f"{mask(self.redis_url)} can't be used: {exc}") from exc
-            try:
-                # A repeat too: all that is known is that it was to be sent. A copy that came before is recognised.
-                self._publisher.send(
-                    [m for m, verdict in zip(messages, verdicts, strict=True) if verdict != LIVE and not m.due_ms]
-                )
-            except SendFailed:
-                new = [m for m, verdict in zip(messages, verdicts, strict=True) if verdict == SENT]
-                with contextlib.suppress(redis.RedisError):
-                    self._attempts.withdraw(new)
-                raise
-            if messages and (last := messages[-1]).group:
-                with contextlib.suppress(redis.RedisError):  # only tells those who wait that all was sent
-                    self._attempts.mark_sent(last.group, last.index + 1)
-            return verdicts
+            for part in parts_of(messages):
+                verdicts += self._publish_part(part)
+        return verdicts
+
+    def _publish_part(self, messages: Sequence[Outgoing]) -> list[int]:
+        try:
+            verdicts = self._attempts.announce(messages)
+        except redis.RedisError as exc:
+            raise SendFailed(f"{mask(self.redis_url)} can't be used: {exc}") from exc
+        try:
+            # A repeat too: all that is known is that it was to be sent. A copy that came before is recognised.
+            self._publisher.send(
+                [m for m, verdict in zip(messages, verdicts, strict=True) if verdict != LIVE and not m.due_ms]
+            )
+        except SendFailed:
+            new = [m for m, verdict in zip(messages, verdicts, strict=True) if verdict == SENT]
+            with contextlib.suppress(redis.RedisError):
+                self._attempts.withdraw(new)
+            raise
+        if (last := messages[-1]).group and not last.due_ms:
+            with contextlib.suppress(redis.RedisError):  # only tells those who wait how much was sent
+                self._attempts.mark_sent(last.group, last.index + 1)
+        return verdicts
 
     def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
         """Claim up to `limit` messages."""

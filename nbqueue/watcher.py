@@ -431,8 +431,8 @@ def _never_sent(group: str, size: int, ended: int, sent: tuple[int, float] | Non
     """Return what to say of a map whose sender is gone, once as many have ended as were sent."""
     if sent is None or sent[0] >= size or sent[0] > ended or sent[1] < SENDING_S:
         return None
-    text = f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls; send the others again"
-    return UnknownTask(text)
+    text = f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls were confirmed"
+    return UnknownTask(f"{text}; send the others again")
 
 
 def _gone(task: WatchedTask) -> TaskError:
