@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from nbqueue import states
-from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, failed_key, queue_key
+from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, queue_key
 from nbqueue.streams import Streams, run_script
 
 LEASES: Final = "nbq:leases"
@@ -253,21 +253,14 @@ class Attempts:
         pipe.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
         return int(pipe.execute()[0])
 
-    def requeue(self, message: Outgoing, group: str) -> tuple[str, bytes]:
-        """Let a task begin anew that failed or was given up; say `sent`, `unknown` or `live`, with its old record."""
-        row = (message.queue, message.id, message.record.decode(), group, message.priority)
-        said, old = self._run("amqp_requeue", (RECORDS, self.streams.record_ttl_ms, *row))
-        return said.decode(), old
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Let tasks begin anew, each with the id of its map; say `sent`, `unknown` or `live`.
 
-    def forget_kept(self, id_: str) -> None:
-        """Drop the message that was kept of a task which runs again."""
-        self.streams.drop_dead([id_])
-        self.client.delete(failed_key(id_))
-
-    def restore(self, id_: str, record: bytes) -> None:
-        """Put back the old record of a task that could not be sent again."""
-        if record:
-            self.client.set(RECORDS + id_, record, px=self.streams.record_ttl_ms)
+        Workers send them on: in a step of its own whoever asks for it could be gone before the second.
+        """
+        rows = [(m.queue, m.id, m.header, m.record.decode(), group, m.priority) for m, group in messages]
+        blob = (RECORDS, self.streams.record_ttl_ms, rows)
+        return [word.decode() for word in self._run("amqp_requeue", blob, *[m.body for m, _ in messages])]
 
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
         return run_script(self.streams.wire, name, blob, *raw)

@@ -359,19 +359,8 @@ class AmqpBroker(ServerBroker):
 
     def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
         """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
-        with self._publishing() as publisher:
-            return [self._send_kept(publisher, message, group) for message, group in messages]
-
-    def _send_kept(self, publisher: Publisher, message: Outgoing, group: str) -> str:
-        said, old = self._attempts.requeue(message, group)
-        if said == "sent":
-            try:
-                publisher.send([message])
-            except SendFailed:
-                self._attempts.restore(message.id, old)
-                raise
-            self._attempts.forget_kept(message.id)
-        return said
+        with self._translated():
+            return self._attempts.send_kept(messages)
 
     def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
         """Let delayed messages, by queue and id, be due now; tell which of them were there."""
