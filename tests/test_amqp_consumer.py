@@ -10,7 +10,7 @@ import pytest
 
 from nbqueue.amqp import Publisher
 from nbqueue.amqp_consumer import AmqpConsumer
-from nbqueue.attempts import Attempts
+from nbqueue.attempts import LEASES, Attempts
 from nbqueue.deliveries import QUARANTINE, RECORDS, Arrival, Delivery, Outgoing, Settlement, queue_key, stream_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import Streams
@@ -143,6 +143,45 @@ def test_claim_is_taken_over_when_its_lease_has_lapsed_and_its_outcome_is_droppe
     assert attempts.client.get(RECORDS + "1") is None
     assert second.settle([Settlement(taken, record("SUCCESS"), state="SUCCESS")]) == [True]
     assert attempts.client.get(RECORDS + "1") == record("SUCCESS")
+
+
+def test_lease_is_seen_lapsed_twice_before_it_counts_as_such(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send(Outgoing(queue, "1", "header", b"body"))
+    first, second = make("first"), make("second")
+    (held,) = wait_until(lambda: claim(first, queue), 5, "the message")
+    first._channel.close()
+    second._patient_until = 0.0
+    attempts.client.zadd(LEASES, {"first": 0})  # as after a sleep of the machine, from which all wake at once
+
+    def looked() -> bool:
+        assert claim(second, queue) == []
+        return attempts.count(queue) == (1, 1)
+
+    wait_until(looked, 5, "a look at it")
+    assert first.renew("first", [held]) == ([True], {}), "in time before the next"
+    assert attempts.client.exists("nbq:lapsed:1")
+    wait_until(lambda: claim(second, queue) or not attempts.client.exists("nbq:lapsed:1"), 5, "the next")
+    assert first.settle([Settlement(held, record("SUCCESS"), state="SUCCESS")]) == [True]
+
+
+def test_true_copy_of_what_is_held_is_dropped_and_one_that_differs_waits(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    consumer = make("one")
+    for body in (b"body", b"body", b"another", b"body"):
+        send(Outgoing(queue, "1", "header", body))
+    (held,) = wait_until(lambda: claim(consumer, queue), 5, "the message")
+
+    def all_came() -> bool:
+        assert claim(consumer, queue) == []
+        return attempts.streams.counters().get("repeat") == 2 and attempts.count(queue) == (1, 1)
+
+    wait_until(all_came, 5, "the others")
+    consumer.settle([Settlement(held, record("SUCCESS"), state="SUCCESS")])
+    (after,) = wait_until(lambda: claim(consumer, queue), 5, "the one that differs")
+    assert after.body == b"another"
 
 
 def test_charges_are_counted_on_redis_and_end_with_the_task(
