@@ -32,7 +32,7 @@ _READ_BYTES: Final = 1 << 18
 _PUBLISHES: Final = 64  # between two looks at what the server says
 _CONTENT_HEADER: Final = 2  # a kind of frame
 _NO_PROPERTIES: Final = 12  # bytes of it that come before a message's properties
-_MANY_RETURNS: Final = 4  # the first major version whose quorum queues drop what came back 20 times
+_MANY_RETURNS: Final = (4, 0)  # the first version whose quorum queues drop what came back 20 times
 _FRAME: Final = struct.Struct(">BHI")
 
 
@@ -150,6 +150,12 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
     return connection
 
 
+def version_of(connection: Connection) -> tuple[int, int]:
+    """Return the first two numbers of the server's version; 0, 0 if it doesn't say."""
+    major, minor, *_ = [*str(connection.server_properties.get("version", "")).split("."), "", ""]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
 class Queues:
     """Makes queues that are missing, on one connection."""
 
@@ -178,17 +184,13 @@ class Queues:
         except amqp.exceptions.NotFound:
             channel = self.connection.channel()
             arguments: dict[str, object] = {"x-queue-type": "quorum"}
-            if self._major() >= _MANY_RETURNS:
+            if version_of(self.connection) >= _MANY_RETURNS:
                 arguments["x-delivery-limit"] = -1  # the backend counts, and says what became of the task
             # another may have made it meanwhile, in another way
             with contextlib.suppress(amqp.exceptions.PreconditionFailed):
                 channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
         if channel.is_open:
             channel.close()
-
-    def _major(self) -> int:
-        version = str(self.connection.server_properties.get("version", "")).partition(".")[0]
-        return int(version) if version.isdigit() else 0
 
 
 class Publisher:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from amqp import spec
 
-from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, connect
+from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, connect, version_of
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
@@ -36,9 +36,10 @@ ARRIVAL_S: Final = 0.1  # how long a claim waits for messages that the server ha
 AGAIN_S: Final = 1.0  # what has the id of something that this worker holds, and differs, is looked at again after this
 MARGIN_S: Final = 0.2  # beyond the lapse of a lease
 MAX_PREFETCH: Final = 2_000
-# RabbitMQ 3.12 and later lets a consumer say for itself how long it may hold a message, milliseconds: 24 days, as 2^31
-# is the most that any of them takes. Earlier ones pass over it, and go by their `consumer_timeout`.
+# How long a consumer may hold a message, milliseconds: 24 days, as some servers take no more than 2^31. Those before
+# `_PATIENT` pass over it, and go by their `consumer_timeout`.
 _CONSUMER: Final = {"x-consumer-timeout": 24 * 86_400_000}
+_PATIENT: Final = (3, 12)
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class AmqpConsumer:
         self._number = 0
         self._patient_until = 0.0
         self._broken = ""
+        self._said = False
 
     # ---- connection
 
@@ -131,6 +133,7 @@ class AmqpConsumer:
                     answer_s=max(2.0, self.lease_s / 5),
                 )
                 self._queues = Queues(self._connection)
+                self._say_how_patient(version_of(self._connection))
                 self._channel = self._connection.channel()
                 self._channel.auto_decode = False
         self._follow(queues, at_once=True)
@@ -283,6 +286,16 @@ class AmqpConsumer:
     def reap(self, items: Sequence[tuple[str, str, str]], idle_ms: int) -> int:
         """Return nothing, as there is never anything to reap."""
         return 0
+
+    def _say_how_patient(self, version: tuple[int, int]) -> None:
+        """Say once what a task means to this server that takes longer than it waits for an acknowledgement."""
+        if version < _PATIENT and not self._said:
+            logger.info(
+                "RabbitMQ %d.%d delivers again what takes longer than its consumer_timeout (30 minutes, unless set "
+                "otherwise); such copies are set aside while their tasks run",
+                *version,
+            )
+        self._said = True
 
     # ---- what is asked of the server
 

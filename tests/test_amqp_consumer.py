@@ -91,6 +91,21 @@ def test_consumer_gets_no_more_than_there_is_room_for(make: Make, send: Callable
     assert [d.id for d in others] == ["1", "2", "3", "4"]
 
 
+def test_worker_says_what_a_long_task_means_to_a_server_that_asks_no_consumer(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    consumer = make("one")
+    caplog.clear()
+    consumer._say_how_patient((3, 10))
+    assert not caplog.messages, "what is to be said of this server was, when it was connected to"
+    for version in ((3, 12), (3, 10)):
+        consumer._said = False
+        consumer._say_how_patient(version)
+    (said,) = caplog.messages
+    assert said.startswith("RabbitMQ 3.10 delivers again what takes longer than its consumer_timeout (30 minutes")
+
+
 def test_what_finds_no_room_goes_to_another_consumer(make: Make, send: Callable[[Outgoing], None], queue: str) -> None:
     for number in range(4):
         send(Outgoing(queue, str(number), "header", b"body"))
