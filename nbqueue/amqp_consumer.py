@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from amqp import spec
 
-from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, connect, version_of
+from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, ack_frames, connect, version_of
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
@@ -233,10 +233,15 @@ class AmqpConsumer:
         unsent = self._send_outbox(
             {item.delivery.id: outbox for item, outbox in zip(items, follows, strict=True) if outbox}
         )
+        done = []
         for item, outbox in zip(items, follows, strict=True):
             if item.ends and (got := self._taken.pop(item.delivery.entry, None)) is not None:
                 # One whose claim is gone comes back, and what is known of it then decides.
-                self._answer(got, back=outbox is None or item.delivery.id in unsent)
+                if outbox is None or item.delivery.id in unsent:
+                    self._answer(got, back=True)
+                else:
+                    done.append(got)
+        self._acknowledge(done)
         if any(message.due_ms for item in items for message in _outbox_of(item)):
             self._look_at = 0.0  # a retry may be due at once
         return [outbox is not None for outbox in follows]
@@ -457,7 +462,7 @@ class AmqpConsumer:
         self.attempts.put_off([(got.delivery, delay_s, got.level, got.counters) for got, delay_s in items])
         for got, _ in items:
             self._taken.pop(got.delivery.entry, None)
-            self._answer(got)
+        self._acknowledge([got for got, _ in items])
 
     def _send_outbox(self, outbox: Mapping[str, Sequence[Outgoing]]) -> set[str]:
         """Send what follows tasks, by their ids; return the ids of those that wait, as nothing could be sent."""
@@ -478,6 +483,19 @@ class AmqpConsumer:
                 got.channel.send_method(spec.Basic.Nack, "Lbb", (got.tag, False, True))
             else:
                 got.channel.send_method(spec.Basic.Ack, "Lb", (got.tag, False))
+        except ERRORS as exc:
+            self._broken = str(exc) or type(exc).__name__
+
+    def _acknowledge(self, messages: Sequence[_Got]) -> None:
+        """Acknowledge messages, all of them at once."""
+        tags = [got.tag for got in messages if got.channel is self._channel]
+        if not tags or self._connection is None or self._broken:
+            return
+        if not self._channel.is_open:
+            self._broken = "the channel was closed"
+            return
+        try:
+            self._connection.write(ack_frames(tags, self._channel.channel_id))
         except ERRORS as exc:
             self._broken = str(exc) or type(exc).__name__
 
