@@ -34,6 +34,7 @@ _FRESH_S: Final = 0.1  # a connection that was in order so long ago is not looke
 _PUBLISHES: Final = 64  # between two looks at what the server says
 _METHOD_FRAME, _CONTENT_HEADER, _BODY = 1, 2, 3  # kinds of frames
 _NO_PROPERTIES: Final = 12  # bytes of it that come before a message's properties
+_NAME_BYTES: Final = 255
 _MANY_RETURNS: Final = (4, 0)  # the first version whose quorum queues drop what came back 20 times
 _FRAME: Final = struct.Struct(">BHI")
 _METHOD: Final = struct.Struct(">HH")
@@ -159,6 +160,12 @@ def version_of(connection: Connection) -> tuple[int, int]:
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
+def check_name(queue: str) -> None:
+    """Raise `ImproperlyConfigured` if no queue on RabbitMQ can have this name."""
+    if len(queue.encode()) > _NAME_BYTES:
+        raise ImproperlyConfigured(f"RabbitMQ takes no queue of so long a name: {queue[:80]}…")
+
+
 class Queues:
     """Makes queues that are missing, on one connection."""
 
@@ -179,8 +186,7 @@ class Queues:
         self._known.clear()
 
     def _declare(self, name: str) -> None:
-        if len(name.encode()) > 255:
-            raise ImproperlyConfigured(f"RabbitMQ takes no queue of so long a name: {name[:80]}…")
+        check_name(name)
         channel = self.connection.channel()
         try:
             channel.queue_declare(name, passive=True)

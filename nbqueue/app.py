@@ -201,6 +201,7 @@ class App:
             The handle of a call, or a `GroupResult`.
 
         Raises:
+            ImproperlyConfigured: this broker can't run it.
             SendFailed: the broker can't be reached.
             SendUncertain: it went away before it confirmed; some of the first calls may run.
         """
@@ -216,6 +217,8 @@ class App:
         packer = Packer()
         graph = plans.pack(plan, self, packer)
         drawn = draw(graph)
+        for queue in {kind.queue for kind in drawn.kinds}:
+            self.broker.check_queue(queue)
         made: dict[int, results.AsyncResult] = {}
         sent = plans.handle(plan.shape, graph, self, made)
         if not plan.calls:

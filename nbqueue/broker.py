@@ -26,7 +26,19 @@ from nbqueue.amqp_consumer import AmqpConsumer
 from nbqueue.attempts import Attempts
 from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_beside, scheme_of
 from nbqueue.consumer import Consumer, StreamsConsumer
-from nbqueue.deliveries import LIVE, RECORDS, SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
+from nbqueue.deliveries import (
+    LIVE,
+    RECORDS,
+    SENT,
+    Delivery,
+    Kept,
+    Outgoing,
+    QueueSize,
+    Revocation,
+    Settlement,
+    lane_of,
+    stream_key,
+)
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
 from nbqueue.streams import Streams, parts_of
 from nbqueue.transport import Transport
@@ -61,6 +73,9 @@ class Broker(Protocol):
         Raises:
             BackendUnavailable: the broker can't be reached, or refuses.
         """
+
+    def check_queue(self, queue: str) -> None:
+        """Raise `ImproperlyConfigured` if no queue can have this name, before a worker would have to send there."""
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
@@ -133,6 +148,9 @@ class ServerBroker(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Give up connections."""
+
+    def check_queue(self, queue: str) -> None:  # noqa: B027 - most servers take any name
+        """Raise `ImproperlyConfigured` if no queue can have this name."""
 
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
@@ -292,6 +310,10 @@ class AmqpBroker(ServerBroker):
         """Return what a worker needs of its queues."""
         publisher = Publisher(self.url, self._name)
         return AmqpConsumer(self.url, self._attempts, publisher, name, lease_s=lease_s, client_name=self._name)
+
+    def check_queue(self, queue: str) -> None:
+        """Raise `ImproperlyConfigured` if no queue can have this name."""
+        amqp.check_name(stream_key(queue, lane_of(0)))
 
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; when it returns, the broker has them."""
@@ -464,6 +486,9 @@ class KombuBroker:
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Refuse: a queue in memory has nowhere to keep the mark."""
         raise ImproperlyConfigured(f"{self.url} can't revoke; use Redis or RabbitMQ")
+
+    def check_queue(self, queue: str) -> None:
+        """Do nothing: a queue in memory may have any name."""
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""

@@ -114,3 +114,10 @@ def test_rabbitmq_alone_is_not_enough_and_says_what_is_missing(backend: str | No
     with pytest.raises(ImproperlyConfigured, match=r"guest:\*\*\*@.*NBQUEUE_RESULT_BACKEND, to a Redis"):
         app.task(double).delay(1)
     app.close()
+
+
+def test_canvas_is_refused_before_anything_is_sent_when_a_queue_of_it_can_not_be(quiet: Site) -> None:
+    task = quiet.app.task(double)
+    with pytest.raises(ImproperlyConfigured, match="so long a name"):
+        (task.s(1) | task.s().set(queue="x" * 250)).apply_async()
+    assert quiet.app.broker.size(quiet.queue) == QueueSize(0, 0, 0)
