@@ -14,18 +14,18 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from amqp import spec
 
-from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, connect
+from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, ack_frames, connect, version_of
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
-from nbqueue.deliveries import Delivery, Settlement, lane_of, stream_key
+from nbqueue.deliveries import Delivery, Outgoing, Settlement, lane_of, stream_key
 from nbqueue.exceptions import BackendUnavailable, SendFailed, SendUncertain
 
 LOOK_S: Final = 0.5  # between two looks for delayed messages and for priorities that were not in use before
@@ -33,9 +33,13 @@ HOLD_S: Final = 10.0  # a delayed message that somebody sends on is sent by othe
 MAX_DUE: Final = 200
 SURPLUS_S: Final = 0.25  # what came and finds no room for so long goes back
 ARRIVAL_S: Final = 0.1  # how long a claim waits for messages that the server has counted
-AGAIN_S: Final = 5.0  # a copy of what runs in this very worker is looked at again after this
+AGAIN_S: Final = 1.0  # what has the id of something that this worker holds, and differs, is looked at again after this
 MARGIN_S: Final = 0.2  # beyond the lapse of a lease
 MAX_PREFETCH: Final = 2_000
+# How long a consumer may hold a message, milliseconds: 24 days, as some servers take no more than 2^31. Those before
+# `_PATIENT` pass over it, and go by their `consumer_timeout`.
+_CONSUMER: Final = {"x-consumer-timeout": 24 * 86_400_000}
+_PATIENT: Final = (3, 12)
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +110,7 @@ class AmqpConsumer:
         self._number = 0
         self._patient_until = 0.0
         self._broken = ""
+        self._said = False
 
     # ---- connection
 
@@ -129,6 +134,7 @@ class AmqpConsumer:
                     answer_s=max(2.0, self.lease_s / 5),
                 )
                 self._queues = Queues(self._connection)
+                self._say_how_patient(version_of(self._connection))
                 self._channel = self._connection.channel()
                 self._channel.auto_decode = False
         self._follow(queues, at_once=True)
@@ -233,15 +239,22 @@ class AmqpConsumer:
 
     def settle(self, items: Sequence[Settlement]) -> list[bool]:
         """Record, send the outbox, acknowledge; False for each whose claim no longer held."""
-        ours = self.attempts.settle(items)
-        unsent = self._send_outbox([item for item, held in zip(items, ours, strict=True) if held and item.outbox])
-        for item, held in zip(items, ours, strict=True):
+        follows = self.attempts.settle(items)
+        unsent = self._send_outbox(
+            {item.delivery.id: outbox for item, outbox in zip(items, follows, strict=True) if outbox}
+        )
+        done = []
+        for item, outbox in zip(items, follows, strict=True):
             if item.ends and (got := self._taken.pop(item.delivery.entry, None)) is not None:
                 # One whose claim is gone comes back, and what is known of it then decides.
-                self._answer(got, back=not held or item.delivery.id in unsent)
-        if any(message.due_ms for item in items for message in item.outbox):
+                if outbox is None or item.delivery.id in unsent:
+                    self._answer(got, back=True)
+                else:
+                    done.append(got)
+        self._acknowledge(done)
+        if any(message.due_ms for item in items for message in _outbox_of(item)):
             self._look_at = 0.0  # a retry may be due at once
-        return ours
+        return [outbox is not None for outbox in follows]
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues."""
@@ -288,6 +301,16 @@ class AmqpConsumer:
     def reap(self, items: Sequence[tuple[str, str, str]], idle_ms: int) -> int:
         """Return nothing, as there is never anything to reap."""
         return 0
+
+    def _say_how_patient(self, version: tuple[int, int]) -> None:
+        """Say once what a task means to this server that takes longer than it waits for an acknowledgement."""
+        if version < _PATIENT and not self._said:
+            logger.info(
+                "RabbitMQ %d.%d delivers again what takes longer than its consumer_timeout (30 minutes, unless set "
+                "otherwise); such copies are set aside while their tasks run",
+                *version,
+            )
+        self._said = True
 
     # ---- what is asked of the server
 
@@ -364,7 +387,9 @@ class AmqpConsumer:
                     self._known.append(lane)
                 tag = f"{self._known.index(lane)}.{self._number}"
                 self._channel.send_method(spec.Basic.Qos, "lBb", (0, prefetch, False))
-                self._channel.send_method(spec.Basic.Consume, "BssbbbbF", (0, name, tag, False, False, False, True, {}))
+                self._channel.send_method(
+                    spec.Basic.Consume, "BssbbbbF", (0, name, tag, False, False, False, True, _CONSUMER)
+                )
                 self._subscriptions[name] = _Subscription(tag, prefetch)
 
     def _return_surplus(self) -> None:
@@ -423,7 +448,10 @@ class AmqpConsumer:
         self._taken[delivery.entry] = got
 
     def _again(self, got: _Got, token: str) -> Iterator[tuple[_Got, float]]:
-        """Take a copy of a message that is held here: in place of the one whose channel was closed, or put off."""
+        """Take a message whose id is held here: in place of the one whose channel was closed, or as a copy.
+
+        A true copy is dropped. One that differs may be the genuine one, as nothing is verified here, so it waits.
+        """
         held = self._taken.get(token)
         if held is None:
             # A claim whose answer was lost. Now it can be claimed anew.
@@ -431,6 +459,9 @@ class AmqpConsumer:
             self._arrived.append(got)
         elif held.channel is None:
             held.channel, held.tag = got.channel, got.tag
+        elif (held.delivery.header, held.delivery.body) == (got.delivery.header, got.delivery.body):
+            self._answer(got)
+            self.count("repeat")
         else:
             yield got, AGAIN_S
 
@@ -441,17 +472,16 @@ class AmqpConsumer:
         self.attempts.put_off([(got.delivery, delay_s, got.level, got.counters) for got, delay_s in items])
         for got, _ in items:
             self._taken.pop(got.delivery.entry, None)
-            self._answer(got)
+        self._acknowledge([got for got, _ in items])
 
-    def _send_outbox(self, items: Sequence[Settlement]) -> set[str]:
-        """Send what follows tasks; return the ids of those that have to wait, as nothing could be sent."""
-        ids = [item.delivery.id for item in items]
+    def _send_outbox(self, outbox: Mapping[str, Sequence[Outgoing]]) -> set[str]:
+        """Send what follows tasks, by their ids; return the ids of those that wait, as nothing could be sent."""
         try:
-            self.publisher.send([message for item in items for message in item.outbox if not message.due_ms])
+            self.publisher.send([message for messages in outbox.values() for message in messages])
         except (SendFailed, SendUncertain) as exc:
-            logger.warning("what follows %d tasks waits: %s", len(ids), exc)
-            return set(ids)
-        self.attempts.sent(ids)
+            logger.warning("what follows %d tasks waits: %s", len(outbox), exc)
+            return set(outbox)
+        self.attempts.sent(list(outbox))
         return set()
 
     def _answer(self, got: _Got, *, back: bool = False) -> None:
@@ -463,6 +493,19 @@ class AmqpConsumer:
                 got.channel.send_method(spec.Basic.Nack, "Lbb", (got.tag, False, True))
             else:
                 got.channel.send_method(spec.Basic.Ack, "Lb", (got.tag, False))
+        except ERRORS as exc:
+            self._broken = str(exc) or type(exc).__name__
+
+    def _acknowledge(self, messages: Sequence[_Got]) -> None:
+        """Acknowledge messages, all of them at once."""
+        tags = [got.tag for got in messages if got.channel is self._channel]
+        if not tags or self._connection is None or self._broken:
+            return
+        if not self._channel.is_open:
+            self._broken = "the channel was closed"
+            return
+        try:
+            self._connection.write(ack_frames(tags, self._channel.channel_id))
         except ERRORS as exc:
             self._broken = str(exc) or type(exc).__name__
 
@@ -492,6 +535,10 @@ class AmqpConsumer:
             raise BackendUnavailable(f"no answer from {mask(self.url)}: {self._broken}") from exc
         except (SendFailed, SendUncertain) as exc:
             raise BackendUnavailable(str(exc)) from exc
+
+
+def _outbox_of(item: Settlement) -> tuple[Outgoing, ...]:
+    return (*item.outbox, *item.arrival.outbox) if item.arrival is not None else item.outbox
 
 
 def _name(got: _Got) -> str:

@@ -17,7 +17,7 @@ from nbqueue import result as results
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
-from nbqueue.config import Environment, Settings, scheme_of
+from nbqueue.config import AMQP_SCHEMES, Environment, Settings, scheme_of
 from nbqueue.current import set_current_app
 from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, Revocation
 from nbqueue.exceptions import (
@@ -203,6 +203,7 @@ class App:
             The handle of a call, or a `GroupResult`.
 
         Raises:
+            ImproperlyConfigured: this broker can't run it.
             SendFailed: the broker can't be reached.
             SendUncertain: it went away before it confirmed; some of the first calls may run.
         """
@@ -210,11 +211,16 @@ class App:
         if len(plan.calls) == 1 and plan.shape.call == 0:
             call = plan.calls[0].signature
             return call.type.apply_async(call.args, call.kwargs, **call.options)
-        if plan.joins and not self.joined:
-            raise ImproperlyConfigured("a chord needs Redis as broker and backend in one; on RabbitMQ send chains")
+        if plan.joins and not self.joined and scheme_of(self.link.broker_url) not in AMQP_SCHEMES:
+            raise ImproperlyConfigured(
+                "a chord needs one Redis as broker and backend, or RabbitMQ with Redis as its backend: where it "
+                "ends is decided in the step that writes the records of its header"
+            )
         packer = Packer()
         graph = plans.pack(plan, self, packer)
         drawn = draw(graph)
+        for queue in {kind.queue for kind in drawn.kinds}:
+            self.broker.check_queue(queue)
         made: dict[int, results.AsyncResult] = {}
         sent = plans.handle(plan.shape, graph, self, made)
         if not plan.calls:

@@ -16,12 +16,15 @@ import msgspec
 import redis
 
 from nbqueue import states
-from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, failed_key, queue_key
-from nbqueue.streams import Streams, parts_of, run_script
+from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, queue_key
+from nbqueue.streams import Streams, run_script
 
 LEASES: Final = "nbq:leases"
 OUTBOX: Final = "nbq:outbox:"
 MAX_LEVEL: Final = 9
+# What `amqp_settle.lua` says of a task whose claim held, and what a message needs to be sent after it.
+_ENDED: Final = 1
+_LAST: Final = 2  # of its join
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
 _Kept = tuple[str, str, str, bytes, int, int, int, int, int]  # an Outgoing between record and publish
@@ -81,17 +84,24 @@ class Attempts:
         """Write pending records, before messages are sent; return `SENT`, `REPEAT` or `LIVE` for each.
 
         Those that are delayed wait here: they are not to be sent.
+
+        Args:
+            messages: as many as `parts_of` puts together, at least one.
         """
-        verdicts: list[int] = []
-        for part in parts_of(messages):
-            raw: list[bytes] = []
-            rows = []
-            for m in part:
-                if m.due_ms:
-                    raw.append(m.body)
-                # ARGV counts from 1, and begins with the blob
-                rows.append((m.queue, m.id, m.header, m.due_ms, m.priority, m.nonce, m.record.decode(), len(raw) + 1))
-            verdicts += self._run("amqp_announce", (RECORDS, self.streams.record_ttl_ms, rows), *raw)
+        raw: list[bytes] = []
+        rows = []
+        for m in messages:
+            header = ""
+            if m.due_ms:
+                header = m.header
+                raw.append(m.body)
+            # ARGV counts from 1, and begins with the blob
+            rows.append((m.queue, m.id, header, m.due_ms, m.priority, m.nonce, m.record.decode(), len(raw) + 1))
+        first, last = messages[0], messages[-1]
+        # What is delayed is as good as sent; otherwise only that is certain which came before.
+        sent = last.index + 1 if last.due_ms else first.index
+        blob = (RECORDS, self.streams.record_ttl_ms, rows, first.group, sent)
+        verdicts: list[int] = self._run("amqp_announce", blob, *raw)
         return verdicts
 
     def withdraw(self, messages: Sequence[Outgoing]) -> None:
@@ -157,36 +167,43 @@ class Attempts:
         blob = (consumer, int(lease_s * 1000), int(patient), RECORDS, self.streams.record_ttl_ms, rows)
         return [_verdict(*answer) for answer in self._run("amqp_claim", blob)]
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Write how tasks ended; False for each whose claim no longer held: nothing is written then.
+    def settle(self, items: Sequence[Settlement]) -> list[tuple[Outgoing, ...] | None]:
+        """Write how tasks ended; return what is to be sent now after each, None where its claim no longer held.
 
-        What follows is put off until it is due, or kept until `sent` says that it was sent.
+        Of such a one nothing is written. What follows the others is put off until it is due, or kept until `sent` says
+        that it was sent.
         """
         raw: list[bytes] = []
         rows = []
         outbox = []
         for number, item in enumerate(items, 1):
             delivery = item.delivery
-            message = kept = 0
+            message = 0
             if item.dead or (item.ends and item.state == states.FAILURE):
                 message = len(raw) + 2  # ARGV counts from 1, and begins with the blob
                 raw += [delivery.header, delivery.body]
-            if at_once := [_kept(message) for message in item.outbox if not message.due_ms]:
-                kept = len(raw) + 2
-                raw.append(_pack(at_once))
-            for m in item.outbox:
+            after: tuple[int | str, ...] = ()
+            kept = kept_last = _keep(raw, item.outbox)
+            if (a := item.arrival) is not None:
+                after = a.graph, a.node, a.join, a.place, a.size
+                if a.outbox:
+                    kept_last = _keep(raw, (*item.outbox, *a.outbox))
+            last = a.outbox if a is not None else ()
+            for needs, m in (*((_ENDED, m) for m in item.outbox), *((_LAST, m) for m in last)):
                 raw.append(m.body if m.due_ms else b"")
                 counters = (m.attempt, m.child_deaths, m.worker_losses)
-                outbox.append((number, m.queue, m.id, m.header, m.due_ms, m.priority, len(raw) + 1, *counters))
+                outbox.append((number, needs, m.queue, m.id, m.header, m.due_ms, m.priority, len(raw) + 1, *counters))
             rows.append(
                 (
                     *(int(item.ends), delivery.queue, delivery.id, delivery.entry, item.record.decode()),
-                    *(item.session, item.group, item.state, int(item.dead), _level(delivery.lane), message, kept),
+                    *(item.session, item.group, item.state, int(item.dead), _level(delivery.lane), message),
+                    *(kept, kept_last, after),
                 )
             )
         s = self.streams
         blob = (RECORDS, s.record_ttl_ms, s.session_maxlen, s.session_ttl_ms, rows, outbox)
-        return [held == 1 for held in self._run("amqp_settle", blob, *raw)]
+        said = self._run("amqp_settle", blob, *raw)
+        return [_to_send(item, word) for item, word in zip(items, said, strict=True)]
 
     def sent(self, ids: Sequence[str]) -> None:
         """Forget what was kept to be sent after these tasks."""
@@ -236,21 +253,14 @@ class Attempts:
         pipe.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
         return int(pipe.execute()[0])
 
-    def requeue(self, message: Outgoing, group: str) -> tuple[str, bytes]:
-        """Let a task begin anew that failed or was given up; say `sent`, `unknown` or `live`, with its old record."""
-        row = (message.queue, message.id, message.record.decode(), group, message.priority)
-        said, old = self._run("amqp_requeue", (RECORDS, self.streams.record_ttl_ms, *row))
-        return said.decode(), old
+    def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
+        """Let tasks begin anew, each with the id of its map; say `sent`, `unknown` or `live`.
 
-    def forget_kept(self, id_: str) -> None:
-        """Drop the message that was kept of a task which runs again."""
-        self.streams.drop_dead([id_])
-        self.client.delete(failed_key(id_))
-
-    def restore(self, id_: str, record: bytes) -> None:
-        """Put back the old record of a task that could not be sent again."""
-        if record:
-            self.client.set(RECORDS + id_, record, px=self.streams.record_ttl_ms)
+        Workers send them on: in a step of its own whoever asks for it could be gone before the second.
+        """
+        rows = [(m.queue, m.id, m.header, m.record.decode(), group, m.priority) for m, group in messages]
+        blob = (RECORDS, self.streams.record_ttl_ms, rows)
+        return [word.decode() for word in self._run("amqp_requeue", blob, *[m.body for m, _ in messages])]
 
     def _run(self, name: str, blob: object, *raw: bytes) -> Any:
         return run_script(self.streams.wire, name, blob, *raw)
@@ -258,6 +268,21 @@ class Attempts:
 
 def _level(lane: str) -> int:
     return int(lane) if lane.isdigit() else 0
+
+
+def _keep(raw: list[bytes], messages: Sequence[Outgoing]) -> int:
+    """Add to `raw` those of the messages that are sent at once; return the place among ARGV, 0 if there are none."""
+    if not (at_once := [_kept(message) for message in messages if not message.due_ms]):
+        return 0
+    raw.append(_pack(at_once))
+    return len(raw) + 1
+
+
+def _to_send(item: Settlement, said: int) -> tuple[Outgoing, ...] | None:
+    if said < _ENDED:
+        return None
+    last = item.arrival.outbox if said == _LAST and item.arrival is not None else ()
+    return tuple(message for message in (*item.outbox, *last) if not message.due_ms)
 
 
 def _kept(m: Outgoing) -> _Kept:

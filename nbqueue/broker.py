@@ -26,9 +26,21 @@ from nbqueue.amqp_consumer import AmqpConsumer
 from nbqueue.attempts import Attempts
 from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_beside, scheme_of
 from nbqueue.consumer import Consumer, StreamsConsumer
-from nbqueue.deliveries import LIVE, RECORDS, SENT, Delivery, Kept, Outgoing, QueueSize, Revocation, Settlement
+from nbqueue.deliveries import (
+    LIVE,
+    RECORDS,
+    SENT,
+    Delivery,
+    Kept,
+    Outgoing,
+    QueueSize,
+    Revocation,
+    Settlement,
+    lane_of,
+    stream_key,
+)
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, SendFailed, SendUncertain
-from nbqueue.streams import Streams
+from nbqueue.streams import Streams, parts_of
 from nbqueue.transport import Transport
 from nbqueue.wire import connect
 
@@ -61,6 +73,9 @@ class Broker(Protocol):
         Raises:
             BackendUnavailable: the broker can't be reached, or refuses.
         """
+
+    def check_queue(self, queue: str) -> None:
+        """Raise `ImproperlyConfigured` if no queue can have this name, before a worker would have to send there."""
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""
@@ -133,6 +148,9 @@ class ServerBroker(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Give up connections."""
+
+    def check_queue(self, queue: str) -> None:  # noqa: B027 - most servers take any name
+        """Raise `ImproperlyConfigured` if no queue can have this name."""
 
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Revoke tasks; say of each `revoked` (nobody held it), `held`, `ended` or `unknown`."""
@@ -293,27 +311,37 @@ class AmqpBroker(ServerBroker):
         publisher = Publisher(self.url, self._name)
         return AmqpConsumer(self.url, self._attempts, publisher, name, lease_s=lease_s, client_name=self._name)
 
+    def check_queue(self, queue: str) -> None:
+        """Raise `ImproperlyConfigured` if no queue can have this name."""
+        amqp.check_name(stream_key(queue, lane_of(0)))
+
     def publish(self, messages: Sequence[Outgoing]) -> list[int]:
         """Put messages on their queues; when it returns, the broker has them."""
+        verdicts: list[int] = []
         with self._lock:
-            try:
-                verdicts = self._attempts.announce(messages)
-            except redis.RedisError as exc:
-                raise SendFailed(f"{mask(self.redis_url)} can't be used: {exc}") from exc
-            try:
-                # A repeat too: all that is known is that it was to be sent. A copy that came before is recognised.
-                self._publisher.send(
-                    [m for m, verdict in zip(messages, verdicts, strict=True) if verdict != LIVE and not m.due_ms]
-                )
-            except SendFailed:
-                new = [m for m, verdict in zip(messages, verdicts, strict=True) if verdict == SENT]
-                with contextlib.suppress(redis.RedisError):
-                    self._attempts.withdraw(new)
-                raise
-            if messages and (last := messages[-1]).group:
-                with contextlib.suppress(redis.RedisError):  # only tells those who wait that all was sent
-                    self._attempts.mark_sent(last.group, last.index + 1)
-            return verdicts
+            for part in parts_of(messages):
+                verdicts += self._publish_part(part)
+        return verdicts
+
+    def _publish_part(self, messages: Sequence[Outgoing]) -> list[int]:
+        try:
+            verdicts = self._attempts.announce(messages)
+        except redis.RedisError as exc:
+            raise SendFailed(f"{mask(self.redis_url)} can't be used: {exc}") from exc
+        try:
+            # A repeat too: all that is known is that it was to be sent. A copy that came before is recognised.
+            self._publisher.send(
+                [m for m, verdict in zip(messages, verdicts, strict=True) if verdict != LIVE and not m.due_ms]
+            )
+        except SendFailed:
+            new = [m for m, verdict in zip(messages, verdicts, strict=True) if verdict == SENT]
+            with contextlib.suppress(redis.RedisError):
+                self._attempts.withdraw(new)
+            raise
+        if (last := messages[-1]).group and not last.due_ms:
+            with contextlib.suppress(redis.RedisError):  # only tells those who wait how much was sent
+                self._attempts.mark_sent(last.group, last.index + 1)
+        return verdicts
 
     def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
         """Claim up to `limit` messages."""
@@ -353,19 +381,8 @@ class AmqpBroker(ServerBroker):
 
     def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
         """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
-        with self._publishing() as publisher:
-            return [self._send_kept(publisher, message, group) for message, group in messages]
-
-    def _send_kept(self, publisher: Publisher, message: Outgoing, group: str) -> str:
-        said, old = self._attempts.requeue(message, group)
-        if said == "sent":
-            try:
-                publisher.send([message])
-            except SendFailed:
-                self._attempts.restore(message.id, old)
-                raise
-            self._attempts.forget_kept(message.id)
-        return said
+        with self._translated():
+            return self._attempts.send_kept(messages)
 
     def release(self, items: Sequence[tuple[str, str]]) -> list[bool]:
         """Let delayed messages, by queue and id, be due now; tell which of them were there."""
@@ -469,6 +486,9 @@ class KombuBroker:
     def revoke(self, items: Sequence[Revocation]) -> list[str]:
         """Refuse: a queue in memory has nowhere to keep the mark."""
         raise ImproperlyConfigured(f"{self.url} can't revoke; use Redis or RabbitMQ")
+
+    def check_queue(self, queue: str) -> None:
+        """Do nothing: a queue in memory may have any name."""
 
     def size(self, queue: str) -> QueueSize:
         """Return how many messages wait, are claimed, and are delayed."""

@@ -86,7 +86,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = threading.Event()
         self._next_check = 0.0
         self._drained = True  # the last read left nothing behind in any stream
 
@@ -184,9 +184,10 @@ class Watcher:
 
     def close(self) -> None:
         """End the thread; what is watched stays as it is."""
-        self._closed = True
+        self._closed.set()
         self._work.set()
         if self._thread is not None and self._thread is not threading.current_thread():
+            self.backend.stop_reading()
             self._thread.join(timeout=2 * BLOCK_S)
 
     def _belongs_to_map(self, id_: str) -> bool:
@@ -232,7 +233,7 @@ class Watcher:
 
     def _run(self) -> None:
         failures, busy_at = 0, time.monotonic()
-        while not self._closed:
+        while not self._closed.is_set():
             with self._lock:
                 if self._tasks or self._maps:
                     busy_at = time.monotonic()
@@ -249,10 +250,14 @@ class Watcher:
                 self._read(cursors)
                 self._check_if_due()
             except BackendUnavailable as exc:
+                if self._closed.is_set():
+                    return
                 failures += 1
                 self._say_unreachable(exc)
                 time.sleep(min(5.0, 0.1 * 2 ** min(failures, 6)))
             except Exception:
+                if self._closed.is_set():
+                    return
                 logger.exception("the watcher met an error; it goes on")
                 time.sleep(1.0)
             else:
@@ -426,8 +431,8 @@ def _never_sent(group: str, size: int, ended: int, sent: tuple[int, float] | Non
     """Return what to say of a map whose sender is gone, once as many have ended as were sent."""
     if sent is None or sent[0] >= size or sent[0] > ended or sent[1] < SENDING_S:
         return None
-    text = f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls; send the others again"
-    return UnknownTask(text)
+    text = f"whoever sent map {group} stopped after {sent[0]:,} of its {size:,} calls were confirmed"
+    return UnknownTask(f"{text}; send the others again")
 
 
 def _gone(task: WatchedTask) -> TaskError:

@@ -40,13 +40,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Give the tests that share a browser, or RabbitMQ, to one process, and every other to whichever is free."""
+    """Give the tests that share a browser, or RabbitMQ, to few processes, and every other to whichever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByProgram(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             if "rabbitmq" in nodeid or "amqp" in nodeid:
-                return "rabbitmq"
+                # Two processes, each with a node of its own: in one they would be what the whole run waits for.
+                module = nodeid.partition("::")[0].rpartition("/")[2]
+                return "rabbitmq, first half" if module < "test_l" else "rabbitmq, second half"
             return "browser" if "browser" in nodeid else nodeid
 
     return ByProgram(config, log)

@@ -1,41 +1,137 @@
-"""A network that fails on purpose: between a private server and whoever connects through it."""
+"""A network that fails on purpose: between a site's servers and whoever connects through it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
+from urllib.parse import urlsplit
 
 from nbqueue.streams import script
-from tests.helpers import RedisServer
+from tests.workers import Site
 
 Direction = Literal["up", "down"]  # to the server, and from it
+Point = Literal["publish", "claim", "settle", "acknowledge"]
+Action = Literal["hold", "hold answer", "cut", "cut answer"]
 _PIECE: Final = 1 << 16
+# AMQP's numbers of class and method, as they stand in a frame.
+_PUBLISH: Final = b"\0\x3c\0\x28"
+_ACKNOWLEDGE: Final = b"\0\x3c\0\x50"
+
+
+class Network:
+    """The ways to a site's servers: one proxy, or two where the broker is RabbitMQ. What is done is done to both.
+
+    Args:
+        site: whose servers they lead to.
+        delay_s: how long each piece takes, in either direction.
+    """
+
+    def __init__(self, site: Site, *, delay_s: float = 0.0) -> None:
+        self.triggered = threading.Event()
+        self._redis = Proxy(site.server.socket, self.triggered, delay_s=delay_s)
+        self._rabbitmq: Proxy | None = None
+        if site.on_rabbitmq:
+            parts = urlsplit(site.broker_url)
+            assert parts.hostname is not None
+            assert parts.port is not None
+            self._rabbitmq = Proxy((parts.hostname, parts.port), self.triggered, delay_s=delay_s)
+            self._rabbitmq_url = parts
+        self._proxies = [proxy for proxy in (self._redis, self._rabbitmq) if proxy is not None]
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for proxy in self._proxies:
+                stack.enter_context(proxy)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def urls(self) -> tuple[str, str]:
+        """The URLs of broker and backend."""
+        backend = f"redis://127.0.0.1:{self._redis.port}"
+        if self._rabbitmq is None:
+            return backend, backend
+        return self._rabbitmq_url._replace(netloc=f"guest:guest@127.0.0.1:{self._rabbitmq.port}").geturl(), backend
+
+    @property
+    def cuts(self) -> int:
+        """How often connections were cut."""
+        return sum(proxy.cuts for proxy in self._proxies)
+
+    def at(self, point: Point, action: Action) -> None:
+        """Do this once, when the servers are told of something: before it arrives, or before its answer does.
+
+        On Redis a point is a script. On RabbitMQ messages are published and acknowledged there, and what is known of
+        claims and ends is on Redis.
+        """
+        if self._rabbitmq is None:
+            self._redis.at(script(point)[1].encode(), action)
+        elif point in ("publish", "acknowledge"):
+            self._rabbitmq.at(_PUBLISH if point == "publish" else _ACKNOWLEDGE, action)
+        else:
+            self._redis.at(script(f"amqp_{point}")[1].encode(), action)
+
+    def hold(self) -> None:
+        """Pass nothing on any more, in either direction; connections stay open."""
+        for proxy in self._proxies:
+            proxy.hold("up", "down")
+
+    def release(self) -> None:
+        """Pass on what was held."""
+        for proxy in self._proxies:
+            proxy.release()
+
+    def cut(self) -> None:
+        """Close all connections, dropping what is held; new ones may be made."""
+        for proxy in self._proxies:
+            proxy.cut()
+
+    def cut_somewhere(self, chance: random.Random, within_bytes: int) -> None:
+        """Cut all connections of a server once, in the middle of something that passes from now on."""
+        proxy = chance.choice(self._proxies)
+        proxy.cut_after(chance.choice(["up", "down"]), chance.randrange(within_bytes))
+
+    def cut_no_more(self) -> None:
+        """Forget cuts that were yet to come."""
+        for proxy in self._proxies:
+            proxy.cut_after("up", 1 << 40)
+            proxy.cut_after("down", 1 << 40)
 
 
 class Proxy:
-    """Passes bytes on between TCP connections on loopback and a server's socket, until told otherwise.
+    """Passes bytes on between TCP connections on loopback and a server, until told otherwise.
 
     Methods may be called from the test's thread; they take effect before they return.
 
     Args:
-        server: whose socket it leads to.
+        server: where it leads to: a socket's path, or host and port.
+        triggered: is set when what `at` says has happened.
         delay_s: how long each piece takes, in either direction.
     """
 
-    def __init__(self, server: RedisServer, *, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, server: Path | tuple[str, int], triggered: threading.Event | None = None, *, delay_s: float = 0.0
+    ) -> None:
         self.server = server
+        self.triggered = triggered or threading.Event()
         self.delay_s = delay_s
         self.passed: Counter[Direction] = Counter()
         self.cuts = 0
         self._budget: dict[Direction, int] = {}  # bytes until the connection is cut that brings more
         self._gates: dict[Direction, asyncio.Event] = {}
         self._triggers: dict[bytes, str] = {}
-        self.triggered = threading.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -54,8 +150,9 @@ class Proxy:
         self._loop.close()
 
     @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+    def port(self) -> int:
+        """The port to connect to."""
+        return int(self._listener.sockets[0].getsockname()[1])
 
     def hold(self, *directions: Direction) -> None:
         """Pass nothing on any more; connections stay open."""
@@ -76,10 +173,9 @@ class Proxy:
 
         self._soon(open_all)
 
-    def at(self, script_name: str, action: Literal["hold", "hold answer", "cut", "cut answer"]) -> None:
-        """Do this once, when one of the server's scripts is called: before it arrives, or before its answer does."""
-        digest = script(script_name)[1].encode()
-        self._soon(lambda: self._triggers.update({digest: action}))
+    def at(self, text: bytes, action: Action) -> None:
+        """Do this once, when the server is sent this text: before it arrives, or before its answer does."""
+        self._soon(lambda: self._triggers.update({text: action}))
 
     def cut(self) -> None:
         """Close all connections, dropping what is held; new ones may be made."""
@@ -95,9 +191,9 @@ class Proxy:
 
         asyncio.run_coroutine_threadsafe(act(), self._loop).result(5)
 
-    def _look_for_scripts(self, data: bytes) -> None:
-        for digest in [digest for digest in self._triggers if digest in data]:
-            match self._triggers.pop(digest):
+    def _look(self, data: bytes) -> None:
+        for text in [text for text in self._triggers if text in data]:
+            match self._triggers.pop(text):
                 case "hold":
                     self._gates["up"].clear()
                 case "hold answer":
@@ -129,7 +225,10 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            back, out = await asyncio.open_unix_connection(str(self.server.socket))
+            if isinstance(self.server, Path):
+                back, out = await asyncio.open_unix_connection(str(self.server))
+            else:
+                back, out = await asyncio.open_connection(*self.server)
         except OSError:
             writer.transport.abort()
             return
@@ -149,7 +248,7 @@ class Proxy:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 if direction == "up" and self._triggers:
-                    self._look_for_scripts(data)
+                    self._look(data)
                 await self._gates[direction].wait()
                 left = self._budget.get(direction, len(data))
                 writer.write(data[:left])

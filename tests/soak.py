@@ -32,7 +32,8 @@ from nbqueue.exceptions import (
 from nbqueue.result import AsyncResult, GroupResult
 from tests.faults.test_processes import children_of
 from tests.helpers import RedisServer, wait_until
-from tests.proxy import Proxy
+from tests.proxy import Network
+from tests.rabbit import RabbitServer
 from tests.workers import Site, Worker
 
 IN_FLIGHT: Final = 60
@@ -121,14 +122,18 @@ class Soak:
 
     Args:
         site: without workers.
-        proxy: by which one of the workers reaches the server.
+        network: by which one of the workers reaches the servers.
         folder: for the files that tasks leave.
         seed: of what happens, and when.
+        rabbitmq: the broker, if it is not Redis.
     """
 
-    def __init__(self, site: Site, proxy: Proxy, folder: Path, seed: int) -> None:
+    def __init__(
+        self, site: Site, network: Network, folder: Path, seed: int, rabbitmq: RabbitServer | None = None
+    ) -> None:
         self.site = site
-        self.proxy = proxy
+        self.network = network
+        self.rabbitmq = rabbitmq
         self.folder = folder
         self.random = random.Random(seed)
         self.tally = Tally()
@@ -246,17 +251,22 @@ class Soak:
         self.site.server_says("CONFIG", "SET", "maxmemory", "0")
 
     def network_cut(self) -> None:
-        cuts = self.proxy.cuts
-        self.proxy.cut_after(self.random.choice(["up", "down"]), self.random.randrange(5_000))
+        cuts = self.network.cuts
+        self.network.cut_somewhere(self.random, 5_000)
         until = time.monotonic() + 5
-        while self.proxy.cuts == cuts and time.monotonic() < until:
+        while self.network.cuts == cuts and time.monotonic() < until:
             self.tick()
 
     def network_swallows(self) -> None:
         self.tally.in_flight += CHILDREN
-        self.proxy.hold("up", "down")
+        self.network.hold()
         self.go_on(self.random.uniform(0.5, 6.0))
-        self.proxy.release()
+        self.network.release()
+
+    def rabbitmq_restarted(self) -> None:
+        assert self.rabbitmq is not None
+        self.rabbitmq.stop()
+        self.rabbitmq.start()
 
     def run(self, seconds: float) -> None:
         """Break things for so long, then let everything end."""
@@ -265,6 +275,8 @@ class Soak:
             *(self.worker_frozen, self.server_frozen, self.server_restarted, self.connections_cut),
             *(self.scripts_forgotten, self.server_full, self.network_cut, self.network_swallows),
         ]
+        if self.rabbitmq is not None:
+            kinds.append(self.rabbitmq_restarted)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             fault = self.random.choice(kinds)
@@ -297,7 +309,7 @@ class Soak:
         print(f"{again} ran again, {self.tally.in_flight} were in flight when something broke")
         if again > self.tally.in_flight:
             wrong.append(f"{again} ran again, of {self.tally.in_flight} in flight at most")
-        size = self.site.streams.size("nbqueue")
+        size = self.site.app.broker.size("nbqueue")
         if (size.queued, size.claimed, size.delayed) != (0, 0, 0):
             # What its sender was not sure of may still wait.
             wrong.append(f"the queue has {size}")
@@ -312,8 +324,10 @@ class Soak:
         return wrong
 
     def _worker(self, *, far: bool) -> Worker:
-        url = self.proxy.url if far else self.site.server.url
-        return self.site.worker(concurrency=CHILDREN, ready=False, NBQUEUE_BROKER_URL=url)
+        variables = {}
+        if far:
+            variables["NBQUEUE_BROKER_URL"], variables["NBQUEUE_RESULT_BACKEND"] = self.network.urls
+        return self.site.worker(concurrency=CHILDREN, ready=False, home=None, **variables)
 
     def _replace(self, number: signal.Signals) -> None:
         place = self.random.randrange(len(self.workers))
@@ -330,14 +344,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
     chosen = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RedisServer(appendonly=True) as server,
-        Site(server, by_value=False) as site,
-        Proxy(server) as proxy,
-    ):
-        soak = Soak(site, proxy, Path(folder), chosen.seed)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        server = stack.enter_context(RedisServer(appendonly=True))
+        rabbitmq = stack.enter_context(RabbitServer()) if chosen.broker == "rabbitmq" else None
+        site = stack.enter_context(Site(server, by_value=False, broker_url=rabbitmq.url if rabbitmq else ""))
+        network = stack.enter_context(Network(site))
+        soak = Soak(site, network, Path(folder), chosen.seed, rabbitmq)
         wait_until(lambda: len(site.app.backend.adverts()) == 3, 30, "the workers")
         soak.run(chosen.minutes * 60)
         wrong = soak.verdict()

@@ -39,6 +39,24 @@ def test_queues_are_quorum_queues_and_durable(rabbit_server: RabbitServer) -> No
         assert channel.queue_declare(stream_key("made", "n"), durable=True, auto_delete=False, arguments=arguments)
 
 
+def test_message_arrives_as_it_was_sent_whatever_its_size(rabbit_server: RabbitServer) -> None:
+    publisher = Publisher(rabbit_server.url, "test")
+    sent = [
+        Outgoing("sizes", f"id ä {number}", '{"nonce":"x"}', bytes([number]) * size, attempt=number, worker_losses=2)
+        for number, size in enumerate((0, 1, 131_063, 131_064, 131_065, 500_000), 2)
+    ]
+    publisher.send(sent)
+    publisher.close()
+    with rabbit_server.connect() as connection, connection.channel() as channel:
+        for message in sent:
+            got = channel.basic_get(stream_key("sizes", "n"), no_ack=True)
+            assert got is not None
+            assert (got.body or b"") == message.body  # py-amqp has a text for none
+            expected = {"id": message.id, "nbq": message.header, "a": message.attempt, "c": 0, "w": 2}
+            assert expected.items() <= got.properties["application_headers"].items()
+            assert (got.properties["content_type"], got.properties["delivery_mode"]) == ("application/x-nbqueue", 2)
+
+
 def test_name_that_is_too_long_is_refused(rabbit_server: RabbitServer) -> None:
     publisher = Publisher(rabbit_server.url, "test")
     with pytest.raises(ImproperlyConfigured, match="so long a name"):

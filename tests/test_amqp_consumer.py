@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import amqp
@@ -9,8 +10,8 @@ import pytest
 
 from nbqueue.amqp import Publisher
 from nbqueue.amqp_consumer import AmqpConsumer
-from nbqueue.attempts import Attempts
-from nbqueue.deliveries import QUARANTINE, RECORDS, Delivery, Outgoing, Settlement, stream_key
+from nbqueue.attempts import LEASES, Attempts
+from nbqueue.deliveries import QUARANTINE, RECORDS, Arrival, Delivery, Outgoing, Settlement, queue_key, stream_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import Streams
 from nbqueue.wire import connect
@@ -70,6 +71,10 @@ def claim(consumer: AmqpConsumer, queue: str, limit: int = 10) -> list[Delivery]
     return consumer.claim(limit, [queue]).deliveries
 
 
+def delayed(queue: str) -> str:
+    return queue_key(queue, "delayed")
+
+
 def record(state: str) -> bytes:
     return b'{"status":"%s"}' % state.encode()
 
@@ -84,6 +89,21 @@ def test_consumer_gets_no_more_than_there_is_room_for(make: Make, send: Callable
     while len(others) < 4:
         others += claim(second, queue, 4 - len(others))
     assert [d.id for d in others] == ["1", "2", "3", "4"]
+
+
+def test_worker_says_what_a_long_task_means_to_a_server_that_asks_no_consumer(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    consumer = make("one")
+    caplog.clear()
+    consumer._say_how_patient((3, 10))
+    assert not caplog.messages, "what is to be said of this server was, when it was connected to"
+    for version in ((3, 12), (3, 10)):
+        consumer._said = False
+        consumer._say_how_patient(version)
+    (said,) = caplog.messages
+    assert said.startswith("RabbitMQ 3.10 delivers again what takes longer than its consumer_timeout (30 minutes")
 
 
 def test_what_finds_no_room_goes_to_another_consumer(make: Make, send: Callable[[Outgoing], None], queue: str) -> None:
@@ -140,6 +160,45 @@ def test_claim_is_taken_over_when_its_lease_has_lapsed_and_its_outcome_is_droppe
     assert attempts.client.get(RECORDS + "1") == record("SUCCESS")
 
 
+def test_lease_is_seen_lapsed_twice_before_it_counts_as_such(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send(Outgoing(queue, "1", "header", b"body"))
+    first, second = make("first"), make("second")
+    (held,) = wait_until(lambda: claim(first, queue), 5, "the message")
+    first._channel.close()
+    second._patient_until = 0.0
+    attempts.client.zadd(LEASES, {"first": 0})  # as after a sleep of the machine, from which all wake at once
+
+    def looked() -> bool:
+        assert claim(second, queue) == []
+        return attempts.count(queue) == (1, 1)
+
+    wait_until(looked, 5, "a look at it")
+    assert first.renew("first", [held]) == ([True], {}), "in time before the next"
+    assert attempts.client.exists("nbq:lapsed:1")
+    wait_until(lambda: claim(second, queue) or not attempts.client.exists("nbq:lapsed:1"), 5, "the next")
+    assert first.settle([Settlement(held, record("SUCCESS"), state="SUCCESS")]) == [True]
+
+
+def test_true_copy_of_what_is_held_is_dropped_and_one_that_differs_waits(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    consumer = make("one")
+    for body in (b"body", b"body", b"another", b"body"):
+        send(Outgoing(queue, "1", "header", body))
+    (held,) = wait_until(lambda: claim(consumer, queue), 5, "the message")
+
+    def all_came() -> bool:
+        assert claim(consumer, queue) == []
+        return attempts.streams.counters().get("repeat") == 2 and attempts.count(queue) == (1, 1)
+
+    wait_until(all_came, 5, "the others")
+    consumer.settle([Settlement(held, record("SUCCESS"), state="SUCCESS")])
+    (after,) = wait_until(lambda: claim(consumer, queue), 5, "the one that differs")
+    assert after.body == b"another"
+
+
 def test_charges_are_counted_on_redis_and_end_with_the_task(
     make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
 ) -> None:
@@ -178,6 +237,132 @@ def test_retry_is_sent_when_its_message_comes_back_after_a_crash_between_record_
     (after,) = wait_until(lambda: claim(consumer, queue), 5, "the next one")
     assert (after.header, after.body, after.attempt, after.lane) == (b"next header", b"\xff next body", 2, "3")
     assert not attempts.client.exists("nbq:outbox:1")
+
+
+HEADER = ("a", "b", "c")
+
+
+def send_header(send: Callable[[Outgoing], None], queue: str) -> None:
+    for id_ in HEADER:
+        send(Outgoing(queue, id_, "header", b"body"))
+
+
+def arrival_of(delivery: Delivery, queue: str, due_ms: int = 0) -> Settlement:
+    """Return the end of a member of a join, which says what is to be sent if it is the last."""
+    place = HEADER.index(delivery.id)
+    after = Outgoing(queue, "body", f"after {delivery.id}", b"\xff gathered", due_ms, priority=2)
+    arrival = Arrival("graph", place, 0, place, len(HEADER), (after,))
+    return Settlement(delivery, record("SUCCESS"), state="SUCCESS", arrival=arrival)
+
+
+def claim_all(consumer: AmqpConsumer, queue: str, number: int) -> list[Delivery]:
+    found: list[Delivery] = []
+
+    def all_came() -> bool:
+        found.extend(claim(consumer, queue))
+        return len(found) >= number
+
+    wait_until(all_came, 10, "the messages")
+    return sorted(found, key=lambda delivery: delivery.id)
+
+
+def test_what_follows_a_join_is_sent_once_by_the_last_of_its_members(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    consumer = make("one")
+    a, b, c = claim_all(consumer, queue, 3)
+    assert consumer.settle([arrival_of(a, queue), arrival_of(c, queue)]) == [True, True]
+    assert not attempts.client.exists("nbq:outbox:a", "nbq:outbox:c"), "neither was the last"
+    assert consumer.settle([arrival_of(b, queue)]) == [True]
+    (after,) = claim_all(consumer, queue, 1)
+    assert (after.id, after.header, after.body, after.lane) == ("body", b"after b", b"\xff gathered", "2")
+    assert not attempts.client.exists("nbq:outbox:b")
+    assert attempts.client.getbit("nbq:ended:graph", 1) == 1
+
+
+def test_join_of_which_several_members_end_in_one_step_is_followed_once(
+    make: Make, send: Callable[[Outgoing], None], queue: str
+) -> None:
+    send_header(send, queue)
+    consumer = make("one")
+    assert consumer.settle([arrival_of(one, queue) for one in claim_all(consumer, queue, 3)]) == [True] * 3
+    (after,) = claim_all(consumer, queue, 1)
+    assert after.header == b"after c"
+    assert consumer.settle([Settlement(after, record("SUCCESS"), state="SUCCESS")]) == [True]
+    assert claim(consumer, queue) == []
+
+
+def test_what_follows_a_join_is_sent_by_whoever_gets_the_last_member_after_a_crash_between_record_and_publish(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    first = make("first")
+    a, b, c = claim_all(first, queue, 3)
+    first.publisher = Publisher(NOWHERE, "test")
+    assert first.settle([arrival_of(a, queue), arrival_of(b, queue), arrival_of(c, queue)]) == [True] * 3
+    assert attempts.client.exists("nbq:outbox:c"), "it is kept beside the record of the last"
+    first.close()
+    second = make("second")
+    (again,) = claim_all(second, queue, 1)
+    assert (again.id, again.record) == ("c", record("SUCCESS")), "the others had nothing to wait for"
+    (after,) = claim_all(second, queue, 1)
+    assert (after.id, after.body) == ("body", b"\xff gathered")
+    assert not attempts.client.exists("nbq:outbox:c")
+
+
+def test_what_follows_a_join_is_sent_though_the_record_of_the_last_member_has_expired_meanwhile(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    consumer = make("one")
+    deliveries = claim_all(consumer, queue, 3)
+    publisher, consumer.publisher = consumer.publisher, Publisher(NOWHERE, "test")
+    consumer.settle([arrival_of(delivery, queue) for delivery in deliveries])
+    attempts.client.delete(RECORDS + "c")
+    consumer.publisher = publisher
+    (again, after) = sorted(claim_all(consumer, queue, 2), key=lambda delivery: delivery.id != "c")
+    assert (again.id, again.record, after.id) == ("c", b"", "body")
+    assert consumer.settle([arrival_of(again, queue)]) == [True]
+    assert claim(consumer, queue) == [], "that it runs again completes nothing twice"
+
+
+def test_body_of_a_chord_that_is_sent_twice_runs_once(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    first = make("first")
+    deliveries = claim_all(first, queue, 3)
+    # What a crash after the publish leaves behind: the body is sent, and neither forgotten nor acknowledged.
+    settlements = [arrival_of(delivery, queue) for delivery in deliveries]
+    (*_, follows) = attempts.settle(settlements)
+    assert follows is not None
+    first.publisher.send(follows)
+    first.close()
+    second = make("second")
+    found = claim_all(second, queue, 4)
+    assert [delivery.id for delivery in found] == ["a", "b", "body", "c"], "no copy of the body"
+    (body,) = (delivery for delivery in found if delivery.id == "body")
+    for delivery in found:
+        done = record("SUCCESS") if delivery is body else b""
+        assert second.settle([Settlement(delivery, done, state="SUCCESS" if done else "")]) == [True]
+    # If it came while the body was held, it was put off.
+    attempts.release([(queue, member.decode()) for member in attempts.client.zrange(delayed(queue), 0, -1)])
+    (copy,) = claim_all(second, queue, 1)
+    assert (copy.id, copy.record) == ("body", record("SUCCESS")), "it is known to have ended"
+
+
+def test_body_with_a_countdown_is_put_off_by_the_last_member(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    consumer = make("one")
+    deliveries = claim_all(consumer, queue, 3)
+    due_ms = int(time.time() * 1000) + 60_000
+    consumer.settle([arrival_of(delivery, queue, due_ms) for delivery in deliveries[:2]])
+    assert attempts.count(queue) == (1, 0)
+    consumer.settle([arrival_of(deliveries[2], queue, due_ms)])
+    assert attempts.count(queue) == (0, 1)
 
 
 def test_claim_whose_answer_was_lost_can_be_had_again(

@@ -55,12 +55,26 @@ class Site:
             worker.kill()
         self.app.close()
 
-    def new_app(self, *, by_value: bool = True, url: str = "") -> App:
-        """Return another app on the same server, or by another way: another session, as another kernel would have."""
-        broker = url or self.broker_url
-        backend = None if broker != self.broker_url or broker == self.server.url else self.server.url
+    @property
+    def on_rabbitmq(self) -> bool:
+        """Tell whether messages are on RabbitMQ."""
+        return self.broker_url != self.server.url
+
+    def new_app(self, *, by_value: bool = True, urls: tuple[str, str] | None = None) -> App:
+        """Return another app on the same servers: another session, as another kernel would have.
+
+        Args:
+            by_value: whether functions of modules travel with their code.
+            urls: other ways to broker and backend.
+        """
+        broker, backend = urls or (self.broker_url, self.server.url)
         app = App(
-            "tests", broker=broker, backend=backend, key_file=self.key_file, by_value=by_value, set_as_current=False
+            "tests",
+            broker=broker,
+            backend=None if broker == backend else backend,
+            key_file=self.key_file,
+            by_value=by_value,
+            set_as_current=False,
         )
         app.conf.task_default_queue = self.queue
         return app
@@ -129,7 +143,7 @@ class Worker:
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
                     "NBQUEUE_BROKER_URL": site.broker_url,
-                    **({} if site.broker_url == site.server.url else {"NBQUEUE_RESULT_BACKEND": site.server.url}),
+                    **({"NBQUEUE_RESULT_BACKEND": site.server.url} if site.on_rabbitmq else {}),
                     "NBQUEUE_KEY_FILE": str(site.key_file),
                     **({"NBQUEUE_HOME": str(home)} if home else {}),
                     **(variables or {}),

@@ -78,6 +78,9 @@ class Backend(Protocol):
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
 
+    def stop_reading(self) -> None:
+        """End a `read` that another thread waits in: it raises `BackendUnavailable`, or returns nothing."""
+
     def last(self, session: str) -> str:
         """Return the cursor of the newest entry of a session."""
 

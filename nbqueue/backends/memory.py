@@ -27,6 +27,7 @@ class MemoryBackend:
         self._outputs: dict[str, list[bytes]] = defaultdict(list)
         self._labels: list[Label] = []
         self._orders: list[str] = []
+        self._stopped = False
         self._blobs: dict[str, dict[int, bytes]] = {}
         self._sealed: dict[str, tuple[int, float]] = {}  # bytes, and until when
 
@@ -108,8 +109,15 @@ class MemoryBackend:
             ]
 
         with self._news:
-            self._news.wait_for(news, block_s)
+            self._stopped = False
+            self._news.wait_for(lambda: self._stopped or news(), block_s)
             return news()
+
+    def stop_reading(self) -> None:
+        """End a `read` that another thread waits in."""
+        with self._news:
+            self._stopped = True
+            self._news.notify_all()
 
     def last(self, session: str) -> str:
         """Return the cursor of the newest entry of a session."""

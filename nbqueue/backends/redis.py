@@ -136,6 +136,10 @@ class RedisBackend:
             for entry, flat in entries
         ]
 
+    def stop_reading(self) -> None:
+        """End a `read` that another thread waits in."""
+        self._news.close()
+
     def last(self, session: str) -> str:
         """Return the cursor of the newest entry of a session."""
         return self._last(_session(session))

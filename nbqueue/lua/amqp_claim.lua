@@ -8,6 +8,20 @@ local now = now_ms()
 redis.call("ZADD", LEASES, now + lease_ms, consumer)
 local verdicts = {}
 
+-- A lease proves nothing by itself: it runs on while a machine sleeps, and all its workers wake at the same time. So it is
+-- to be seen lapsed twice, half a lease apart, in which who lives renews it. Returns the milliseconds until the second look.
+local function lapsed_for(id, holder, now, lease_ms)
+  local seen = "nbq:lapsed:" .. id
+  local whose, at = string.match(redis.call("GET", seen) or "", "^(.*) (%d+)$")
+  if whose == holder then
+    local left = at + lease_ms / 2 - now
+    if left <= 0 then redis.call("DEL", seen) end
+    return left
+  end
+  redis.call("SET", seen, holder .. " " .. now, "PX", 10 * lease_ms)
+  return lease_ms / 2
+end
+
 local function claim(queue, id, token, nonce)
   local claims = key(queue, "claims")
   local holder = redis.call("HGET", claims, id)
@@ -16,9 +30,14 @@ local function claim(queue, id, token, nonce)
     local whose = string.match(holder, "^(.*)#") or ""
     if whose == consumer then return {2, holder} end
     local left = tonumber(redis.call("ZSCORE", LEASES, whose) or 0) - now
-    if left > 0 then return {3, left} end
+    if left > 0 then
+      redis.call("DEL", "nbq:lapsed:" .. id)
+      return {3, left}
+    end
     -- The asker, or the server, may just have been away itself: others get the time to come back.
     if patient == 1 then return {3, lease_ms} end
+    left = lapsed_for(id, holder, now, lease_ms)
+    if left > 0 then return {3, left} end
     lost = true
   end
   if holder ~= token then redis.call("HSET", claims, id, token) end
@@ -28,7 +47,8 @@ local function claim(queue, id, token, nonce)
   local outbox = ""
   if record ~= "" and is_own_pending(record, nonce) then
     record = ""
-  elseif record ~= "" then
+  else
+    -- Also where the record has expired since: what was to follow is not lost with it.
     outbox = redis.call("GET", "nbq:outbox:" .. id) or ""
   end
   local mark = redis.call("HGET", "nbq:revoked", id) or ""

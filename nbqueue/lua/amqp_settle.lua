@@ -1,17 +1,17 @@
 -- Ends tasks, or marks them as started, if their claims still hold: the record is written, the session told, what
 -- follows put off, or kept until it is sent. Whoever asked then sends that and acknowledges; if it can't, the message
--- comes back, and what is to be sent is here. Returns 1 for each that held, else 0.
+-- comes back, and what is to be sent is here. Of a call that is the last of its join that is also what follows the join:
+-- which one was the last is decided once, here. Returns for each 0 (its claim held no more), 1, or 2 for such a last one.
 local records, ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
 local held, sessions, groups = {}, {}, {}
 for n, item in ipairs(items) do
-  local ends, queue, id, token, record, session, group, state, dead, level, message, kept = unpack(item)
+  local ends, queue, id, token, record, session, group, state, dead, level, message, kept, kept_last, arrival = unpack(item)
   local claims = key(queue, "claims")
   local ours = redis.call("HGET", claims, id) == token
   if ours and ends == 1 then
     local fields = message > 0 and {h = ARGV[message], b = ARGV[message + 1], p = level}
     if fields and dead == 1 then bury(queue, id, fields, record) end
     if fields and dead ~= 1 then keep_failed(queue, id, fields, ttl_ms) end
-    if kept > 0 then redis.call("SET", "nbq:outbox:" .. id, ARGV[kept], "PX", math.max(ttl_ms, LIVE_MS)) end
     redis.call("HDEL", claims, id)
     redis.call("DEL", "nbq:attempts:" .. id)
     -- A repeat, or what was refused, has no state: the task of its id may live, and be revoked.
@@ -26,10 +26,17 @@ for n, item in ipairs(items) do
     collect(sessions, session, record)
   end
   held[n] = ours and 1 or 0
+  if ours and ends == 1 then
+    if arrival[1] and arrive(records, ttl_ms, arrival[1], arrival[2], arrival[3], arrival[4], arrival[5], id) then
+      held[n], kept = 2, kept_last
+    end
+    if kept > 0 then redis.call("SET", "nbq:outbox:" .. id, ARGV[kept], "PX", math.max(ttl_ms, LIVE_MS)) end
+  end
 end
+-- `needs` is what is said above of the item it follows: 2 for what follows a join.
 for _, message in ipairs(outbox) do
-  local follows, queue, id, header, due_ms, level, body, attempt, deaths, losses = unpack(message)
-  if held[follows] == 1 then
+  local follows, needs, queue, id, header, due_ms, level, body, attempt, deaths, losses = unpack(message)
+  if held[follows] >= needs then
     note_queue(queue, level)
     if due_ms > 0 then enqueue(queue, id, header, ARGV[body], due_ms, level, {attempt, deaths, losses}) end
   end

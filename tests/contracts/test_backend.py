@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,6 +13,7 @@ from nbqueue.backends.base import GAP, Backend, Label, Told
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.backends.redis import OUTPUT_MAXLEN, RedisBackend
 from nbqueue.deliveries import KEEPER_TROUBLE
+from nbqueue.exceptions import BackendUnavailable
 from tests.helpers import RedisServer, wait_until
 
 
@@ -50,6 +53,23 @@ def test_backend_brings_facts_to_their_session_in_order(backend: Backend) -> Non
     backend.tell([Told("s", "1", b'"b"', keep=False)])
     news = backend.read({"s": ""}, block_s=0.01)
     assert [(session, text) for session, _, text in news] == [("s", b'["a"]'), ("s", b'["b"]')]
+
+
+def test_backend_ends_a_read_that_waits_when_it_is_told_to(backend: Backend) -> None:
+    def read() -> None:
+        with contextlib.suppress(BackendUnavailable):
+            backend.read({"s": ""}, block_s=5.0)
+
+    began = time.monotonic()
+    thread = threading.Thread(target=read)
+    thread.start()
+
+    def ended() -> bool:
+        backend.stop_reading()  # again, as it may not have begun to wait
+        return not thread.is_alive()
+
+    wait_until(ended, 5, "the read to end")
+    assert time.monotonic() - began < 2
 
 
 def test_backend_brings_only_what_is_new_after_a_cursor(backend: Backend) -> None:

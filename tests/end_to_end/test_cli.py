@@ -16,6 +16,11 @@ from tests.workers import ROOT, Site
 pytestmark = pytest.mark.timeout(60)
 
 
+def options_of(site: Site) -> tuple[str, ...]:
+    """Return the options that name the site's servers."""
+    return ("-b", site.broker_url, *(("--result-backend", site.server.url) if site.on_rabbitmq else ()))
+
+
 def run(site: Site, *words: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `nbqueue` with the site's key in the environment; the broker is left to the options."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("NBQUEUE_")}

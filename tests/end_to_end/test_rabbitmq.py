@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from nbqueue import App, chord, states
+from nbqueue import App, states
 from nbqueue.deliveries import QueueSize, stream_key
 from nbqueue.exceptions import ImproperlyConfigured, TaskRevokedError
-from tests.end_to_end.test_calls import double, fail_on_three, wait_a_while
+from tests.end_to_end.test_calls import double
 from tests.end_to_end.test_cli import run
 from tests.helpers import RedisServer, wait_until
 from tests.rabbit import RabbitServer
@@ -35,20 +34,9 @@ def quiet(rabbit_server: RabbitServer, redis_server: RedisServer, request: pytes
         yield made
 
 
-def test_call_comes_back_from_a_worker_on_rabbitmq(site: Site) -> None:
-    assert site.app.task(double).delay(21).get(timeout=10) == 42
-    with pytest.raises(ValueError, match="3 is not wanted"):
-        site.app.task(fail_on_three).delay(3).get(timeout=10)
-
-
 def test_map_comes_back_whole(site: Site) -> None:
     assert site.app.task(double).map(range(1000)).get(timeout=30) == [2 * n for n in range(1000)]
     assert site.app.broker.size("calls") == QueueSize(0, 0, 0)
-
-
-def test_output_and_retries_come_through(site: Site) -> None:
-    assert site.app.send_task("tests.project.talk", (3,)).get(timeout=10) == "said"
-    assert site.app.send_task("tests.project.moody", (2,)).get(timeout=20) == "calm at retry 2"
 
 
 def test_delayed_call_waits_on_the_backend_and_not_in_a_worker(site: Site) -> None:
@@ -71,14 +59,6 @@ def test_call_that_waits_or_is_delayed_is_revoked_at_once_and_never_runs(quiet: 
     quiet.worker()
     wait_until(lambda: quiet.streams.counters().get("repeat") == 1, 10, "its message to be dropped")
     assert {result.state for result in (waiting, delayed)} == {states.REVOKED}
-
-
-def test_running_call_is_stopped(site: Site) -> None:
-    result = site.app.task(wait_a_while).delay(60)
-    wait_until(lambda: result.state == states.STARTED, 10, "it to run")
-    result.revoke(terminate=True)
-    with pytest.raises(TaskRevokedError):
-        result.get(timeout=10)
 
 
 def test_higher_priority_runs_first_also_when_it_is_used_for_the_first_time(quiet: Site) -> None:
@@ -106,22 +86,6 @@ def test_existing_classic_queue_is_used_as_it_is(quiet: Site, rabbit_server: Rab
     result = quiet.app.task(double).delay(2)
     quiet.worker()
     assert result.get(timeout=10) == 4
-
-
-def once_there(path: str) -> str:
-    return Path(path).read_text()
-
-
-def test_task_that_failed_or_waits_for_its_retry_runs_again_when_asked(site: Site, tmp_path: Path) -> None:
-    path = tmp_path / "late"
-    failed = site.app.task(once_there).delay(str(path))
-    waits = site.app.task(once_there, autoretry_for=(OSError,), default_retry_delay=600).delay(str(path))
-    with pytest.raises(FileNotFoundError):
-        failed.get(timeout=10)
-    wait_until(lambda: waits.state == states.RETRY, 10, "the other to be put off")
-    path.write_text("there")
-    assert site.app.retry([failed, waits]) == 2
-    assert failed.get(timeout=10) == waits.get(timeout=10) == "there"
 
 
 def test_purge_drops_what_waits_and_what_is_delayed(quiet: Site) -> None:
@@ -152,8 +116,8 @@ def test_rabbitmq_alone_is_not_enough_and_says_what_is_missing(backend: str | No
     app.close()
 
 
-def test_chain_runs_on_rabbitmq_and_a_chord_is_refused(site: Site) -> None:
-    task = site.app.task(double)
-    assert (task.s(1) | task.s() | task.s()).apply_async().get(timeout=20) == 8
-    with pytest.raises(ImproperlyConfigured, match="a chord needs Redis"):
-        chord([task.s(1), task.s(2)])(task.s())
+def test_canvas_is_refused_before_anything_is_sent_when_a_queue_of_it_can_not_be(quiet: Site) -> None:
+    task = quiet.app.task(double)
+    with pytest.raises(ImproperlyConfigured, match="so long a name"):
+        (task.s(1) | task.s().set(queue="x" * 250)).apply_async()
+    assert quiet.app.broker.size(quiet.queue) == QueueSize(0, 0, 0)

@@ -52,6 +52,7 @@ def gone(site: Site, name: str) -> bool:
     return name not in [offer.name for offer, _ in site.app.offers()]
 
 
+@pytest.mark.brokers
 def test_started_worker_runs_tasks_and_stops(site: Site) -> None:
     started = site.app.start_worker(2)
     assert site.app.task(pid).delay().get(timeout=20) > 0
@@ -104,6 +105,7 @@ def test_pool_that_shrinks_lets_what_runs_end_and_one_that_grows_starts_more(sit
     assert worker.process.poll() is None
 
 
+@pytest.mark.brokers
 def test_pool_that_shrinks_under_load_loses_nothing(site: Site) -> None:
     worker = site.worker(concurrency=4)
     results = site.app.task(abs).map(range(3_000))
@@ -132,6 +134,7 @@ def test_restart_replaces_every_child_after_its_task(site: Site, tmp_path: Path)
     assert site.app.task(pid).delay().get(timeout=20) not in before
 
 
+@pytest.mark.brokers
 def test_stop_at_once_gives_back_what_runs(site: Site, tmp_path: Path) -> None:
     worker = site.worker(concurrency=1)
     result = site.app.task(held_open).delay(str(tmp_path), "a")

@@ -14,7 +14,7 @@ from tests.faults.test_processes import children_of, runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(400)]
 
 TASKS = 600
 CALM = 0.9  # the share of the map after which nothing is broken any more
@@ -98,8 +98,8 @@ def test_nothing_is_lost_whatever_breaks(site: Site, tmp_path: Path, seed: int) 
         wait_until(lambda: len(results.watched.arrived) >= min(before + 15, TASKS), 60, f"tasks to end: {happened}")  # noqa: B023
     assert results.get(timeout=60) == [f"t{n}" for n in range(TASKS)], happened
     assert set(runs(tmp_path)) == {f"t{n}" for n in range(TASKS)}
-    size = site.streams.size("nbqueue")
-    wait_until(lambda: site.streams.size("nbqueue").claimed == 0, 10, f"nothing to be claimed: {size}")
+    size = site.app.broker.size("nbqueue")
+    wait_until(lambda: site.app.broker.size("nbqueue").claimed == 0, 10, f"nothing to be claimed: {size}")
     for worker in faults.live:
         assert worker.process.poll() is None
         worker.signal(signal.SIGTERM)

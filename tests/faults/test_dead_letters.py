@@ -11,9 +11,9 @@ import pytest
 
 from nbqueue import states
 from nbqueue.deadletters import DeadLetters
-from nbqueue.deliveries import stream_key
 from nbqueue.exceptions import Reject, WorkerLostError
-from tests.end_to_end.test_cli import run
+from tests.end_to_end.test_cli import options_of, run
+from tests.hand import put, take
 from tests.helpers import wait_until
 from tests.workers import Site
 
@@ -38,7 +38,7 @@ def rejected() -> None:
 
 
 def cli(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(site, "-b", site.server.url, *words)
+    return run(site, *options_of(site), *words)
 
 
 def test_task_that_was_given_up_is_kept_and_runs_when_it_is_sent_again(site: Site, tmp_path: Path) -> None:
@@ -152,11 +152,8 @@ def test_oldest_dead_letters_go_when_there_are_too_many(site: Site) -> None:
 
 def test_task_whose_workers_are_lost_too_often_is_kept(site: Site) -> None:
     result = site.app.send_task("tests.project.add", (1, 2))
-    lane = stream_key("nbqueue", "n")
-    with site.server.client() as client:
-        ((entry, fields),) = client.xrange(lane)
-        client.xdel(lane, entry)
-        client.xadd(lane, {**fields, b"w": 11})
+    (message,) = take(site)
+    put(site, [{**message, "w": 11}])
     site.worker(concurrency=1)
     with pytest.raises(WorkerLostError, match="lost its worker 11 times, the last time while it ran alone"):
         result.get(timeout=20)
@@ -165,12 +162,7 @@ def test_task_whose_workers_are_lost_too_often_is_kept(site: Site) -> None:
 
 def test_task_whose_workers_were_lost_too_often_runs_once_more_and_others_after_it(site: Site, tmp_path: Path) -> None:
     results = [site.app.send_task("tests.project.note", (str(tmp_path), f"t{n}", 0.1)) for n in range(6)]
-    lane = stream_key("nbqueue", "n")
-    with site.server.client() as client:
-        waiting = [fields for _, fields in client.xrange(lane)]
-        client.xtrim(lane, maxlen=0)
-        for number, fields in enumerate(waiting):
-            client.xadd(lane, {**fields, b"w": 10} if number in (1, 2) else fields)
+    put(site, [{**message, "w": 10} if number in (1, 2) else message for number, message in enumerate(take(site))])
     site.worker(concurrency=4)
     assert [result.get(timeout=20) for result in results] == [f"t{n}" for n in range(6)]
     began = {path.name.partition(".")[0]: int(path.name.partition(".")[2]) for path in tmp_path.iterdir()}

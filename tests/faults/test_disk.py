@@ -11,11 +11,12 @@ import numpy as np
 import psutil
 import pytest
 
+from nbqueue.deliveries import QueueSize
 from nbqueue.exceptions import BlobNotStored
 from tests.faults.test_messages import still_works
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 DISK_BYTES = 4 << 20
 TOO_LARGE = 1 << 20  # of float64: twice the disk
@@ -82,7 +83,7 @@ def test_argument_that_the_callers_disk_has_no_room_for_is_refused_before_anythi
         task.delay(np.ones(TOO_LARGE))
     with pytest.raises(BlobNotStored, match="Not sent"):
         task.map([np.ones(TOO_LARGE)] * 3)
-    assert site.streams.client.xlen("nbq:{nbqueue}:n") == 0
+    assert site.app.broker.size("nbqueue") == QueueSize(0, 0, 0)
     assert list(site.streams.client.scan_iter("celery-task-meta-*")) == []
     assert list(site.streams.client.scan_iter("nbq:group:*")) == []
     assert large_files(disk) == []

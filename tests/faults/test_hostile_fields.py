@@ -9,31 +9,31 @@ import msgspec
 import pytest
 
 from nbqueue.deliveries import CONTROL
-from tests.faults.test_messages import QUEUE, add, genuine, still_works
+from tests.faults.test_messages import genuine, still_works
 from tests.faults.test_processes import runs
+from tests.hand import Field, put, take
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 NUMBERS: Final = ("", "x", "nan", "inf", "-inf", "1e400", "1e300", "0x10", "-5", "1.5", "99999999999999999999", "\0")
 
 
 def queue_is_empty(site: Site) -> bool:
-    size = site.streams.size("nbqueue")
+    size = site.app.broker.size("nbqueue")
     return (size.queued, size.claimed, size.delayed) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("idle", [True, False], ids=["idle worker", "busy queue"])
 def test_counters_that_are_no_numbers_stop_nothing(site: Site, tmp_path: Path, idle: bool) -> None:
     message = genuine(site, tmp_path, "genuine")
-    site.streams.client.delete(QUEUE)
+    take(site)
     if idle:
         site.worker()
-    for field in ("a", "c", "w"):
-        for number in NUMBERS:
-            add(site, **{"i": "garbage", "h": "x", "b": "", field: number})
-            add(site, **{"i": message.id, "h": message.header, "b": message.body, field: number})
+    garbage: dict[str, Field] = {"i": "garbage", "h": "x", "b": ""}
+    genuine_one: dict[str, Field] = {"i": message.id, "h": message.header, "b": message.body}
+    put(site, [{**one, field: n} for field in ("a", "c", "w") for n in NUMBERS for one in (garbage, genuine_one)])
     if not idle:
         site.worker()
     assert still_works(site)
@@ -44,9 +44,8 @@ def test_counters_that_are_no_numbers_stop_nothing(site: Site, tmp_path: Path, i
 
 def test_task_whose_counters_were_spoilt_is_given_back_and_runs(site: Site, tmp_path: Path) -> None:
     result = site.app.send_task("tests.project.deadly", (str(tmp_path), "tough", 2))
-    ((entry, fields),) = site.streams.client.xrange(QUEUE)
-    site.streams.client.xdel(QUEUE, entry)
-    add(site, **{key.decode(): value for key, value in fields.items()}, a="x", c="nan", w="1e300")
+    (fields,) = take(site)
+    put(site, [{**fields, "a": "x", "c": "nan", "w": "1e300"}])
     site.worker()
     assert result.get(timeout=15) == "tough"
     assert runs(tmp_path)["tough"] == 3
@@ -65,9 +64,9 @@ def test_delayed_message_that_is_garbage_stops_no_other(site: Site, tmp_path: Pa
 
 def test_ids_that_are_no_text_leave_nothing_claimed(site: Site) -> None:
     site.worker()
-    for number, id_ in enumerate((b"\xff\xfe", b"", b"\0", b"a" * 100_000, b"{nbqueue}:n", "ä".encode("latin-1"))):
-        site.streams.client.xadd(QUEUE, {"i": id_, "h": b"garbage", "b": bytes([number])})
-    site.streams.client.xadd(QUEUE, {"i": "a", "j": "b", "h": b"\xff", "x" * 100: "y"})
+    ids = (b"\xff\xfe", b"", b"\0", b"a" * 100_000, b"{nbqueue}:n", "ä".encode("latin-1"))
+    put(site, [{"i": id_, "h": b"garbage", "b": bytes([number])} for number, id_ in enumerate(ids)])
+    put(site, [{"i": "a", "j": "b", "h": b"\xff", "x" * 100: "y"}])
     assert still_works(site)
     wait_until(lambda: queue_is_empty(site), 10, "nothing to be left, queued or claimed")
 

@@ -1,25 +1,23 @@
-"""What breaks while messages are on RabbitMQ: workers, children, the server itself, and what somebody else sends."""
+"""What breaks only while messages are on RabbitMQ: the server itself, and its patience."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-import amqp
 import pytest
 
-from nbqueue import states
-from nbqueue.deadletters import DeadLetters
-from nbqueue.deliveries import QueueSize, stream_key
-from nbqueue.exceptions import SendFailed, SendUncertain, WorkerLostError
-from nbqueue.messages import Message, pack_body
-from nbqueue.signing import Signer
-from tests.end_to_end.test_cli import run
+from nbqueue import chord, states
+from nbqueue.deliveries import QueueSize
+from nbqueue.exceptions import SendFailed, SendUncertain
+from tests import project
+from tests.faults.test_connections import far_worker
 from tests.faults.test_messages import still_works
-from tests.faults.test_processes import children_of, runs, send_notes
+from tests.faults.test_processes import runs
 from tests.helpers import RedisServer, wait_until
+from tests.proxy import Network
 from tests.rabbit import RabbitServer
 from tests.workers import Site
 
@@ -32,39 +30,6 @@ def site(rabbit_server: RabbitServer, redis_server: RedisServer, request: pytest
     queue = request.node.name[:60]
     with Site(redis_server, by_value=False, broker_url=rabbit_server.url, queue=queue) as made:
         yield made
-
-
-def put(server: RabbitServer, queue: str, body: bytes, **headers: object) -> None:
-    """Write to a queue what nbqueue wouldn't."""
-    with server.connect() as connection, connection.channel() as channel:
-        channel.basic_publish(amqp.Message(body, application_headers=headers), "", stream_key(queue, "n"))
-
-
-def test_worker_killed_while_it_runs_tasks_loses_nothing(site: Site, tmp_path: Path) -> None:
-    worker = site.worker()
-    results = send_notes(site, tmp_path, 40, 0.05)
-    wait_until(lambda: len(results.watched.arrived) > 10, 30, "part of the map")
-    orphans = children_of(worker)
-    worker.kill()
-    wait_until(lambda: not [p for p in orphans if p.is_running()], 5, "the children to end with it")
-    site.worker()
-    assert results.get(timeout=60) == [f"t{n}" for n in range(40)]
-    assert sum(runs(tmp_path).values()) <= 40 + 2, "only what ran runs again"
-    wait_until(lambda: site.app.broker.size(site.queue) == QueueSize(0, 0, 0), 10, "nothing to be left")
-
-
-def test_task_that_ends_its_child_is_given_up_kept_and_sent_again(site: Site, tmp_path: Path) -> None:
-    site.worker(concurrency=1)
-    assert site.app.send_task("tests.project.deadly", (str(tmp_path), "tough", 2)).get(timeout=30) == "tough"
-    result = site.app.send_task("tests.project.deadly", (str(tmp_path), "poison", 3))
-    with pytest.raises(WorkerLostError, match="ended its child 3 times"):
-        result.get(timeout=30)
-    assert [(letter.id, letter.queue) for letter in DeadLetters(site.app).list()] == [(result.id, site.queue)]
-    broker = ("-b", site.broker_url, "--result-backend", site.server.url)
-    assert run(site, *broker, "dead", "requeue", result.id).stdout == f"{result.id}: sent\n"
-    again = site.new_app().AsyncResult(result.id)
-    assert again.get(timeout=20) == "poison"
-    assert DeadLetters(site.app).list() == []
 
 
 def test_server_restarted_while_tasks_run_loses_no_outcome_and_no_message(
@@ -93,17 +58,6 @@ def test_server_restarted_while_tasks_run_loses_no_outcome_and_no_message(
     wait_until(lambda: site.app.broker.size(site.queue) == QueueSize(0, 0, 0), 20, "copies to be dropped")
 
 
-def test_warm_stop_gives_back_at_once_what_has_not_begun(site: Site, tmp_path: Path) -> None:
-    first = site.worker()
-    results = send_notes(site, tmp_path, 12, 0.3)
-    wait_until(lambda: runs(tmp_path), 10, "a task to run")
-    first.signal(signal.SIGTERM)
-    assert first.wait() == 0
-    site.worker()
-    assert results.get(timeout=60) == [f"t{n}" for n in range(12)]
-    assert sum(runs(tmp_path).values()) == 12, "none ran twice"
-
-
 def test_copy_that_comes_when_nobody_acknowledges_in_time_is_set_aside(
     site: Site, tmp_path: Path, rabbit_server: RabbitServer
 ) -> None:
@@ -122,44 +76,6 @@ def test_copy_that_comes_when_nobody_acknowledges_in_time_is_set_aside(
     assert runs(tmp_path)["long"] == 1
 
 
-def test_worker_that_stood_still_keeps_its_task_or_drops_its_outcome(site: Site, tmp_path: Path) -> None:
-    first = site.worker(concurrency=1)
-    result = site.app.send_task("tests.project.note", (str(tmp_path), "frozen", 1.0))
-    wait_until(lambda: runs(tmp_path)["frozen"] == 1, 10, "it to run")
-    first.signal(signal.SIGSTOP)
-    site.worker(concurrency=1)
-    assert result.get(timeout=40) == "frozen"
-    first.signal(signal.SIGCONT)
-    wait_until(lambda: "was lost" in first.log.read_text(), 15, "the first to see that it is late")
-    assert runs(tmp_path)["frozen"] == 2
-    assert result.state == states.SUCCESS
-    wait_until(lambda: site.app.broker.size(site.queue) == QueueSize(0, 0, 0), 10, "nothing to be left")
-
-
-def test_message_that_does_not_verify_is_refused_and_one_of_another_key_left_to_others(
-    site: Site, tmp_path: Path, rabbit_server: RabbitServer
-) -> None:
-    site.worker()
-    genuine = site.app.send_task("tests.project.note", (str(tmp_path), "genuine", 1.0))
-    put(rabbit_server, site.queue, b"\x80\x05garbage", id="forged", nbq="1.deadbeef.mac.{}")
-    put(rabbit_server, site.queue, b"no header at all")
-    steering = genuine.watched.steering
-    assert steering is not None
-    good = Message.sign(steering, pack_body(b"", b"\x80\x05."), site.app.signer)
-    put(rabbit_server, site.queue, b"another body", id=genuine.id, nbq=good.header)
-    other = Message.sign(steering, pack_body(b"", b"\x80\x05."), Signer(b"f" * 32))
-    put(rabbit_server, site.queue, other.body, id="other", nbq=other.header)
-
-    def counted() -> bool:
-        counters = site.streams.counters()
-        return sum(n for name, n in counters.items() if name.startswith("refused:")) >= 2 and "put off" in counters
-
-    wait_until(counted, 15, "them to be judged")
-    assert genuine.get(timeout=10) == "genuine"
-    assert still_works(site)
-    assert runs(tmp_path)["genuine"] == 1
-
-
 def test_server_away_at_send_leaves_no_trace_of_the_task(site: Site) -> None:
     site.app.conf.task_publish_retry = False
     site.app.broker._publisher.url = "amqp://guest:guest@127.0.0.1:1//"  # type: ignore[attr-defined]
@@ -168,3 +84,42 @@ def test_server_away_at_send_leaves_no_trace_of_the_task(site: Site) -> None:
         site.app.send_task("tests.project.add", (1, 2))
     assert time.monotonic() - sent_at < 5
     assert not site.streams.client.keys("celery-task-meta-*")
+
+
+def test_task_whose_acknowledgement_is_lost_with_its_worker_runs_once(site: Site, tmp_path: Path) -> None:
+    with Network(site) as network:
+        worker = far_worker(site, network)
+        network.at("acknowledge", "hold")
+        result = site.app.send_task("tests.project.note", (str(tmp_path), "once"))
+        assert result.get(timeout=20) == "once"
+        assert network.triggered.wait(10)
+        worker.kill()
+    site.worker(concurrency=1)
+    wait_until(lambda: site.streams.counters().get("repeat") == 1, 15, "its message to be known as a repeat")
+    wait_until(lambda: site.app.broker.size(site.queue) == QueueSize(0, 0, 0), 15, "it to be dropped")
+    assert runs(tmp_path)["once"] == 1
+
+
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [("settle", "hold"), ("settle", "hold answer"), ("publish", "hold"), ("publish", "hold answer")],
+    ids=["before the record", "after the record", "before the body is sent", "after the body is sent"],
+)
+def test_body_of_a_chord_runs_once_wherever_the_worker_of_the_last_member_dies(
+    site: Site, tmp_path: Path, point: Literal["settle", "publish"], action: Literal["hold", "hold answer"]
+) -> None:
+    note = site.app.task(project.note.run, name="tests.project.note")
+    with Network(site) as network:
+        worker = far_worker(site, network)
+        first, last = note.si(str(tmp_path), "first"), note.si(str(tmp_path), "last", 1.0)
+        result = chord([first, last])(note.si(str(tmp_path), "body"))
+        wait_until(lambda: result.parent[1].state == states.STARTED, 20, "the last to be shown as running")
+        network.at(point, action)
+        assert network.triggered.wait(10)
+        worker.kill()
+    site.worker(concurrency=1)
+    assert result.get(timeout=30) == "body"
+    wait_until(lambda: site.app.broker.size(site.queue) == QueueSize(0, 0, 0), 20, "copies to be dropped")
+    counted = runs(tmp_path)
+    assert counted["body"] == 1
+    assert counted["last"] == (2 if point == "settle" and action == "hold" else 1)
