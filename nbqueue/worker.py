@@ -225,9 +225,7 @@ class Worker:
         return restore
 
     def _turn(self) -> None:
-        if (pause_s := self.work.gather.until - time.monotonic()) > 0 and not self._stops:
-            # What children say meanwhile is read at once: to be woken for each of it costs more than to read it.
-            select.select([self._signals], [], [], pause_s)
+        self._gather()
         for key, _ in self._selector.select(self._timeout()):
             if key.data == "signal":
                 with contextlib.suppress(BlockingIOError):
@@ -247,6 +245,12 @@ class Worker:
             self._online(self._work)
         elif self._due("reconnect", self._pause_s):
             self._online(self._reconnect)
+
+    def _gather(self) -> None:
+        """Sleep through a pause: to be woken for each word of a child costs more than to read them all after it."""
+        pause_s = self.work.gather.until - time.monotonic()
+        if pause_s > 0 and not self._stops:
+            select.select([self._signals], [], [], pause_s)
 
     def _work(self) -> None:
         if self.ledger.flush(talk=self.ledger.telling and self._due("talk", TELL_S)):

@@ -136,10 +136,13 @@ class Supervisor(Worker):
         self._turn()
         for happening in self.pool.happenings():  # type: ignore[attr-defined]
             self._happened(happening)
-        return super()._timeout()
+        return max(self.work.gather.until - time.monotonic(), 0.0) or super()._timeout()
 
     def _timeout(self) -> float:
         return 0.0
+
+    def _gather(self) -> None:
+        """Let the others of this process go on."""
 
     def end(self) -> None:
         """Leave, as one does that is stopped."""
