@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import psutil
+
 from nbqueue import amqp
 from tests.environment import rabbitmq_binary
 from tests.helpers import wait_until
@@ -122,6 +124,19 @@ class RabbitServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_S)
+
+    def processor_s(self) -> float:
+        """Return the processor time of the node and what it started, in seconds so far."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes())
+
+    def memory_bytes(self) -> int:
+        """Return the memory of the node and what it started (RSS)."""
+        return sum(process.memory_info().rss for process in self._processes())
+
+    def _processes(self) -> list[psutil.Process]:
+        assert self._process is not None
+        node = psutil.Process(self._process.pid)
+        return [node, *node.children(recursive=True)]
 
     def new_host(self) -> str:
         """Return the URL of a virtual host that is empty, for tests whose queues have names that others use too."""

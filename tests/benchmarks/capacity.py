@@ -37,6 +37,7 @@ from nbqueue.wire import BlockingRead, connect
 from nbqueue.worker import Worker
 from tests.benchmarks.run import ROOT, Server, describe
 from tests.helpers import RedisServer, wait_until
+from tests.rabbit import RabbitServer
 
 CHILDREN: Final = 16
 A_PROCESS: Final = 250  # supervisors
@@ -54,6 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, nargs="*", default=[100, 300, 1_000])
     parser.add_argument("--tasks", type=int, default=20_000, help="in each measurement of tasks")
     parser.add_argument("--embedded", action="store_true", help="the server that nbqueue embeds")
+    parser.add_argument("--rabbitmq", action="store_true", help="a RabbitMQ node, with a Redis server as its backend")
     parser.add_argument("--short", action="store_true", help="very few of everything, to see that it works")
     parser.add_argument("--supervise", nargs=3, metavar=("FIRST", "NUMBER", "SLOW"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
@@ -64,6 +66,12 @@ def main(words: Sequence[str] | None = None) -> int:
     workers, tasks = ([4], 200) if options.short else (options.workers, options.tasks)
     found: dict[str, Any] = {"about": describe(), "embedded": options.embedded}
     server = RedisServer if options.embedded else Server
+    if options.rabbitmq:
+        with RabbitServer() as rabbit:
+            found["tasks"] = [report("tasks", task_costs(server, number, tasks, rabbit)) for number in (1, *workers)]
+            found["workers"] = [report("workers", worker_costs(server, number, rabbit)) for number in workers]
+        print(json.dumps(found, indent=1))
+        return 0
     found["memory"] = report("memory", memory(server, tasks))
     found["waking"] = [report("waking", waking(server, number, tasks // 20)) for number in (1, *workers)]
     found["tasks"] = [report("tasks", task_costs(server, number, tasks)) for number in (1, *workers)]
@@ -189,9 +197,10 @@ class Crowd:
 
 
 class Site:
-    """A server and crowds on it."""
+    """A server and crowds on it, and a RabbitMQ node beside it if that is what is looked at."""
 
-    def __init__(self, server: RedisServer, directory: Path) -> None:
+    def __init__(self, server: RedisServer, directory: Path, rabbit: RabbitServer | None = None) -> None:
+        self.rabbit = rabbit
         key_file = directory / "key"
         create_key_file(key_file)
         self.client = server.client(decode_responses=True)
@@ -203,6 +212,10 @@ class Site:
             "PYTHONPATH": str(ROOT),
         }
         self.app = App("capacity", broker=server.url, key_file=key_file, set_as_current=False)
+        if rabbit is not None:
+            broker = rabbit.new_host()
+            self.environment |= {"NBQUEUE_BROKER_URL": broker, "NBQUEUE_RESULT_BACKEND": server.url}
+            self.app = App("capacity", broker=broker, backend=server.url, key_file=key_file, set_as_current=False)
         self.crowds: list[subprocess.Popen[bytes]] = []
 
     def gather(self, number: int, slow_s: float = 0.0) -> None:
@@ -238,10 +251,14 @@ class Site:
         for name, stat in stats.items():
             word = name.removeprefix("cmdstat_")
             used[f"{word} calls"], used[f"{word} us"] = float(stat["calls"]), float(stat["usec"])
+        if self.rabbit is not None:
+            used["node_us"] = 1e6 * self.rabbit.processor_s()
         return used
 
     def memory(self) -> int:
-        """Return how many bytes the server uses."""
+        """Return how many bytes the server uses; a RabbitMQ node, if there is one."""
+        if self.rabbit is not None:
+            return self.rabbit.memory_bytes()
         return int(self.client.info("memory")["used_memory"])
 
     def close(self) -> None:
@@ -260,10 +277,10 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(server: type[RedisServer]) -> Iterator[Site]:
+def site(server: type[RedisServer], rabbit: RabbitServer | None = None) -> Iterator[Site]:
     """Yield a server of its own."""
     with tempfile.TemporaryDirectory(prefix="nbq-") as directory, server() as running:
-        made = Site(running, Path(directory))
+        made = Site(running, Path(directory), rabbit)
         try:
             yield made
         finally:
@@ -299,10 +316,10 @@ def memory(server: type[RedisServer], number: int) -> Point:
     return found
 
 
-def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
+def task_costs(server: type[RedisServer], workers: int, number: int, rabbit: RabbitServer | None = None) -> Point:
     """Measure the server's processor time a task, beside so many idle supervisors."""
     found: Point = {"workers": workers}
-    with site(server) as at:
+    with site(server, rabbit) as at:
         task = at.app.task(noop, name="noop", by_value=False)
         at.gather(workers)
         idle = at.window(WINDOW_S / 3)
@@ -314,6 +331,9 @@ def task_costs(server: type[RedisServer], workers: int, number: int) -> Point:
             run()
             did = at.since(before, start)
             found[f"{name}: us"] = (did["cpu_us"] - idle_us * did["seconds"]) / count
+            if rabbit is not None:
+                idle_node = idle["node_us"] / idle["seconds"]
+                found[f"{name}: node us"] = (did["node_us"] - idle_node * did["seconds"]) / count
             found[f"{name}: scripts"] = (did["evalsha calls"] - idle_commands * did["seconds"]) / count
             found[f"{name}: tasks/s seen"] = count / did["seconds"]
 
@@ -356,10 +376,10 @@ def waking(server: type[RedisServer], readers: int, number: int) -> Point:
     return {"readers": readers, "us": did["cpu_us"] / number}
 
 
-def worker_costs(server: type[RedisServer], number: int) -> Point:
+def worker_costs(server: type[RedisServer], number: int, rabbit: RabbitServer | None = None) -> Point:
     """Measure what supervisors cost the server that do nothing, and such that hold a long task in each child."""
     found: Point = {"workers": number}
-    with site(server) as at:
+    with site(server, rabbit) as at:
         before = at.memory()
         at.gather(number)
         time.sleep(WINDOW_S / 2)  # past the sweep's first wait
@@ -388,6 +408,8 @@ def per_worker(window: Point, number: int) -> Point:
     renewals = window.get("hset calls", 0.0)
     share = renewals / (number * seconds / 3.0)
     found = {"us": window["cpu_us"] / number / seconds, "renewals made": share}
+    if "node_us" in window:
+        found["node us"] = window["node_us"] / number / seconds
     for word in ("evalsha", "xreadgroup", "xpending", "xclaim", "hset", "xread"):
         found[f"{word} us"] = window.get(f"{word} us", 0.0) / number / seconds
         found[f"{word} calls"] = window.get(f"{word} calls", 0.0) / number / seconds
