@@ -14,6 +14,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,8 +144,13 @@ class AmqpConsumer:
         self._listening = True
 
     def fileno(self) -> int:
-        """Return the socket of the connection."""
-        if self._connection is None:
+        """Return the socket of the connection.
+
+        Raises:
+            ValueError: there is none, as selectors expect.
+        """
+        # py-amqp would connect anew to tell the socket of a connection that has ended.
+        if self._connection is None or not self._connection.connected:
             raise ValueError("not connected")
         return int(self._connection.sock.fileno())
 
@@ -188,8 +194,8 @@ class AmqpConsumer:
             self._pump()
             if self._steady and len(self._lanes) == 1:
                 self._adjust(limit)
-            elif len(self._arrived) < limit:
-                self._fetch(limit - len(self._arrived))
+            elif limit > 0:
+                self._fetch(limit)
         order = list(self._lanes)
         batch = sorted(self._arrived, key=lambda got: order.index(_name(got)) if _name(got) in order else -1)[:limit]
         return Batch(self._admit(batch) if batch else [], self._next_due, len(batch) < limit)
@@ -341,18 +347,24 @@ class AmqpConsumer:
             self._subscribe({name: room})
 
     def _fetch(self, limit: int) -> None:
-        """Take messages in the order of their queues, as many as there are, and no more than `limit`."""
+        """Take messages in the order of their queues, as many as there are, until `limit` of them are here."""
+        here = Counter(_name(got) for got in self._arrived)
+        if here[next(iter(self._lanes))] >= limit:
+            return  # nothing comes before these
         if self._subscriptions:
             self._subscribe({})
         self._channel.counts.clear()
         for name in self._lanes:
             self._channel.send_method(spec.Queue.Declare, "BsbbbbbF", (0, name, True, False, False, False, False, {}))
         self._wait_for(lambda: len(self._channel.counts) >= len(self._lanes), 10 * ARRIVAL_S)
+        here = Counter(_name(got) for got in self._arrived)  # more, if some were on their way
         wanted = {}
         for name, number in zip(self._lanes, self._channel.counts, strict=False):
-            if (share := min(number, limit)) > 0:
-                wanted[name] = share
-                limit -= share
+            if (missing := min(number, limit - here[name])) > 0:
+                wanted[name] = missing
+            limit -= here[name] + max(0, missing)
+            if limit <= 0:
+                break
         if wanted:
             goal = len(self._arrived) + sum(wanted.values())
             self._subscribe(wanted)

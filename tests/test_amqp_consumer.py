@@ -199,6 +199,35 @@ def test_true_copy_of_what_is_held_is_dropped_and_one_that_differs_waits(
     assert after.body == b"another"
 
 
+def test_what_comes_to_one_who_waits_is_taken_after_what_is_before_it(
+    make: Make, send: Callable[[Outgoing], None], queue: str
+) -> None:
+    consumer = make("one")
+    for level in (0, 3, 9):
+        send(Outgoing(queue, f"known {level}", "header", b"body", priority=level))
+    consumer._look_at = 0.0
+    claim_all(consumer, queue, 3)
+    assert consumer.wait(10, [queue], 1_000)
+    for number, level in enumerate((0, 3, 9, 9, 3)):
+        send(Outgoing(queue, f"{number} of {level}", "header", b"body", priority=level))
+
+    def one_of_each() -> bool:
+        consumer.news(10, [queue])
+        return len(consumer._arrived) == 3
+
+    wait_until(one_of_each, 5, "one of each")
+    assert [delivery.id for delivery in claim(consumer, queue, 3)] == ["2 of 9", "3 of 9", "1 of 3"]
+
+
+def test_connection_that_has_ended_has_no_socket(make: Make) -> None:
+    consumer = make("one")
+    assert consumer.fileno() >= 0
+    assert consumer._connection is not None
+    consumer._connection.collect()  # as when the server says that it goes
+    with pytest.raises(ValueError, match="not connected"):
+        consumer.fileno()
+
+
 def test_charges_are_counted_on_redis_and_end_with_the_task(
     make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
 ) -> None:
