@@ -97,6 +97,8 @@ class Connection(pyamqp.Connection):
 
     def write(self, frames: bytes) -> None:
         """Send finished frames."""
+        if not self.connected:
+            raise ConnectionResetError("the connection was closed")
         self.transport.write(frames)
         self.bytes_sent += 1  # by which heartbeats know that something was sent
 

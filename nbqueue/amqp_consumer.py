@@ -14,15 +14,17 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import redis
 from amqp import spec
 
 from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, ack_frames, connect, version_of
-from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine
+from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine, Verdict
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
 from nbqueue.deliveries import Delivery, Outgoing, Settlement, lane_of, stream_key
@@ -111,6 +113,8 @@ class AmqpConsumer:
         self._patient_until = 0.0
         self._broken = ""
         self._said = False
+        self._unsure: set[str] = set()  # entries that may be claimed: the answer was lost
+        self._let_go: list[tuple[str, str, str, str]] = []  # claims to be ended, as `Attempts.give_back` takes them
 
     # ---- connection
 
@@ -121,7 +125,7 @@ class AmqpConsumer:
 
     def open(self, queues: Sequence[str]) -> None:
         """Connect unless the connection stands, and make queues that are missing."""
-        self.attempts.client.ping()
+        self._release()
         # Others may have been away for as long as this one: they get the time to renew what they hold.
         self._patient_until = time.monotonic() + self.lease_s
         with self._translated():
@@ -144,8 +148,13 @@ class AmqpConsumer:
         self._listening = True
 
     def fileno(self) -> int:
-        """Return the socket of the connection."""
-        if self._connection is None:
+        """Return the socket of the connection.
+
+        Raises:
+            ValueError: there is none, as selectors expect.
+        """
+        # py-amqp would connect anew to tell the socket of a connection that has ended.
+        if self._connection is None or not self._connection.connected:
             raise ValueError("not connected")
         return int(self._connection.sock.fileno())
 
@@ -175,6 +184,8 @@ class AmqpConsumer:
             if self._arrived and now - self._arrived[0].since > SURPLUS_S:
                 self._return_surplus()
         if self._listening:
+            if self._let_go:
+                self._release()
             self._follow(self._followed)
             if self.waiting:
                 with self._translated():
@@ -189,8 +200,8 @@ class AmqpConsumer:
             self._pump()
             if self._steady and len(self._lanes) == 1:
                 self._adjust(limit)
-            elif len(self._arrived) < limit:
-                self._fetch(limit - len(self._arrived))
+            elif limit > 0:
+                self._fetch(limit)
         order = list(self._lanes)
         batch = sorted(self._arrived, key=lambda got: order.index(_name(got)) if _name(got) in order else -1)[:limit]
         return Batch(self._admit(batch) if batch else [], self._next_due, len(batch) < limit)
@@ -222,9 +233,7 @@ class AmqpConsumer:
         with self._translated():
             self._subscribe({})
             self._pump(ARRIVAL_S if self._arrived else 0.0)
-            for got in self._arrived:
-                self._answer(got, back=True)
-            self._arrived.clear()
+            self._return_arrived()
 
     # ---- how claims end
 
@@ -268,6 +277,12 @@ class AmqpConsumer:
         """Keep messages that this worker can't judge on Redis for a while, so that others see them."""
         self._put_off([(self._taken[d.entry], delay_ms / 1000) for d in deliveries if d.entry in self._taken])
         self.attempts.streams.count("put off", len(deliveries))
+
+    def abandon(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up claims while Redis can't be told: messages go back now, and the claims end once it can."""
+        for delivery in deliveries:
+            if (got := self._taken.get(delivery.entry)) is not None:
+                self._abandon(got)
 
     def quarantine(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
         """Take messages that nobody should run off their queues: counted by reason, their first bytes kept."""
@@ -351,18 +366,24 @@ class AmqpConsumer:
             self._subscribe({name: room})
 
     def _fetch(self, limit: int) -> None:
-        """Take messages in the order of their queues, as many as there are, and no more than `limit`."""
+        """Take messages in the order of their queues, as many as there are, until `limit` of them are here."""
+        here = Counter(_name(got) for got in self._arrived)
+        if here[next(iter(self._lanes))] >= limit:
+            return  # nothing comes before these
         if self._subscriptions:
             self._subscribe({})
         self._channel.counts.clear()
         for name in self._lanes:
             self._channel.send_method(spec.Queue.Declare, "BsbbbbbF", (0, name, True, False, False, False, False, {}))
         self._wait_for(lambda: len(self._channel.counts) >= len(self._lanes), 10 * ARRIVAL_S)
+        here = Counter(_name(got) for got in self._arrived)  # more, if some were on their way
         wanted = {}
         for name, number in zip(self._lanes, self._channel.counts, strict=False):
-            if (share := min(number, limit)) > 0:
-                wanted[name] = share
-                limit -= share
+            if (missing := min(number, limit - here[name])) > 0:
+                wanted[name] = missing
+            limit -= here[name] + max(0, missing)
+            if limit <= 0:
+                break
         if wanted:
             goal = len(self._arrived) + sum(wanted.values())
             self._subscribe(wanted)
@@ -396,9 +417,30 @@ class AmqpConsumer:
         """Give back what came when there was more room."""
         held = max(1, len(self._taken))
         self._subscribe({name: min(now.prefetch, held) for name, now in self._subscriptions.items()})
+        self._return_arrived()
+
+    def _return_arrived(self) -> None:
+        """Give back what has come and was not claimed, as far as is known."""
         for got in self._arrived:
-            self._answer(got, back=True)
+            if got.delivery.entry in self._unsure:
+                self._abandon(got)
+            else:
+                self._answer(got, back=True)
         self._arrived.clear()
+
+    def _abandon(self, got: _Got) -> None:
+        """Give back a message that is claimed, or may be: while this consumer lives others would wait for its end."""
+        self._taken.pop(got.delivery.entry, None)
+        self._unsure.discard(got.delivery.entry)
+        self._let_go.append((got.delivery.queue, got.delivery.id, got.delivery.entry, "none"))
+        self._answer(got, back=True)
+
+    def _release(self) -> None:
+        """End claims on what was given back while Redis could not be told; fails while that can't be reached."""
+        self.attempts.client.ping()
+        if self._let_go:
+            self.attempts.give_back(self._let_go)
+            self._let_go = []
 
     def _pump(self, wait_s: float = 0.0) -> None:
         assert self._connection is not None
@@ -415,10 +457,27 @@ class AmqpConsumer:
     def _admit(self, batch: list[_Got]) -> list[Delivery]:
         """Claim what has come; what somebody has already waits for its end."""
         patient = time.monotonic() < self._patient_until
+        self._unsure.update(got.delivery.entry for got in batch)
         verdicts = self.attempts.claim(self.name, self.lease_s, [got.delivery for got in batch], patient=patient)
         # Not before: were the answer lost, the same would be asked again.
         answered = {got.delivery.entry for got in batch}
         self._arrived = [got for got in self._arrived if got.delivery.entry not in answered]
+        self._unsure.difference_update(answered)
+        open_still = {got.delivery.entry: got for got in batch}
+        try:
+            claimed, later = self._decide(batch, verdicts, open_still)
+            if later:
+                self._put_off(later)
+        except (BackendUnavailable, redis.RedisError):
+            for got in open_still.values():
+                self._abandon(got)
+            raise
+        return claimed
+
+    def _decide(
+        self, batch: Sequence[_Got], verdicts: Sequence[Verdict], open_still: dict[str, _Got]
+    ) -> tuple[list[Delivery], list[tuple[_Got, float]]]:
+        """Return what is claimed, and what is to be put off, for how long; take out of `open_still` what is neither."""
         claimed: list[Delivery] = []
         later: list[tuple[_Got, float]] = []
         for got, verdict in zip(batch, verdicts, strict=True):
@@ -427,12 +486,13 @@ class AmqpConsumer:
                     self._take(got, verdict)
                     claimed.append(got.delivery)
                 case Mine(token):
-                    later += self._again(got, token)
+                    if wait := self._again(got, token):
+                        later.append((got, wait))
+                    else:
+                        del open_still[got.delivery.entry]
                 case Elsewhere(seconds):
                     later.append((got, seconds + MARGIN_S))
-        if later:
-            self._put_off(later)
-        return claimed
+        return claimed, later
 
     def _take(self, got: _Got, known: Claimed) -> None:
         if known.outbox:
@@ -447,10 +507,13 @@ class AmqpConsumer:
         delivery.record, delivery.mark = known.record, known.mark
         self._taken[delivery.entry] = got
 
-    def _again(self, got: _Got, token: str) -> Iterator[tuple[_Got, float]]:
+    def _again(self, got: _Got, token: str) -> float:
         """Take a message whose id is held here: in place of the one whose channel was closed, or as a copy.
 
         A true copy is dropped. One that differs may be the genuine one, as nothing is verified here, so it waits.
+
+        Returns:
+            For how many seconds it is to be put off; 0.0 if that is not to be.
         """
         held = self._taken.get(token)
         if held is None:
@@ -460,10 +523,11 @@ class AmqpConsumer:
         elif held.channel is None:
             held.channel, held.tag = got.channel, got.tag
         elif (held.delivery.header, held.delivery.body) == (got.delivery.header, got.delivery.body):
-            self._answer(got)
             self.count("repeat")
+            self._answer(got)
         else:
-            yield got, AGAIN_S
+            return AGAIN_S
+        return 0.0
 
     # ---- what is told to the server
 
@@ -512,7 +576,7 @@ class AmqpConsumer:
     def _disconnect(self) -> None:
         connection, self._connection, self._channel, self._queues = self._connection, None, None, None
         self._subscriptions.clear()
-        self._arrived.clear()
+        self._return_arrived()
         self.waiting = False
         for got in self._taken.values():
             got.channel = None

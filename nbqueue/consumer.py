@@ -123,6 +123,9 @@ class Consumer(Claims, Renewable, Protocol):
     def put_off(self, deliveries: Sequence[Delivery], delay_ms: int) -> None:
         """Return messages that this worker can't judge (another key, a newer version) so that others see them."""
 
+    def abandon(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up claims during an outage, on messages of which nothing was decided yet; they come back later."""
+
     def quarantine(self, deliveries: Sequence[tuple[Delivery, str]]) -> None:
         """Take messages that nobody should run off their queues: counted by reason, their first bytes kept."""
 
@@ -268,6 +271,9 @@ class StreamsConsumer:
         self._claimed_at = time.monotonic()
         self._due_at = None if next_due_s is None else self._claimed_at + next_due_s
         return Batch(deliveries, next_due_s, len(deliveries) < limit)
+
+    def abandon(self, deliveries: Sequence[Delivery]) -> None:
+        """Do nothing: a claim that nobody renews lapses."""
 
     def tend(self) -> None:
         """Do nothing: the server keeps claims without being asked."""

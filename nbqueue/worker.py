@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -492,11 +493,29 @@ class Worker:
 
     def _take(self, deliveries: Iterable[Delivery]) -> None:
         """Judge what was claimed, and hand out what is to run."""
-        now = time.time()
+        undecided = deque(deliveries)
         put_off: list[Delivery] = []
         refused: list[tuple[Delivery, str]] = []
+        try:
+            repeats = self._judge(undecided, put_off, refused)
+            self.work.hand_out()
+            self.ledger.give_back(self.work.surplus())
+            if put_off:
+                self.consumer.put_off(put_off, PUT_OFF_MS)
+            if refused:
+                self.consumer.quarantine(refused)
+        except _OUTAGE:
+            self.consumer.abandon([*undecided, *put_off, *(delivery for delivery, _ in refused)])
+            raise
+        if repeats:
+            self.consumer.count("repeat", repeats)
+
+    def _judge(self, undecided: deque[Delivery], put_off: list[Delivery], refused: list[tuple[Delivery, str]]) -> int:
+        """Judge deliveries, each of which is then no longer undecided; return how many were only repeats."""
+        now = time.time()
         repeats = 0
-        for delivery in deliveries:
+        while undecided:
+            delivery = undecided[0]
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
                     self._hold(task)
@@ -516,14 +535,8 @@ class Worker:
                 case Refused(reason=reason):
                     logger.warning("a message was refused: %s", reason)
                     refused.append((delivery, reason))
-        self.work.hand_out()
-        self.ledger.give_back(self.work.surplus())
-        if put_off:
-            self.consumer.put_off(put_off, PUT_OFF_MS)
-        if refused:
-            self.consumer.quarantine(refused)
-        if repeats:
-            self.consumer.count("repeat", repeats)
+            undecided.popleft()
+        return repeats
 
     def _hold(self, task: Accepted) -> None:
         self._seq += 1

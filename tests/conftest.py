@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
             if "rabbitmq" in nodeid or "amqp" in nodeid:
                 # Two processes, each with a node of its own: in one they would be what the whole run waits for.
                 module = nodeid.partition("::")[0].rpartition("/")[2]
-                return "rabbitmq, first half" if module < "test_l" else "rabbitmq, second half"
+                return "rabbitmq, first half" if module < "test_m" else "rabbitmq, second half"
             return "browser" if "browser" in nodeid else nodeid
 
     return ByProgram(config, log)

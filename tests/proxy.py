@@ -17,7 +17,7 @@ from nbqueue.streams import script
 from tests.workers import Site
 
 Direction = Literal["up", "down"]  # to the server, and from it
-Point = Literal["publish", "claim", "settle", "acknowledge"]
+Point = Literal["publish", "claim", "judge", "settle", "acknowledge"]
 Action = Literal["hold", "hold answer", "cut", "cut answer"]
 _PIECE: Final = 1 << 16
 # AMQP's numbers of class and method, as they stand in a frame.
@@ -73,10 +73,12 @@ class Network:
     def at(self, point: Point, action: Action) -> None:
         """Do this once, when the servers are told of something: before it arrives, or before its answer does.
 
-        On Redis a point is a script. On RabbitMQ messages are published and acknowledged there, and what is known of
-        claims and ends is on Redis.
+        On Redis a point is a script, but for `judge`, where a worker reads what the calls of a map share. On RabbitMQ
+        messages are published and acknowledged there, and what is known of claims and ends is on Redis.
         """
-        if self._rabbitmq is None:
+        if point == "judge":
+            self._redis.at(b"nbq:group:", action)
+        elif self._rabbitmq is None:
             self._redis.at(script(point)[1].encode(), action)
         elif point in ("publish", "acknowledge"):
             self._rabbitmq.at(_PUBLISH if point == "publish" else _ACKNOWLEDGE, action)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import amqp
 import pytest
+import redis
 
 from nbqueue.amqp import Publisher
 from nbqueue.amqp_consumer import AmqpConsumer
@@ -199,6 +201,35 @@ def test_true_copy_of_what_is_held_is_dropped_and_one_that_differs_waits(
     assert after.body == b"another"
 
 
+def test_what_comes_to_one_who_waits_is_taken_after_what_is_before_it(
+    make: Make, send: Callable[[Outgoing], None], queue: str
+) -> None:
+    consumer = make("one")
+    for level in (0, 3, 9):
+        send(Outgoing(queue, f"known {level}", "header", b"body", priority=level))
+    consumer._look_at = 0.0
+    claim_all(consumer, queue, 3)
+    assert consumer.wait(10, [queue], 1_000)
+    for number, level in enumerate((0, 3, 9, 9, 3)):
+        send(Outgoing(queue, f"{number} of {level}", "header", b"body", priority=level))
+
+    def one_of_each() -> bool:
+        consumer.news(10, [queue])
+        return len(consumer._arrived) == 3
+
+    wait_until(one_of_each, 5, "one of each")
+    assert [delivery.id for delivery in claim(consumer, queue, 3)] == ["2 of 9", "3 of 9", "1 of 3"]
+
+
+def test_connection_that_has_ended_has_no_socket(make: Make) -> None:
+    consumer = make("one")
+    assert consumer.fileno() >= 0
+    assert consumer._connection is not None
+    consumer._connection.collect()  # as when the server says that it goes
+    with pytest.raises(ValueError, match="not connected"):
+        consumer.fileno()
+
+
 def test_charges_are_counted_on_redis_and_end_with_the_task(
     make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
 ) -> None:
@@ -373,6 +404,51 @@ def test_claim_whose_answer_was_lost_can_be_had_again(
     attempts.claim("one", 60, [Delivery(queue, "n", "one#0", "1", b"header", b"body")], patient=False)
     (delivery,) = wait_until(lambda: claim(consumer, queue), 10, "the message")
     assert (delivery.attempt, delivery.worker_losses) == (1, 0)
+
+
+def test_what_could_not_be_judged_in_an_outage_is_let_go_and_free_for_others_after_it(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send(Outgoing(queue, "1", "header", b"body"))
+    first = make("first")
+    claimed = wait_until(lambda: claim(first, queue), 5, "the message")
+    first.stop_waiting()
+    first.abandon(claimed)
+    assert attempts.count(queue) == (1, 0), "Redis was not there to be told"
+    first.open([queue])
+    assert attempts.count(queue) == (0, 0)
+    first.stop_waiting()
+    second = make("second")
+    (delivery,) = wait_until(lambda: claim(second, queue), 5, "the message to be another's")
+    assert (delivery.attempt, delivery.worker_losses) == (1, 0)
+
+
+def test_claim_whose_answer_was_lost_is_ended_when_its_message_goes_back(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(Outgoing(queue, "1", "header", b"body"))
+    consumer = make("one")
+    really = attempts.claim
+
+    def claim_and_lose(*args: Any, **options: Any) -> Any:
+        really(*args, **options)
+        raise redis.ConnectionError("gone")
+
+    def lost() -> bool:
+        consumer.tend()
+        try:
+            consumer.claim(10, [queue])
+        except redis.ConnectionError:
+            return True
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "claim", claim_and_lose)
+        wait_until(lost, 5, "a claim whose answer is lost")
+    assert attempts.count(queue) == (1, 0)
+    consumer.stop_waiting()
+    consumer.open([queue])
+    assert attempts.count(queue) == (0, 0)
 
 
 def test_held_message_is_taken_up_again_after_a_reconnect(

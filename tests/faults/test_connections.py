@@ -16,7 +16,7 @@ from nbqueue import App, states
 from nbqueue.deliveries import QueueSize
 from nbqueue.exceptions import BackendUnavailable, TaskRevokedError, UnknownTask
 from tests.faults.test_messages import counted, still_works
-from tests.faults.test_processes import runs
+from tests.faults.test_processes import runs, send_notes
 from tests.helpers import wait_until
 from tests.proxy import Network
 from tests.workers import LEASE_S, ROOT, Site, Worker
@@ -100,6 +100,17 @@ def test_worker_killed_around_its_claim_loses_nothing(
     assert set(runs(tmp_path).values()) <= {1, 2}
     assert sum(runs(tmp_path).values()) <= 3 + 1, "only what its child was at runs again"
     assert claimed(site) == 0
+
+
+def test_calls_that_were_claimed_and_not_judged_before_a_cut_run(site: Site, network: Network, tmp_path: Path) -> None:
+    far_worker(site, network)
+    assert still_works(site)
+    network.at("judge", "cut")
+    results = send_notes(site, tmp_path, 5, 0.0)
+    assert network.triggered.wait(10)
+    assert results.get(timeout=20) == [f"t{n}" for n in range(5)]
+    assert set(runs(tmp_path).values()) == {1}
+    wait_until(lambda: claimed(site) == 0, 5, "nothing to be claimed")
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["worker killed", "connection cut"])
