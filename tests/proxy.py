@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
+from nbqueue.deliveries import stream_key
 from nbqueue.streams import script
 from tests.workers import Site
 
@@ -35,6 +36,7 @@ class Network:
 
     def __init__(self, site: Site, *, delay_s: float = 0.0) -> None:
         self.triggered = threading.Event()
+        self._stream = stream_key(site.queue, "n").encode()
         self._redis = Proxy(site.server.socket, self.triggered, delay_s=delay_s)
         self._rabbitmq: Proxy | None = None
         if site.on_rabbitmq:
@@ -73,17 +75,19 @@ class Network:
     def at(self, point: Point, action: Action) -> None:
         """Do this once, when the servers are told of something: before it arrives, or before its answer does.
 
-        On Redis a point is a script, but for `judge`, where a worker reads what the calls of a map share. On RabbitMQ
-        messages are published and acknowledged there, and what is known of claims and ends is on Redis.
+        On Redis a point is a script, but for `judge`, where a worker reads what the calls of a map share, and a call
+        that is published alone, with plain commands. On RabbitMQ messages are published and acknowledged there, and
+        what is known of claims and ends is on Redis.
         """
         if point == "judge":
-            self._redis.at(b"nbq:group:", action)
+            self._redis.at(action, b"nbq:group:")
         elif self._rabbitmq is None:
-            self._redis.at(script(point)[1].encode(), action)
+            alone = [b"XADD\r\n$%d\r\n%b" % (len(self._stream), self._stream)] if point == "publish" else []
+            self._redis.at(action, script(point)[1].encode(), *alone)
         elif point in ("publish", "acknowledge"):
-            self._rabbitmq.at(_PUBLISH if point == "publish" else _ACKNOWLEDGE, action)
+            self._rabbitmq.at(action, _PUBLISH if point == "publish" else _ACKNOWLEDGE)
         else:
-            self._redis.at(script(f"amqp_{point}")[1].encode(), action)
+            self._redis.at(action, script(f"amqp_{point}")[1].encode())
 
     def hold(self) -> None:
         """Pass nothing on any more, in either direction; connections stay open."""
@@ -133,7 +137,7 @@ class Proxy:
         self.cuts = 0
         self._budget: dict[Direction, int] = {}  # bytes until the connection is cut that brings more
         self._gates: dict[Direction, asyncio.Event] = {}
-        self._triggers: dict[bytes, str] = {}
+        self._triggers: dict[tuple[bytes, ...], str] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -175,9 +179,9 @@ class Proxy:
 
         self._soon(open_all)
 
-    def at(self, text: bytes, action: Action) -> None:
-        """Do this once, when the server is sent this text: before it arrives, or before its answer does."""
-        self._soon(lambda: self._triggers.update({text: action}))
+    def at(self, action: Action, *texts: bytes) -> None:
+        """Do this once, when the server is sent one of these texts: before it arrives, or before its answer does."""
+        self._soon(lambda: self._triggers.update({texts: action}))
 
     def cut(self) -> None:
         """Close all connections, dropping what is held; new ones may be made."""
@@ -194,8 +198,8 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(act(), self._loop).result(5)
 
     def _look(self, data: bytes) -> None:
-        for text in [text for text in self._triggers if text in data]:
-            match self._triggers.pop(text):
+        for texts in [texts for texts in self._triggers if any(text in data for text in texts)]:
+            match self._triggers.pop(texts):
                 case "hold":
                     self._gates["up"].clear()
                 case "hold answer":

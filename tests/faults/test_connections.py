@@ -58,7 +58,7 @@ def claimed(site: Site) -> int:
 
 
 def test_call_whose_confirmation_is_lost_runs_once(site: Site, network: Network, far_app: App, tmp_path: Path) -> None:
-    site.app.send_task("tests.project.add", (1, 2))  # the server knows the scripts from now on
+    site.app.send_task("tests.project.add", (1, 2))
     network.at("publish", "cut answer")
     result = far_app.send_task("tests.project.note", (str(tmp_path), "once"))
     assert network.cuts == 1
@@ -73,7 +73,7 @@ def test_map_whose_confirmation_is_lost_runs_each_call_once(
     site: Site, network: Network, far_app: App, tmp_path: Path
 ) -> None:
     task = far_app.task(note_both, by_value=True)
-    far_app.send_task("tests.project.add", (1, 2))  # the server knows the scripts from now on
+    task.starmap([(str(tmp_path), "first", 0.0)])  # the server knows the script from now on
     network.at("publish", "cut answer")
     results = task.starmap([(str(tmp_path), f"t{n}", 0.0) for n in range(20)])
     assert network.cuts == 1
