@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 __all__ = ["App"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MAP_CHUNK: Final = 2_000
+_MAP_CHUNK: Final = 500  # as many as one script takes: workers begin with them while the next are made
 
 
 class App:
