@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 PAUSE_S: Final = 0.003
-ENOUGH: Final = 3  # messages that a pause has to bring
+ENOUGH: Final = 10  # messages that a pause has to bring: more than those bring who wait for each of their results
 SOON_S: Final = 0.02  # what comes later than this after the one before is no stream of messages
 _TRY_AFTER: Final = 16  # messages, and twice as many after each pause that was in vain
 _TRY_SELDOM: Final = 512
