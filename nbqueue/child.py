@@ -94,7 +94,10 @@ class ForkServer:
                 self._fork(json.loads(data), descriptors, (wake_in, wake_out))
 
     def _preload(self) -> bool:
-        settings = json.loads(self.sock.recv(1 << 16))
+        told = self.sock.recv(1 << 16)
+        if not told:
+            return False  # its supervisor has not come so far
+        settings = json.loads(told)
         if settings["blobs"]:
             self.store, self.keep_s = BlobStore(Path(settings["blobs"])), settings["keep_s"]
         self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])

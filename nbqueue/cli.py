@@ -17,7 +17,9 @@ import click
 
 from nbqueue import states
 from nbqueue._version import __version__
+from nbqueue.config import Environment, child_environment
 from nbqueue.exceptions import NBQueueError, TaskError, TimeoutError  # noqa: A004 - Celery's name
+from nbqueue.forkserver import start_fork_server
 from nbqueue.log import LEVELS, setup
 
 if TYPE_CHECKING:
@@ -127,30 +129,38 @@ def worker(
 ) -> None:
     """Start a worker. TERM or Ctrl-C stops it once its tasks have ended; QUIT or a second Ctrl-C at once."""
     del keeper  # says in a process list who started it
-    from nbqueue.worker import Worker
+    # Its interpreter starts while this one loads what a supervisor needs.
+    environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
+    started = start_fork_server(environment, _merged(ctx, options)["workdir"])
+    try:
+        from nbqueue.worker import Worker
 
-    setup(loglevel)
-    app = _app(ctx, **options)
-    app_name = _merged(ctx, options)["app_name"]
-    preload = ([app_name] if app_name else []) + list(app.conf.include)
-    for module in app.conf.include:
-        importlib.import_module(module)
-    started = Worker(
-        app,
-        queues=_names(queues),
-        all_queues=all_queues,
-        exclude=_names(exclude_queues),
-        concurrency=concurrency or 0,
-        name=name or "",
-        preload=preload,
-        grace_s=grace,
-        time_limit=time_limit,
-        soft_time_limit=soft_time_limit,
-        memory_limit=memory_limit,
-        max_tasks_per_child=max_tasks_per_child,
-        max_memory_per_child=max_memory_per_child,
-    )
-    ctx.exit(started.run())
+        setup(loglevel)
+        app = _app(ctx, **options)
+        app_name = _merged(ctx, options)["app_name"]
+        preload = ([app_name] if app_name else []) + list(app.conf.include)
+        for module in app.conf.include:
+            importlib.import_module(module)
+        made = Worker(
+            app,
+            queues=_names(queues),
+            all_queues=all_queues,
+            exclude=_names(exclude_queues),
+            concurrency=concurrency or 0,
+            name=name or "",
+            preload=preload,
+            grace_s=grace,
+            time_limit=time_limit,
+            soft_time_limit=soft_time_limit,
+            memory_limit=memory_limit,
+            max_tasks_per_child=max_tasks_per_child,
+            max_memory_per_child=max_memory_per_child,
+            started=started,
+        )
+    except BaseException:
+        started.close()
+        raise
+    ctx.exit(made.run())
 
 
 def _names(text: str | None) -> list[str]:

@@ -28,6 +28,7 @@ from nbqueue import states
 from nbqueue.capture import SOFT_SIGNAL
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
+from nbqueue.forkserver import ForkServer, start_fork_server
 from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome, decode_again, decode_failure
 
@@ -39,8 +40,6 @@ _ENDS: Final = states.READY_STATES | {states.RETRY}
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
-# The package may lie where only this process looks; users' folders join the path when the machinery is loaded.
-_FORK_SERVER: Final = "import sys; sys.path.append(sys.argv[2]); from nbqueue.child import main; main()"
 _encode = msgspec.msgpack.Encoder().encode
 # What decoders of ours and msgspec's raise.
 _GARBLED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, BadMessage)
@@ -135,6 +134,7 @@ class Pool:
         keep_s: how long that of results is kept.
         max_tasks: a child is replaced after so many; 0: never.
         max_memory_kib: a child that uses more after a task is replaced; 0: never.
+        started: a fork server that has been started already, if that has this environment.
     """
 
     def __init__(
@@ -149,6 +149,7 @@ class Pool:
         keep_s: float = 0.0,
         max_tasks: int = 0,
         max_memory_kib: int = 0,
+        started: ForkServer | None = None,
     ) -> None:
         if not hasattr(os, "fork"):
             raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
@@ -164,6 +165,10 @@ class Pool:
             "max_memory_kib": max_memory_kib,
         }
         self._environment = dict(environment)
+        self._started = started
+        if started is not None and started.environment != self._environment:
+            started.close()
+            self._started = None
         self._by_pid: dict[int, Child] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -175,17 +180,13 @@ class Pool:
 
     def start(self) -> None:
         """Start the fork server and its children; `Ready` follows for each."""
-        ours, theirs = socket_of_frames()
+        started, self._started = self._started, None
+        if started is None:
+            started = start_fork_server(self._environment)
+        ours = started.sock
         ours.send(json.dumps(self._settings).encode())
         self._server_ready = False
-        self._server = subprocess.Popen(
-            [sys.executable, "-P", "-c", _FORK_SERVER, str(theirs.fileno()), str(Path(__file__).parent.parent)],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=self._environment,
-            start_new_session=True,
-        )
-        theirs.close()
+        self._server = started.process
         self._control = ours
         self._selector.register(ours, selectors.EVENT_READ, self)
         for number in range(1, self.size + 1):

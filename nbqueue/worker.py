@@ -35,6 +35,7 @@ from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
+from nbqueue.forkserver import ForkServer
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
@@ -93,6 +94,7 @@ class Worker:
         memory_limit: bytes, or a text such as "2 GB", that such a task may use; None: as `conf.task_memory_limit` says.
         max_tasks_per_child: a child is replaced after so many; None: as `conf.worker_max_tasks_per_child` says.
         max_memory_per_child: KiB above which a child is replaced after a task; None: as the setting of that name says.
+        started: a fork server that has been started already.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Worker:
         memory_limit: int | str | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child: int | None = None,
+        started: ForkServer | None = None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -148,6 +151,7 @@ class Worker:
             keep_s=self.conf.result_expires,
             max_tasks=max_tasks_per_child or self.conf.worker_max_tasks_per_child,
             max_memory_kib=max_memory_per_child or self.conf.worker_max_memory_per_child,
+            started=started,
         )
         self.work = Dispatcher(self.pool)
         store = BlobStore(app.link.blobs)

@@ -18,8 +18,10 @@ import pytest
 
 import nbqueue
 from nbqueue import serialization
+from nbqueue.config import child_environment
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
+from nbqueue.forkserver import start_fork_server
 from nbqueue.frames import take_back
 from tests.helpers import wait_until
 from tests.pools import RunningPool, alive, job
@@ -88,6 +90,24 @@ def test_pool_runs_every_job_once_when_there_are_a_thousand() -> None:
         assert [serialization.loads(running.finished[j.seq].outcome.body) for j in jobs] == list(range(1, 1_001))
         assert {finished.child for finished in running.finished.values()} == {1, 2}
         assert all(not child.jobs for child in running.pool.children.values())
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its own", "another"])
+def test_fork_server_that_was_started_before_is_used_when_it_has_the_environment(same: bool) -> None:
+    started = start_fork_server(child_environment({**os.environ, "OTHER": "" if same else "x"}, 1))
+    with RunningPool(1, variables={**os.environ, "OTHER": ""}, started=started) as running:
+        assert running.call(add, 1, 2) == 3
+        found = running.pool._server
+        assert found is not None
+        assert (found.pid == started.process.pid) == same
+        assert (started.process.poll() is None) == same, "what isn't used has ended"
+
+
+def test_fork_server_that_is_not_used_after_all_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    started = start_fork_server(child_environment(dict(os.environ), 1))
+    started.close()
+    assert started.process.returncode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_child_is_a_small_process_when_it_is_idle() -> None:

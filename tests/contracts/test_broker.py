@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbqueue.broker import Broker, StreamsBroker, open_broker
+from nbqueue.broker import Broker, StreamsBroker
+from nbqueue.brokers import open_broker
 from nbqueue.deliveries import SENT, Delivery, Outgoing, QueueSize, Settlement
 from tests.helpers import RedisServer, wait_until
 
