@@ -370,6 +370,8 @@ class Watcher:
             record = open_fact(text, self.signer, kind="record")
             if record.facts.id != task.id:
                 raise BadMessage("place", f"it is of task {record.facts.id}")
+            if task.is_of_earlier(record):
+                raise BadMessage("replay", "it is of an earlier task of this id")
         except BadMessage as exc:
             logger.warning("the record of task %s was refused: %s", task.id, exc)
             task.refused = str(exc)
