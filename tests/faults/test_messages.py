@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import pytest
 
 from nbqueue import App
 from nbqueue.exceptions import BadMessage, TimeoutError  # noqa: A004
-from nbqueue.messages import Call, Control, Message, Steering, new_id, pack_body, sign_control
+from nbqueue.messages import Call, Control, Facts, Message, Steering, new_id, pack_body, sign_control, sign_record
 from nbqueue.signing import Signer, create_key_file
 from tests.faults.test_processes import runs
 from tests.hand import Field, put, take
@@ -247,9 +248,18 @@ def test_forged_and_replayed_orders_are_not_followed(site: Site) -> None:
     assert worker.wait() == 0
 
 
-def test_forged_result_is_not_believed(site: Site) -> None:
+@pytest.mark.parametrize("forged_by", ["nobody", "somebody who knows the key's id", "somebody with another key"])
+def test_forged_result_is_not_believed(site: Site, forged_by: str) -> None:
     result = site.app.send_task("tests.project.add", (1, 2))
-    forged = {"task_id": result.id, "status": "SUCCESS", "nbq": "1.deadbeef.x.{}", "body": "Li4u"}
+    facts = Facts(kind="record", id=result.id, at=time.time(), state="SUCCESS")
+    other = json.loads(sign_record(facts, b"\x80\x05K*.", Signer(b"f" * 32)))
+    header = "1.deadbeef.x.{}"
+    if forged_by != "nobody":
+        header = other["nbq"]
+    if forged_by == "somebody who knows the key's id":
+        version, _, mac, text = header.split(".", 3)
+        header = f"{version}.{site.app.signer.key_id}.{mac}.{text}"
+    forged = {**other, "nbq": header}
     text = msgspec.json.encode(forged).decode()
     site.streams.client.xadd(f"nbq:session:{site.app.session}", {"f": f"[{text}]"})
     site.streams.client.set(f"celery-task-meta-{result.id}", text)
