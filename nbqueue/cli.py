@@ -19,7 +19,7 @@ from nbqueue import states
 from nbqueue._version import __version__
 from nbqueue.config import Environment, child_environment
 from nbqueue.exceptions import NBQueueError, TaskError, TimeoutError  # noqa: A004 - Celery's name
-from nbqueue.forkserver import start_fork_server
+from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.log import LEVELS, setup
 
 if TYPE_CHECKING:
@@ -133,14 +133,15 @@ def worker(
     environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
     started = start_fork_server(environment, _merged(ctx, options)["workdir"])
     try:
-        from nbqueue.worker import Worker
-
         setup(loglevel)
         app = _app(ctx, **options)
         app_name = _merged(ctx, options)["app_name"]
         preload = ([app_name] if app_name else []) + list(app.conf.include)
         for module in app.conf.include:
             importlib.import_module(module)
+        started.tell(ChildSettings.of(app.conf, app.link.blobs, preload, max_tasks_per_child, max_memory_per_child))
+        from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
+
         made = Worker(
             app,
             queues=_names(queues),

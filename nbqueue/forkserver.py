@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from nbqueue.config import Settings
 from nbqueue.frames import socket_of_frames
 
 # The package may lie where only this process looks; users' folders join the path when the machinery is loaded.
@@ -17,8 +19,43 @@ _PROGRAM: Final = "import sys; sys.path.append(sys.argv[2]); from nbqueue.child 
 
 
 @dataclass(frozen=True)
+class ChildSettings:
+    """What a fork server is told before its first child.
+
+    Args:
+        preload: what `-A` names, imported before children are forked.
+        path: put before `sys.path` of the children.
+        blobs: where children find and keep large data; empty where they can't.
+        keep_s: how long that of results is kept.
+        max_tasks: a child is replaced after so many; 0: never.
+        max_memory_kib: a child that uses more after a task is replaced; 0: never.
+    """
+
+    preload: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    blobs: str = ""
+    keep_s: float = 0.0
+    max_tasks: int = 0
+    max_memory_kib: int = 0
+
+    @classmethod
+    def of(
+        cls, conf: Settings, blobs: Path, preload: Sequence[str], max_tasks: int | None, max_memory_kib: int | None
+    ) -> Self:
+        """Return those of a worker; what is None is as its settings say."""
+        return cls(
+            tuple(preload),
+            (str(Path.cwd()),) if preload else (),
+            str(blobs),
+            conf.result_expires,
+            max_tasks or conf.worker_max_tasks_per_child,
+            max_memory_kib or conf.worker_max_memory_per_child,
+        )
+
+
+@dataclass
 class ForkServer:
-    """A fork server that has been started, and waits for its settings.
+    """A fork server that has been started.
 
     Args:
         process: its process; it ends when the socket is closed.
@@ -29,6 +66,12 @@ class ForkServer:
     process: subprocess.Popen[bytes]
     sock: socket.socket
     environment: Mapping[str, str]
+    told: ChildSettings | None = field(default=None, init=False)
+
+    def tell(self, settings: ChildSettings) -> None:
+        """Tell it its settings, once: it imports what they name, and waits for orders."""
+        self.sock.send(json.dumps(asdict(settings)).encode())
+        self.told = settings
 
     def close(self) -> None:
         """End it, if it was not to be used after all."""

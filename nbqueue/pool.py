@@ -17,9 +17,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -28,7 +27,7 @@ from nbqueue import states
 from nbqueue.capture import SOFT_SIGNAL
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
-from nbqueue.forkserver import ForkServer, start_fork_server
+from nbqueue.forkserver import ChildSettings, ForkServer, start_fork_server
 from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome, decode_again, decode_failure
 
@@ -40,6 +39,7 @@ _ENDS: Final = states.READY_STATES | {states.RETRY}
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
+_NO_SETTINGS: Final = ChildSettings()
 _encode = msgspec.msgpack.Encoder().encode
 # What decoders of ours and msgspec's raise.
 _GARBLED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, BadMessage)
@@ -127,14 +127,9 @@ class Pool:
     Args:
         size: how many children.
         selector: gets the sockets registered; pass each readable key whose data is this pool or a `Child` to `events`.
-        preload: what `-A` names, imported before children are forked.
-        path: put before `sys.path` of the children.
         environment: of the children.
-        blobs: where children find and keep large data; None where they can't.
-        keep_s: how long that of results is kept.
-        max_tasks: a child is replaced after so many; 0: never.
-        max_memory_kib: a child that uses more after a task is replaced; 0: never.
-        started: a fork server that has been started already, if that has this environment.
+        settings: of the children.
+        started: a fork server that has been started already, if that has this environment and these settings or none.
     """
 
     def __init__(
@@ -142,13 +137,8 @@ class Pool:
         size: int,
         selector: selectors.BaseSelector,
         *,
-        preload: Sequence[str] = (),
-        path: Sequence[str] = (),
         environment: Mapping[str, str],
-        blobs: Path | None = None,
-        keep_s: float = 0.0,
-        max_tasks: int = 0,
-        max_memory_kib: int = 0,
+        settings: ChildSettings = _NO_SETTINGS,
         started: ForkServer | None = None,
     ) -> None:
         if not hasattr(os, "fork"):
@@ -156,17 +146,12 @@ class Pool:
         self.size = size
         self.children: dict[int, Child] = {}
         self._selector = selector
-        self._settings = {
-            "preload": list(preload),
-            "path": list(path),
-            "blobs": str(blobs or ""),
-            "keep_s": keep_s,
-            "max_tasks": max_tasks,
-            "max_memory_kib": max_memory_kib,
-        }
+        self._settings = settings
         self._environment = dict(environment)
         self._started = started
-        if started is not None and started.environment != self._environment:
+        if started is not None and (
+            started.environment != self._environment or started.told not in (None, self._settings)
+        ):
             started.close()
             self._started = None
         self._by_pid: dict[int, Child] = {}
@@ -183,8 +168,9 @@ class Pool:
         started, self._started = self._started, None
         if started is None:
             started = start_fork_server(self._environment)
+        if started.told is None:
+            started.tell(self._settings)
         ours = started.sock
-        ours.send(json.dumps(self._settings).encode())
         self._server_ready = False
         self._server = started.process
         self._control = ours

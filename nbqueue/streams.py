@@ -59,6 +59,7 @@ FEW: Final = 4  # messages that are sent, or claimed, with plain commands, which
 _LIVE_MS: Final = int(LIVE_S * 1000)
 _PARTS: Final = re.compile(r"^(?=local )", re.MULTILINE)  # of `common.lua`: each defines one name
 _DEFINED: Final = re.compile(r"local (?:function )?(\w+)")
+_WORDS: Final = re.compile(r"\w+")
 _PADDING: Final = " " * 64  # of what the claims hash holds, as in the scripts
 _NONCE: Final = re.compile(rb'"nonce":"([^"]*)"')
 _CLAIMED: Final = struct.Struct(">HhIIIHIIIII")  # queue, place, counters, and the sizes of the parts
@@ -531,11 +532,13 @@ def script(name: str) -> tuple[str, str]:
     """Return a script's source, with what it needs of `common.lua`, and its SHA-1 as Redis computes it."""
     folder = importlib.resources.files("nbqueue") / "lua"
     source = (folder / f"{name}.lua").read_text()
+    words = set(_WORDS.findall(source))
     # Each run of a script makes all of its functions anew, so those that it doesn't call are left out.
     for part in reversed(_PARTS.split((folder / "common.lua").read_text())):
         found = _DEFINED.match(part)
-        if found is None or re.search(rf"\b{found[1]}\b", source):
+        if found is None or found[1] in words:
             source = part + source
+            words.update(_WORDS.findall(part))
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

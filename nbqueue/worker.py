@@ -19,7 +19,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -35,7 +34,7 @@ from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
-from nbqueue.forkserver import ForkServer
+from nbqueue.forkserver import ChildSettings, ForkServer
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
@@ -144,13 +143,8 @@ class Worker:
         self.pool = pools.Pool(
             self.concurrency,
             self._selector,
-            preload=preload,
-            path=[str(Path.cwd())] if preload else (),
             environment=environment,
-            blobs=app.link.blobs,
-            keep_s=self.conf.result_expires,
-            max_tasks=max_tasks_per_child or self.conf.worker_max_tasks_per_child,
-            max_memory_kib=max_memory_per_child or self.conf.worker_max_memory_per_child,
+            settings=ChildSettings.of(self.conf, app.link.blobs, preload, max_tasks_per_child, max_memory_per_child),
             started=started,
         )
         self.work = Dispatcher(self.pool)

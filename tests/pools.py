@@ -15,6 +15,7 @@ import msgspec
 
 from nbqueue import serialization
 from nbqueue.config import child_environment
+from nbqueue.forkserver import ChildSettings
 from nbqueue.messages import ChildTask, Failure, Output, Progress, Steering, encode_steering
 from nbqueue.pool import Died, Finished, Happening, Job, Pool, Ready, Told
 from tests.helpers import wait_until
@@ -60,7 +61,9 @@ class RunningPool:
         self.selector = selectors.DefaultSelector()
         variables = options.pop("variables", dict(os.environ))
         environment = child_environment(variables, size)
-        self.pool = Pool(size, self.selector, environment=environment, **options)
+        started = options.pop("started", None)
+        settings = ChildSettings(**options)
+        self.pool = Pool(size, self.selector, environment=environment, settings=settings, started=started)
         self.ready: list[int] = []
         self.told: list[Told] = []
         self.died: list[Died] = []

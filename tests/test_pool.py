@@ -21,7 +21,7 @@ from nbqueue import serialization
 from nbqueue.config import child_environment
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
-from nbqueue.forkserver import start_fork_server
+from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.frames import take_back
 from tests.helpers import wait_until
 from tests.pools import RunningPool, alive, job
@@ -100,6 +100,16 @@ def test_fork_server_that_was_started_before_is_used_when_it_has_the_environment
         found = running.pool._server
         assert found is not None
         assert (found.pid == started.process.pid) == same
+        assert (started.process.poll() is None) == same, "what isn't used has ended"
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its own", "others"])
+def test_fork_server_that_was_told_its_settings_before_is_used_when_they_are_those(same: bool) -> None:
+    started = start_fork_server(child_environment(dict(os.environ), 1))
+    started.tell(ChildSettings(max_tasks=7 if same else 8))
+    with RunningPool(1, max_tasks=7, started=started) as running:
+        assert running.call(add, 1, 2) == 3
+        assert (running.pool._server is started.process) == same
         assert (started.process.poll() is None) == same, "what isn't used has ended"
 
 
@@ -516,7 +526,7 @@ def test_stop_ends_everything_in_time_when_a_child_is_busy(tmp_path: Path) -> No
 
 
 def test_start_says_what_is_wrong_when_a_module_can_not_be_imported() -> None:
-    running = RunningPool(1, preload=["no_such_module_of_ours"])
+    running = RunningPool(1, preload=("no_such_module_of_ours",))
     try:
         with pytest.raises(ImproperlyConfigured, match="no_such_module_of_ours"), running:
             pass
@@ -545,7 +555,7 @@ def test_tasks_by_name_run_when_their_module_was_preloaded(tmp_path: Path) -> No
         "app.task(lambda: (loaded_in, os.getppid()), name='proj.where')\n"
     )
     (tmp_path / "more.py").write_text("import proj\nproj.app.task(lambda: 1, name='more.one')\n")
-    with RunningPool(1, preload=["proj", "more"], path=[str(tmp_path)]) as running:
+    with RunningPool(1, preload=("proj", "more"), path=(str(tmp_path),)) as running:
         assert running.call("more.one") == 1
         loaded_in, parent = running.call("proj.where")
         assert loaded_in == parent
@@ -565,7 +575,7 @@ def test_children_draw_different_numbers_when_numpy_was_preloaded(tmp_path: Path
 
         return float(np.random.random())  # noqa: NPY002 - the generator that all of a process share
 
-    with RunningPool(2, preload=["proj"], path=[str(tmp_path)]) as running:
+    with RunningPool(2, preload=("proj",), path=(str(tmp_path),)) as running:
         assert running.call(draw, child=1) != running.call(draw, child=2)
 
 
