@@ -13,7 +13,10 @@ from typing import Final
 from nbqueue.frames import socket_of_frames
 
 # The package may lie where only this process looks; users' folders join the path when the machinery is loaded.
-_PROGRAM: Final = "import sys; sys.path.append(sys.argv[2]); from nbqueue.child import main; main()"
+# Nothing of what is loaded is garbage, and to look for some in it takes a tenth of the time.
+_PROGRAM: Final = (
+    "import gc, sys; gc.disable(); sys.path.append(sys.argv[2]); from nbqueue.child import main; gc.enable(); main()"
+)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ class Pool:
         if started is None:
             started = start_fork_server(self._environment)
         ours = started.sock
-        ours.send(json.dumps(self._settings).encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended already, which is seen later
+            ours.send(json.dumps(self._settings).encode())
         self._server_ready = False
         self._server = started.process
         self._control = ours
