@@ -115,7 +115,7 @@ class Again:
         expires = expiry_time(now, None, 0.0)
         if isinstance(steering, Call):
             self._keep_blobs(kept.body, expires)
-            again = Message.sign_call(steering.group, steering.index, kept.body, self.signer)
+            again = Message.sign_call(steering.group, steering.index, kept.body, self.signer, nonce=new_nonce())
             return Outgoing(kept.queue, id_, again.header, kept.body, priority=kept.priority), steering.group
         for head in split_body(kept.body):
             self._keep_blobs(head, expires)

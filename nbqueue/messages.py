@@ -124,11 +124,15 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):
-    """One member of a map: the rest of its steering is its group's."""
+    """One member of a map: the rest of its steering is its group's.
+
+    `nonce` is of one that runs again: it must not pass for a copy of what was sent before.
+    """
 
     group: str
     index: int
     retries: int = 0
+    nonce: str = ""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
@@ -160,11 +164,13 @@ class Message(msgspec.Struct, frozen=True):
         return cls(steering.id, signer.sign("task", _encode(steering), body), body, steering)
 
     @classmethod
-    def sign_call(cls, group: str, index: int, body: bytes, signer: Signer, retries: int = 0) -> Message:
+    def sign_call(
+        cls, group: str, index: int, body: bytes, signer: Signer, retries: int = 0, nonce: str = ""
+    ) -> Message:
         """Return the message of one member of a map; `body` is its arguments alone."""
-        call = Call(group, index, retries)
-        # Most are no retries, and a map has very many.
-        text = _encode(call if retries else (group, index))
+        call = Call(group, index, retries, nonce)
+        # Most are sent for the first time, and a map has very many.
+        text = _encode(call if retries or nonce else (group, index))
         return cls(member_id(group, index), signer.sign("call", text, body), body, call)
 
     @classmethod

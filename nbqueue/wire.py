@@ -115,19 +115,19 @@ class Wire:
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
             connection.disconnect()
+            self._client.connection_pool.release(connection)  # a pool makes so many of them, and then no more
 
     def _ready(self) -> Any:
-        connection = self._connection
-        if connection is not None and self._pid != os.getpid():
-            connection = None  # the parent's
-        if connection is not None and time.monotonic() - self._used_at > _FRESH_S and _is_stale(connection):
-            connection.disconnect()
-            connection = None
-        if connection is None:
+        if self._connection is not None and self._pid != os.getpid():
+            self._connection = None  # the parent's
+        idle = self._connection is not None and time.monotonic() - self._used_at > _FRESH_S
+        if idle and _is_stale(self._connection):
+            self.close()
+        if self._connection is None:
             connection = self._client.connection_pool.get_connection()
             self._connection, self._pid = connection, os.getpid()
             self._exchange = Exchange.over(connection)
-        return connection
+        return self._connection
 
 
 class Patience:

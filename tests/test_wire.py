@@ -57,6 +57,16 @@ def test_lost_connection_is_told_and_made_anew(made: Wire, redis_server: RedisSe
     assert made.call("CLIENT", "ID") != number
 
 
+def test_connection_may_be_lost_very_often(made: Wire, redis_server: RedisServer) -> None:
+    with redis_server.client() as other:
+        for _ in range(150):
+            other.execute_command("CLIENT", "KILL", "ID", made.call("CLIENT", "ID"))
+            with pytest.raises(redis.ConnectionError, match=r"lost|closed|Broken"):
+                made.call("PING")
+        assert made.call("PING") == b"PONG"
+        assert len(other.client_list()) < 10
+
+
 def test_who_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for parser in ("hiredis", "redis-py"):
         if parser == "redis-py":

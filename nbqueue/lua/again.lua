@@ -7,8 +7,9 @@ local what, records, ttl_ms, wake, items = unpack(cmsgpack.unpack(ARGV[1]))
 local said = {}
 if what == "get" then
   for n, id in ipairs(items) do
-    local dead = letter(id)
-    if dead then
+    local dead, record = letter(id), redis.call("GET", records .. id)
+    local failed = record and string.match(record, '"status":"(%u+)"') == "FAILURE" and redis.call("EXISTS", FAILED .. id) == 1
+    if dead and not failed then
       said[n] = {dead[1], dead[2], redis.call("HGET", DEAD .. ":bodies", id) or "", level_of(dead[4])}
     else
       local kept = redis.call("HMGET", FAILED .. id, "q", "h", "b", "p")

@@ -246,8 +246,10 @@ local function letter(id)
   return parts
 end
 
--- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many.
+-- Keeps the message of a task that was given up, and the record that says why; the oldest go when there are many. What was
+-- kept of an earlier task of this id that failed goes: so where both are kept the one that failed is the newer.
 local function bury(queue, id, fields, record)
+  redis.call("DEL", FAILED .. id)
   redis.call("HSET", DEAD, id, cmsgpack.pack({queue, fields.h or "", record, level_of(fields.p)}))
   redis.call("HSET", DEAD .. ":bodies", id, fields.b or "")
   redis.call("ZADD", DEAD .. ":at", now_ms(), id)

@@ -33,6 +33,12 @@ def deadly_at_two(number: int, path: str) -> int:
     return number
 
 
+def rejected_or_broken(how: str) -> None:
+    if how == "rejected":
+        raise Reject("not mine")
+    raise ValueError(how)
+
+
 def rejected() -> None:
     raise Reject("not mine")
 
@@ -94,6 +100,19 @@ def test_rejected_task_is_kept_until_it_is_dropped(site: Site) -> None:
     assert cli(site, "dead", "drop", "--all").stdout == "1 dropped\n"
     assert letters.list() == []
     assert sent[2].state == states.REJECTED
+
+
+def test_task_that_failed_runs_again_and_not_an_older_one_of_its_id_that_was_given_up(site: Site) -> None:
+    site.worker(concurrency=1)
+    task = site.app.task(rejected_or_broken, by_value=True)
+    with pytest.raises(Reject):
+        task.apply_async(("rejected",), task_id="daily").get(timeout=20)
+    with site.new_app(by_value=False) as later:
+        again = later.task(rejected_or_broken, by_value=True).apply_async(("broken",), task_id="daily")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="broken"):
+                again.get(timeout=20)
+            again.retry()
 
 
 def test_dead_letter_is_not_sent_again_when_its_id_lives_or_it_was_altered(site: Site, tmp_path: Path) -> None:
