@@ -119,8 +119,10 @@ class Again:
             return Outgoing(kept.queue, id_, again.header, kept.body, priority=kept.priority), steering.group
         for head in split_body(kept.body):
             self._keep_blobs(head, expires)
+        # A clock that is slow must not make it look older than what it takes the place of.
+        sent_at = max(now, steering.sent_at)
         steering = msgspec.structs.replace(
-            steering, nonce=new_nonce(), sent_at=now, eta=0.0, retries=0, expires=expires
+            steering, nonce=new_nonce(), sent_at=sent_at, eta=0.0, retries=0, expires=expires
         )
         again = Message.sign(steering, kept.body, self.signer)
         record = sign_record(pending_facts(steering), b"", self.signer)

@@ -19,7 +19,7 @@ from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, scheme_of
 from nbqueue.current import set_current_app
-from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, Revocation
+from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, QueueSize, Revocation
 from nbqueue.exceptions import (
     AmbiguousLabel,
     BlobNotStored,
@@ -359,8 +359,14 @@ class App:
             return found
         with self._lock:
             if self._watcher is None:
-                self._watcher = Watcher(self.backend, self.signer, self.session)
+                self._watcher = Watcher(self.backend, self.signer, self.session, self._is_empty)
             return self._watcher
+
+    def _is_empty(self, queue: str) -> bool:
+        """Tell whether a queue has nothing at all; False where that takes another server than the backend's."""
+        if scheme_of(self.link.broker_url) in AMQP_SCHEMES or self.link.broker_url != self.link.backend_url:
+            return False
+        return self.broker.size(queue) == QueueSize(0, 0, 0)
 
     @property
     def joined(self) -> bool:

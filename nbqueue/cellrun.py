@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import builtins
 import inspect
 import re
@@ -114,6 +113,8 @@ def _compile(tree: ast.AST, filename: str, mode: str) -> CodeType:
 def _run(code: CodeType, namespace: dict[str, Any]) -> Any:
     value = eval(code, namespace)  # noqa: S307 - running the user's code is the point
     if code.co_flags & inspect.CO_COROUTINE:
+        import asyncio  # noqa: PLC0415 - see `execute`
+
         return asyncio.run(value)
     return value
 

@@ -5,6 +5,7 @@ Global options (`-A`, `-b`, `--result-backend`, `--connect`, `--workdir`) may st
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -134,6 +135,7 @@ def worker(
     environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
     started = start_fork_server(environment, _merged(ctx, options)["workdir"])
     try:
+        gc.disable()  # as in the fork server
         setup(loglevel)
         app = _app(ctx, **options)
         app_name = _merged(ctx, options)["app_name"]
@@ -159,9 +161,12 @@ def worker(
             max_memory_per_child=max_memory_per_child,
             started=started,
         )
+        gc.freeze()  # nor is it looked at ever after
     except BaseException:
         started.close()
         raise
+    finally:
+        gc.enable()
     ctx.exit(made.run())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,8 @@ from nbqueue.routing import priority, queue_names, routers
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 AMQP_SCHEMES: Final = ("amqp", "amqps")
 SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
+
+_QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_)?password=)[^&\s'\"]*")
 
 # Settings of Celery that have no meaning here: accepted, so that a configuration can be carried over.
 WITHOUT_MEANING: Final = frozenset(
@@ -79,6 +82,12 @@ class Settings:
         for name, value in every.items():
             if name not in WITHOUT_MEANING:
                 setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        """Return what differs from the defaults, without passwords: notebooks keep what they show."""
+        own = [(name, value) for name, value in self.items() if value != _DEFAULTS[name]]
+        shown = ((name, mask(value) if isinstance(value, str) else value) for name, value in own)
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield each name with its value."""
@@ -206,6 +215,7 @@ def in_the_open(url: str) -> bool:
 
 def mask(url: str) -> str:
     """Return a URL without its password, for logs, errors and pages."""
+    url = _QUERY_SECRET.sub(r"\1***", url)
     head, sep, rest = url.partition("://")
     if not sep or "@" not in rest:
         return url

@@ -5,7 +5,6 @@ Also what a task may use while it runs: `progress`, `track`, `current_request`. 
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
 import importlib
@@ -412,6 +411,8 @@ class Executor:
             args = (BoundTask(task.task, request), *args)
         value = found.run(*args, **kwargs)
         if inspect.iscoroutine(value):
+            import asyncio  # noqa: PLC0415 - costs a fork server 12 ms at its start, and most tasks are plain functions
+
             value = asyncio.run(value)
         self._show_what_is_left(task, value)
         return value, summarize(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,9 +26,9 @@ class Link:
         file: the connection file, if there is one.
     """
 
-    broker_url: str
-    backend_url: str | None
-    key: bytes
+    broker_url: str = field(repr=False)
+    backend_url: str | None = field(repr=False)
+    key: bytes = field(repr=False)
     directory: Path
     embedded: bool = False
     file: Path | None = None

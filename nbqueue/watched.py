@@ -168,10 +168,18 @@ class WatchedTask(Watched):
         if past is not None:
             self.add(past)
 
+    def is_of_earlier(self, fact: Fact) -> bool:
+        """Tell whether a record is of an earlier task that had the same id: told late, or put there by somebody."""
+        facts, mine = fact.facts, self.steering
+        if mine is None or facts.kind != "record" or not (facts.nonce and mine.nonce):
+            return False
+        # One that was sent again later, also from elsewhere, has another nonce too, and counts.
+        return facts.nonce != mine.nonce and facts.sent < mine.sent_at
+
     def add(self, fact: Fact) -> None:
         """Take in one verified fact."""
         with self._lock:
-            if self.fact is not None or _is_same(fact, self._past):
+            if self.fact is not None or _is_same(fact, self._past) or self.is_of_earlier(fact):
                 return
             if fact.facts.kind == "record":
                 self.latest = fact

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -74,9 +74,18 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Watcher:
-    """Follows the streams of sessions and keeps watched tasks up to date. The thread starts at first need."""
+    """Follows the streams of sessions and keeps watched tasks up to date. The thread starts at first need.
 
-    def __init__(self, backend: Backend, signer: Signer, session: str) -> None:
+    Args:
+        backend: where the streams are.
+        signer: of what is believed.
+        session: whose stream is followed from the first.
+        is_empty: tells whether a queue has nothing that waits, runs or is delayed; None where nobody can say at once.
+    """
+
+    def __init__(
+        self, backend: Backend, signer: Signer, session: str, is_empty: Callable[[str], bool] | None = None
+    ) -> None:
         self.backend = backend
         self.signer = signer
         self.session = session
@@ -88,6 +97,8 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._next_check = 0.0
+        self._is_empty = is_empty
+        self._missed: set[str] = set()  # tasks that waited at the last look, and whose queue had nothing
         self._drained = True  # the last read left nothing behind in any stream
 
     def watch(self, task: WatchedTask) -> WatchedTask:
@@ -370,6 +381,8 @@ class Watcher:
             record = open_fact(text, self.signer, kind="record")
             if record.facts.id != task.id:
                 raise BadMessage("place", f"it is of task {record.facts.id}")
+            if task.is_of_earlier(record):
+                raise BadMessage("replay", "it is of an earlier task of this id")
         except BadMessage as exc:
             logger.warning("the record of task %s was refused: %s", task.id, exc)
             task.refused = str(exc)
@@ -400,6 +413,7 @@ class Watcher:
         now = self.backend.now()
         offers = live_offers(self.backend, self.signer, now)
         trouble = "" if offers else self.backend.trouble()
+        missed, self._missed = self._missed, self._without_message(waiting)
         for one in waiting:
             steering = one.steering
             latest = one.latest.facts if isinstance(one, WatchedTask) and one.latest else None
@@ -413,8 +427,22 @@ class Watcher:
                 one.tell(f"No worker listens to queue {queue}.{why}")
             elif offers and not any(offer.key_id == self.signer.key_id for offer in offers):
                 one.tell(f"No worker holds key {self.signer.key_id}: give it the connection file.")
+            elif one.id in missed and one.id in self._missed:
+                one.tell(f"Queue {queue} is empty: the message of this task was lost or dropped. Send it again.")
             else:
                 one.tell("")
+
+    def _without_message(self, waiting: Iterable[WatchedTask | WatchedMap]) -> set[str]:
+        """Return the tasks that wait for a worker while their queue has nothing, as far as one look can tell."""
+        if self._is_empty is None:
+            return set()
+        queues: dict[str, list[str]] = {}
+        for one in waiting:
+            record = one.latest.facts if isinstance(one, WatchedTask) and one.latest else None
+            # A call of a canvas may not have been sent yet, nor all of a map.
+            if record is not None and record.state in (states.PENDING, states.RETRY) and not record.graph:
+                queues.setdefault(record.queue, []).append(one.id)
+        return {id_ for queue, ids in queues.items() if self._is_empty(queue) for id_ in ids}
 
     def _say_unreachable(self, exc: BackendUnavailable) -> None:
         with self._lock:

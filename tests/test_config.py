@@ -51,6 +51,7 @@ def test_url_of_an_unknown_scheme_names_the_nearest_and_hides_the_password() -> 
     [
         ("redis://:pw@host/0", "redis://:***@host/0"),
         ("redis://user:pw@host", "redis://user:***@host"),
+        ("rediss://host/0?username=me&password=pw&db=1", "rediss://host/0?username=me&password=***&db=1"),
         ("redis://host/0", "redis://host/0"),
         ("redis+socket:///run/b.sock", "redis+socket:///run/b.sock"),
     ],
@@ -58,6 +59,11 @@ def test_url_of_an_unknown_scheme_names_the_nearest_and_hides_the_password() -> 
 def test_mask_hides_passwords(url: str, masked: str) -> None:
     assert mask(url) == masked
     assert "pw" not in mask(url)
+
+
+def test_settings_show_what_was_set_and_no_password() -> None:
+    settings = Settings(broker_url="redis://:pw@host/0", worker_concurrency=3)
+    assert repr(settings) == "Settings(broker_url='redis://:***@host/0', worker_concurrency=3)"
 
 
 def test_socket_urls_are_turned_into_the_clients_form() -> None:

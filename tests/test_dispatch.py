@@ -119,6 +119,36 @@ def test_child_that_overruns_gives_back_what_it_has_not_started(running: Running
         (tmp_path / str(n)).touch()
 
 
+def test_nothing_begins_during_a_pause_and_what_had_not_begun_is_first_after_it(
+    running: RunningPool, tmp_path: Path
+) -> None:
+    work = Dispatcher(running.pool)
+    work._means["f"] = FAST_S / 50
+    work._mean = FAST_S / 50
+    tasks = [held(sleep_until, str(tmp_path), "go") for _ in range(6)]
+    for task in tasks:
+        work.add(task)
+    work.hand_out()
+    running.turn()
+    work.pause()
+    assert sum(bool(task.child) for task in tasks) == 2, "what runs goes on"
+    waits = [task for task in tasks if not task.child]
+    (tmp_path / "go").touch()
+    for task in tasks:
+        if task.child:
+            running.outcome(task.seq)
+            work.finished(task, FAST_S / 50)
+            work.drop(task)
+    work.hand_out()
+    assert not any(task.child for task in waits)
+    assert work.overdue(time.monotonic() + 60.0) == [], "nor are they given back: that would have to be stored"
+    work.go_on()
+    work.hand_out()
+    assert all(task.child for task in waits)
+    for task in waits:
+        running.outcome(task.seq)
+
+
 def test_task_that_waits_for_its_data_is_not_handed_out_before(running: RunningPool) -> None:
     work = Dispatcher(running.pool)
     task = held(quick, 1)

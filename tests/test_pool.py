@@ -128,11 +128,21 @@ def test_child_is_a_small_process_when_it_is_idle() -> None:
         assert sizes_kb["Private_Dirty"] < 6_000
 
 
+def test_child_collects_garbage_though_its_fork_server_loads_without() -> None:
+    def collects() -> bool:
+        import gc
+
+        return gc.isenabled()
+
+    with RunningPool(1) as running:
+        assert running.call(collects) is True
+
+
 def test_child_has_no_connection_or_notebook_loaded_when_it_runs_a_task() -> None:
     def loaded() -> list[str]:
         import sys
 
-        return [name for name in ("redis", "kombu", "IPython", "ipywidgets") if name in sys.modules]
+        return [name for name in ("redis", "kombu", "asyncio", "IPython", "ipywidgets") if name in sys.modules]
 
     with RunningPool(1) as running:
         assert running.call(loaded) == []
@@ -544,6 +554,14 @@ def test_pool_gives_up_when_its_fork_server_can_not_start(monkeypatch: pytest.Mo
     finally:
         running.pool.stop(1.0)
         running.selector.close()
+
+
+def test_pool_starts_another_fork_server_when_the_one_it_was_given_has_ended() -> None:
+    started = start_fork_server(child_environment(dict(os.environ), 1))
+    started.process.kill()
+    started.process.wait()
+    with RunningPool(1, variables=dict(os.environ), started=started) as running:
+        assert running.call(add, 1, 2) == 3, "another has taken its place"
 
 
 def test_tasks_by_name_run_when_their_module_was_preloaded(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.signing import Signer, create_key_file, parse_key, read_key_file
+from nbqueue.exceptions import BadMessage, ImproperlyConfigured
+from nbqueue.signing import KINDS, Signer, create_key_file, parse_key, read_key_file
 
 
 def test_key_file_is_for_its_owner_only_and_read_back(tmp_path: Path) -> None:
@@ -73,3 +73,15 @@ def test_signature_is_the_standard_hmac_of_text_and_body() -> None:
     own = hmac.digest(key, b"nbqueue/1/task", "sha256")
     mac = hmac.digest(own, b'10\n{"id":"1"}body', "sha256")
     assert signed.split(".")[2] == base64.b64encode(mac).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signature_of_one_kind_is_none_of_another(kind: str) -> None:
+    signer = Signer(b"k" * 32)
+    signed = signer.sign(kind, b"the same text", b"body")
+    assert signer.verify(kind, signed, b"body") == b"the same text"
+    for other in KINDS:
+        if other != kind:
+            with pytest.raises(BadMessage) as caught:
+                signer.verify(other, signed, b"body")
+            assert caught.value.reason == "signature"

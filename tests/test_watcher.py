@@ -19,7 +19,9 @@ from nbqueue.messages import Facts, Output, Steering, sign_event, sign_group, si
 from nbqueue.signing import Signer
 from nbqueue.watched import WatchedMap, WatchedTask
 from nbqueue.watcher import Offer, Watcher, known_offers, live_offers
+from tests.hand import take
 from tests.helpers import wait_until
+from tests.workers import Site
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
@@ -197,3 +199,19 @@ def test_offers_are_those_of_workers_that_live_and_of_our_key(monkeypatch: pytes
     assert sorted(live) == ["lives", "other"]
     assert (live["other"].queues, live["other"].all_queues) == ((), False)  # what it says is not believed
     assert {offer.name for offer, _ in known_offers(backend, Signer(KEY))} == {"lives", "gone", "other"}
+
+
+def test_wait_says_that_the_message_of_its_task_is_gone(idle_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbqueue.watcher.CHECK_S", 0.1)
+    monkeypatch.setattr("nbqueue.watcher.BLOCK_S", 0.05)
+    monkeypatch.setattr("nbqueue.watcher.EXPLAIN_S", 0.0)
+    app = idle_site.app
+    gone = app.send_task("tests.project.add", (1, 2), queue="elsewhere")
+    take(idle_site, queue="elsewhere")
+    idle_site.worker("-Q", "elsewhere")
+    with gone.watched.subscribing():
+        wait_until(lambda: "Send it again" in gone.watched.note, 20, "the reason")
+    delayed = app.send_task("tests.project.add", (1, 2), queue="elsewhere", countdown=600.0)
+    with gone.watched.subscribing(), delayed.watched.subscribing():
+        wait_until(lambda: not gone.watched.note, 20, "the queue to be looked at again")
+        assert not delayed.watched.note

@@ -23,6 +23,12 @@ from tests.workers import LEASE_S, Site
 pytestmark = [pytest.mark.brokers, pytest.mark.faults, pytest.mark.timeout(60)]
 
 
+def leave_a_note(folder: str, seconds: float) -> str:
+    (Path(folder) / f"limited.{time.monotonic_ns()}").touch()
+    time.sleep(seconds)
+    return "limited"
+
+
 @pytest.mark.parametrize(
     "skew_s", ["7200", pytest.param("-7200", marks=pytest.mark.slow)], ids=["two hours fast", "two hours slow"]
 )
@@ -40,6 +46,25 @@ def test_worker_whose_clock_is_wrong_runs_everything_once_and_when_it_is_due(
     assert set(runs(tmp_path).values()) == {1}
     (began,) = tmp_path.glob("later.*")
     assert began.stat().st_mtime >= due - 0.1
+
+
+@pytest.mark.parametrize("jump_s", [7200.0, -7200.0], ids=["forwards", "backwards"])
+def test_clock_that_jumps_while_tasks_run_makes_nothing_run_twice_or_fail(
+    site: Site, tmp_path: Path, jump_s: float
+) -> None:
+    clock, notes = tmp_path / "clock", tmp_path / "notes"
+    notes.mkdir()
+    worker = site.worker(TESTS_CLOCK_FILE=str(clock))
+    site.worker()
+    limited = site.app.task(leave_a_note, by_value=True, time_limit=60.0).delay(str(notes), 2 * LEASE_S)
+    wait_until(lambda: runs(notes)["limited"] == 1, 10, "it to run")
+    results = send_notes(site, notes, 40, 0.1)
+    wait_until(lambda: len(results.watched.arrived) >= 5, 20, "some to end")
+    clock.write_text(str(jump_s))
+    assert results.get(timeout=30) == [f"t{n}" for n in range(40)]
+    assert limited.get(timeout=20) == "limited"
+    assert set(runs(notes).values()) == {1}
+    assert worker.process.poll() is None
 
 
 def test_machine_that_slept_for_longer_than_the_lease_runs_nothing_twice(site: Site, tmp_path: Path) -> None:

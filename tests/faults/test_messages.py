@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 import uuid
 from collections.abc import Mapping
@@ -10,8 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nbqueue.messages import Call, Control, Message, Steering, new_id, pack_body, sign_control
-from nbqueue.signing import Signer
+from nbqueue import App
+from nbqueue.exceptions import BadMessage, TimeoutError  # noqa: A004
+from nbqueue.messages import Call, Control, Facts, Message, Steering, new_id, pack_body, sign_control, sign_record
+from nbqueue.signing import Signer, create_key_file
 from tests.faults.test_processes import runs
 from tests.hand import Field, put, take
 from tests.helpers import wait_until
@@ -142,6 +146,54 @@ def test_forged_message_under_the_id_of_a_live_task_does_not_displace_it(
     assert set(runs(tmp_path).values()) == {1}
 
 
+def test_worker_of_another_key_runs_nothing_and_leaves_everything_to_others(site: Site, tmp_path: Path) -> None:
+    other_key = tmp_path / "key"
+    create_key_file(other_key)
+    stranger = site.worker(NBQUEUE_KEY_FILE=str(other_key))
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    sent = [site.app.send_task("tests.project.note", (str(notes), f"t{n}")) for n in range(3)]
+    wait_until(lambda: counted(site, "put off") >= 3, 20, "the stranger to put them off")
+    assert not runs(notes)
+    assert stranger.process.poll() is None
+    stranger.signal(signal.SIGTERM)  # else it may be the first again each time that they are due
+    assert stranger.wait() == 0
+    site.worker()
+    assert [result.get(timeout=30) for result in sent] == [f"t{n}" for n in range(3)]
+    assert set(runs(notes).values()) == {1}
+
+
+def test_client_of_another_key_is_not_obeyed_and_believes_nothing(site: Site, tmp_path: Path) -> None:
+    site.worker()
+    other_key = tmp_path / "key"
+    create_key_file(other_key)
+    stranger = App(
+        "stranger",
+        broker=site.broker_url,
+        backend=site.server.url if site.on_rabbitmq else None,
+        key_file=other_key,
+        set_as_current=False,
+    )
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    with stranger:
+        stranger.conf.task_default_queue = site.queue
+        mine = site.app.send_task("tests.project.note", (str(notes), "mine", 1.0))
+        wait_until(lambda: runs(notes)["mine"] == 1, 10, "it to run")
+        order = Control(order="revoke", at=time.time(), nonce="n", ids=(mine.id,), terminate=True)
+        stranger.backend.order(sign_control(order, stranger.signer))
+        wait_until(lambda: counted(site, "refused:key") == 1, 10, "the order to be refused")
+        theirs = stranger.send_task("tests.project.note", (str(notes), "theirs"))
+        wait_until(lambda: counted(site, "put off") >= 1, 10, "their task to be put off")
+        assert mine.get(timeout=20) == "mine"
+        with pytest.raises(BadMessage, match="key"):
+            stranger.AsyncResult(mine.id).get(timeout=5.0)
+        with pytest.raises(TimeoutError):
+            theirs.get(timeout=1.0)
+    assert set(runs(notes)) == {"mine"}
+    assert still_works(site)
+
+
 def test_message_of_another_key_does_not_starve_those_behind_it(site: Site) -> None:
     other = Signer(b"f" * 32)
     forged = [Message.sign(steering(), pack_body(b"", b"\x80\x05."), other) for _ in range(500)]
@@ -199,9 +251,18 @@ def test_forged_and_replayed_orders_are_not_followed(site: Site) -> None:
     assert worker.wait() == 0
 
 
-def test_forged_result_is_not_believed(site: Site) -> None:
+@pytest.mark.parametrize("forged_by", ["nobody", "somebody who knows the key's id", "somebody with another key"])
+def test_forged_result_is_not_believed(site: Site, forged_by: str) -> None:
     result = site.app.send_task("tests.project.add", (1, 2))
-    forged = {"task_id": result.id, "status": "SUCCESS", "nbq": "1.deadbeef.x.{}", "body": "Li4u"}
+    facts = Facts(kind="record", id=result.id, at=time.time(), state="SUCCESS")
+    other = json.loads(sign_record(facts, b"\x80\x05K*.", Signer(b"f" * 32)))
+    header = "1.deadbeef.x.{}"
+    if forged_by != "nobody":
+        header = other["nbq"]
+    if forged_by == "somebody who knows the key's id":
+        version, _, mac, text = header.split(".", 3)
+        header = f"{version}.{site.app.signer.key_id}.{mac}.{text}"
+    forged = {**other, "nbq": header}
     text = msgspec.json.encode(forged).decode()
     site.streams.client.xadd(f"nbq:session:{site.app.session}", {"f": f"[{text}]"})
     site.streams.client.set(f"celery-task-meta-{result.id}", text)

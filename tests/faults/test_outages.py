@@ -137,21 +137,24 @@ def quick_then_slow(folder: str, name: str, seconds: float) -> None:
     if seconds:
         (Path(folder) / f"{name}.{time.time_ns()}").touch()
         time.sleep(seconds)
+        (Path(folder) / "ended" / name).touch()
 
 
 def test_nothing_begins_that_may_be_somebody_elses_by_now(site: Site, tmp_path: Path) -> None:
-    worker = site.worker(concurrency=1)
+    worker, ended = site.worker(concurrency=1), tmp_path / "ended"
+    ended.mkdir()
     task = site.app.task(quick_then_slow, by_value=True)
     task.starmap([(str(tmp_path), f"q{n}", 0.0) for n in range(400)]).get(timeout=20)
     # Claimed in the belief that they are quick, and taken back from the child behind the first.
-    results = task.starmap([(str(tmp_path), f"t{n}", 0.1 if n else 2.0) for n in range(10)])
-    wait_until(lambda: runs(tmp_path), 10, "the first to begin")
+    results = task.starmap([(str(tmp_path), f"t{n}", 0.1 if n else 4.0) for n in range(10)])
+    wait_until(lambda: runs(tmp_path)["t0"], 10, "the first to begin")
     assert site.app.broker.size("nbqueue").claimed > 1
     passed(10 * OVERRUN_S)  # else the worker hangs at the server before it has taken them back
     site.server.sigstop()
+    wait_until((ended / "t0").exists, 10, "the first to end, which makes room for the next")
     wait_for_outage(site)
     passed(1.0)
-    assert set(runs(tmp_path)) == {"t0"}
+    assert set(runs(tmp_path)) == {"t0", "ended"}
     site.server.sigcont()
     results.get(timeout=40)
     assert set(runs(tmp_path).values()) == {1}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
+import uuid
 
 import pytest
 
 from nbqueue import states
 from nbqueue.deliveries import LIVE_S, RECORDS
 from nbqueue.exceptions import BadMessage, ResultExpired, UnknownTask
+from tests.faults.test_messages import still_works
 from tests.helpers import wait_until
 from tests.workers import Site
 
@@ -69,6 +72,71 @@ def test_result_that_was_moved_to_another_id_is_refused(site: Site) -> None:
         client.set(RECORDS + mine.id, client.get(RECORDS + theirs.id))
     with site.new_app() as other, pytest.raises(BadMessage, match="place"):
         other.AsyncResult(mine.id).get(timeout=20)
+
+
+def test_result_that_was_moved_to_another_task_in_its_session_is_not_believed(site: Site) -> None:
+    worker = site.worker()
+    theirs = site.app.send_task("tests.project.add", (1, 2))
+    assert theirs.get(timeout=20) == 3
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    mine = site.app.send_task("tests.project.add", (3, 4))
+    with site.server.client() as client:
+        moved = (client.get(RECORDS + theirs.id) or b"").replace(f'"{theirs.id}"'.encode(), f'"{mine.id}"'.encode(), 1)
+        assert mine.id.encode() in moved
+        client.xadd(f"nbq:session:{site.app.session}", {"f": b"[" + moved + b"]"})
+        client.set(RECORDS + mine.id, moved)
+    with mine.watched.subscribing():
+        wait_until(lambda: "can't be believed" in mine.watched.note, 20, "the refusal")
+    site.worker()
+    assert mine.get(timeout=20) == 7
+
+
+@pytest.mark.parametrize("where", ["in its record", "in its session"])
+def test_older_result_of_the_same_id_is_not_believed(site: Site, where: str) -> None:
+    worker = site.worker()
+    assert site.app.send_task("tests.project.add", (1, 2), task_id="daily").get(timeout=20) == 3
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    with site.server.client() as client:
+        older = client.get(RECORDS + "daily") or b""
+        newer = site.app.send_task("tests.project.add", (3, 4), task_id="daily")
+        waits = client.get(RECORDS + "daily") or b""
+        client.xadd(f"nbq:session:{site.app.session}", {"f": b"[" + older + b"]"})
+        if where == "in its record":
+            client.set(RECORDS + "daily", older)
+            with newer.watched.subscribing():
+                wait_until(lambda: "earlier" in newer.watched.note, 20, "the refusal")
+            client.set(RECORDS + "daily", waits)
+    site.worker()
+    assert newer.get(timeout=20) == 7
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+def test_waits_end_when_the_server_evicts_what_it_holds(site: Site, policy: str) -> None:
+    sent = [site.app.send_task("tests.project.add", (1, n)) for n in range(20)]
+    site.app.backend.now()  # all connections that the test needs are there
+    with site.server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + (1 << 20))
+
+        def evicted() -> bool:
+            with client.pipeline(transaction=False) as pipe:
+                for _ in range(100):
+                    pipe.set(f"filler-{uuid.uuid4()}", bytes(10_000))
+                pipe.execute()
+            return not client.exists(*(RECORDS + result.id for result in sent))
+
+        wait_until(evicted, 20, "the records to be evicted")
+        assert client.info("stats")["evicted_keys"] > 20
+        for result in sent:
+            with pytest.raises(ResultExpired, match="the server dropped it"):
+                result.get(timeout=20)
+        with site.new_app() as other, pytest.raises(UnknownTask):
+            other.AsyncResult(sent[0].id).get(timeout=20)
+        client.config_set("maxmemory", 0)
+    site.worker()
+    assert still_works(site)
 
 
 def test_wait_says_that_a_record_was_forged_and_ends_when_the_task_does(site: Site) -> None:
