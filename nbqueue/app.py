@@ -109,6 +109,7 @@ class App:
             if path is not None:
                 setattr(self.conf, name, str(path))
         self.by_value = by_value
+        self.work_follows = True  # False: this one doesn't send, so a server that it has to start gets no worker yet
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
         self.session = new_nonce()
         self._ids = Ids()
@@ -292,7 +293,7 @@ class App:
             return found
         with self._lock:
             if self._link is None:
-                self._link = resolve(self.conf, Environment.read())
+                self._link = resolve(self.conf, Environment.read(), work_follows=self.work_follows)
             return self._link
 
     @property
@@ -640,7 +641,7 @@ class App:
     def _revive(self) -> None:
         """Start the embedded server again if it has ended; a server of the user's is not ours to start."""
         if self._link is not None and self._link.embedded:
-            embedded_link()
+            embedded_link(work_follows=self.work_follows)
 
     # ---- finding again
 

@@ -77,6 +77,7 @@ def _app(ctx: click.Context, /, **own: Any) -> App:
         app: App = find_app(options["app_name"])
     else:
         app = App(by_value=True)
+    app.work_follows = False
     for setting, name in (("broker_url", "broker"), ("result_backend", "result_backend"), ("connection_file",) * 2):
         if options[name]:
             setattr(app.conf, setting, options[name])

@@ -189,6 +189,7 @@ def ensure(
     places: Places,
     *,
     variables: Mapping[str, str],
+    work_follows: bool = False,
     idle_s: float | None = None,
     worker_command: Sequence[str] = (),
 ) -> Connection:
@@ -199,6 +200,7 @@ def ensure(
     Args:
         places: where it is.
         variables: the environment.
+        work_follows: a keeper that has to be started starts a worker at once, and not when something waits.
         idle_s: for a keeper that has to be started: after so long with nothing to do, everything leaves.
         worker_command: for the same: what it starts instead of nbqueue's worker.
 
@@ -214,16 +216,38 @@ def ensure(
     places.make()
     with locked(places.lock, LOCK_S) as mine:
         _require(mine, places)
-        found = start_server(places, variables)
+        found = _begin_server(places, variables)
         options = [] if idle_s is None else ["--idle-s", str(idle_s)]
         if worker_command:
             options += ["--worker-command", json.dumps(list(worker_command))]
-        _start_keeper(places, found, variables, options)
+        if work_follows:
+            options.append("--work-follows")
+        # Its interpreter, and its worker's, start while the server does.
+        started = _start_keeper(places, found, variables, options)
+        try:
+            _await_server(places, found)
+        except BackendUnavailable:
+            if started:
+                _end_keeper(places)
+            raise
     return found
+
+
+def _end_keeper(places: Places) -> None:
+    """End a keeper that has nothing to keep, and what it has started."""
+    for file in (places.keeper, places.worker):
+        file.end((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0))
 
 
 def start_server(places: Places, variables: Mapping[str, str]) -> Connection:
     """Return the way to the server, after starting it if it doesn't run. The caller holds `places.lock`."""
+    found = _begin_server(places, variables)
+    _await_server(places, found)
+    return found
+
+
+def _begin_server(places: Places, variables: Mapping[str, str]) -> Connection:
+    """Return the way to the server, which is there soon if it doesn't run. The caller holds `places.lock`."""
     _make_key(places)
     key = read_key_file(places.key_file)
     recorded = known(places)
@@ -232,17 +256,23 @@ def start_server(places: Places, variables: Mapping[str, str]) -> Connection:
         path = _socket_of(recorded)
     if server.state(path) == "gone":
         _end_orphan(places, path)
-    log = places.logs / "server.log"
-    if places.server.held() or server.state(path) != "gone":
-        server.await_ready(path, log, places.server)
-    else:
+    if not places.server.held() and server.state(path) == "gone":
         binary = server.find_binary(variables.get("PATH"))
-        server.start(binary, path, places.server_directory, log, places.server, process_environment(variables))
+        log, environment = _server_log(places), process_environment(variables)
+        server.start(binary, path, places.server_directory, log, places.server, environment)
     url = f"redis+socket://{path}"
     found = Connection(url, url, key, embedded=True, machine=machine_id(), directory=str(places.data))
     if found != recorded:
         connection.write(places.connection_file, found)
     return found
+
+
+def _await_server(places: Places, found: Connection) -> None:
+    server.await_ready(_socket_of(found), _server_log(places), places.server)
+
+
+def _server_log(places: Places) -> Path:
+    return places.logs / "server.log"
 
 
 def down(places: Places, grace_s: float) -> list[str]:
@@ -286,9 +316,10 @@ def daemon_command(module: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-P", "-c", _RUN, str(_package_root()), module, *(str(word) for word in arguments)]
 
 
-def _start_keeper(places: Places, found: Connection, variables: Mapping[str, str], options: Sequence[str]) -> None:
+def _start_keeper(places: Places, found: Connection, variables: Mapping[str, str], options: Sequence[str]) -> bool:
+    """Start the keeper; tell whether it did not run already."""
     home = Path(variables.get("HOME") or "/")
-    start_detached(
+    return start_detached(
         daemon_command("nbqueue.keeper", "--data", places.data, "--runtime", _socket_of(found).parent, *options),
         places.keeper,
         log=places.logs / "keeper.log",

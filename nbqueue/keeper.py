@@ -68,13 +68,23 @@ class Keeper:
         lock: the descriptor that holds the keeper's pid file.
         idle_s: how long there must be nothing to do before everything leaves.
         worker_command: starts a worker; nbqueue's own if empty.
+        work_follows: start one at once, also while the server still starts.
     """
 
-    def __init__(self, places: embedded.Places, lock: int, idle_s: float, worker_command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        places: embedded.Places,
+        lock: int,
+        idle_s: float,
+        worker_command: Sequence[str] = (),
+        *,
+        work_follows: bool = False,
+    ) -> None:
         self.places = places
         self.idle_s = idle_s
         self.worker_name = f"local@{socket.gethostname()}"
         self._worker_command = list(worker_command) or self._own_worker()
+        self._work_follows = work_follows
         self._lock = lock
         self._found: Connection | None = None
         self._signer: Signer | None = None
@@ -93,6 +103,8 @@ class Keeper:
     def run(self) -> int:
         """Keep until stopped or idle; return the exit code."""
         with self._signals() as woken:
+            if self._work_follows and not self._worker_lives():
+                self._start_worker("what follows")
             while not self._terms:
                 if not self._has_data():
                     logger.warning("%s is gone; so nothing is kept any more", self.places.data)
@@ -175,7 +187,7 @@ class Keeper:
         if self._worker_lives():
             self._shown(sight)
         elif unserved and time.monotonic() >= self._not_before:
-            self._start_worker(unserved)
+            self._start_worker(", ".join(sorted(unserved)))
         if not sight.idle:
             self._idle_since = None
         elif self._idle_since is None:
@@ -260,8 +272,8 @@ class Keeper:
         # One that an earlier keeper has started is as good as ours.
         return self._worker is not None or self.places.worker.held()
 
-    def _start_worker(self, queues: set[str]) -> None:
-        logger.info("a worker is started for %s", ", ".join(sorted(queues)))
+    def _start_worker(self, reason: str) -> None:
+        logger.info("a worker is started for %s", reason)
         self._worker_began = time.monotonic()
         self._worker_shown = False
         self._worker = start_child(self._worker_command, self.places.worker, log=self._log)
@@ -378,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lock", type=int, help="the descriptor that holds the keeper's pid file already")
     parser.add_argument("--idle-s", type=float, default=600.0, help="leave after so many seconds with nothing to do")
     parser.add_argument("--worker-command", type=json.loads, default=[], help="a JSON list that starts a worker")
+    parser.add_argument("--work-follows", action="store_true", help="start a worker at once")
     options = parser.parse_args(argv)
     log.setup("info")
     places = embedded.Places(options.data, options.runtime)
@@ -389,7 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         places.keeper.write(lock, os.getpid())
     try:
-        return Keeper(places, lock, options.idle_s, options.worker_command).run()
+        command, follows = options.worker_command, options.work_follows
+        return Keeper(places, lock, options.idle_s, command, work_follows=follows).run()
     except Exception:
         logger.exception("the keeper gives up")
         return 1

@@ -49,8 +49,13 @@ class Link:
         return not self.embedded and self.backend_url is not None and scheme_of(self.backend_url) != "memory"
 
 
-def resolve(conf: Settings, environment: Environment) -> Link:
+def resolve(conf: Settings, environment: Environment, *, work_follows: bool = False) -> Link:
     """Return where to connect to; starts or joins the embedded server where nothing is configured.
+
+    Args:
+        conf: of the app.
+        environment: of this process.
+        work_follows: an embedded server that has to be started gets a worker at once.
 
     Raises:
         ImproperlyConfigured: what is configured can't be used.
@@ -62,7 +67,7 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     file = conf.connection_file or environment.connection_file
     if broker is None:
         if file is None:
-            return embedded_link()
+            return embedded_link(work_follows=work_follows)
         from nbqueue import connection, embedded  # only where there is a file
 
         found = connection.read(Path(file), embedded.machine_id())
@@ -82,11 +87,11 @@ def resolve(conf: Settings, environment: Environment) -> Link:
     return Link(broker, backend, key, places.data)
 
 
-def embedded_link() -> Link:
-    """Return the embedded server of this user, started if it isn't running."""
+def embedded_link(*, work_follows: bool = False) -> Link:
+    """Return the embedded server of this user, started if it isn't running, with a worker if work follows."""
     from nbqueue import embedded  # see `resolve`
 
     variables = Environment.read().variables
     places = embedded.Places.find(variables)
-    found = embedded.ensure(places, variables=variables)
+    found = embedded.ensure(places, variables=variables, work_follows=work_follows)
     return Link(found.broker_url, found.backend_url, found.key, places.data, embedded=True, file=places.connection_file)

@@ -184,11 +184,7 @@ def _version(binary: Path) -> tuple[str, tuple[int, ...]] | None:
 def start(
     binary: Path, path: Path, directory: Path, log: Path, pid_file: PidFile, environment: Mapping[str, str]
 ) -> None:
-    """Start a server on a socket and wait until it answers; it keeps its data in `directory`, line by line.
-
-    Raises:
-        BackendUnavailable: it ended again, or doesn't answer in time.
-    """
+    """Start a server on a socket; it keeps its data in `directory`, line by line. `await_ready` waits for it."""
     options = {
         "--port": "0",
         "--unixsocket": str(path),
@@ -203,7 +199,6 @@ def start(
     }
     words = [word for option in options.items() for word in option]
     start_detached([binary, *words], pid_file, log=log, environment=environment, umask=0o077)
-    await_ready(path, log, pid_file)
 
 
 def await_ready(path: Path, log: Path, pid_file: PidFile) -> None:

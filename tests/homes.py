@@ -77,12 +77,18 @@ class Home:
                 process.kill()
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def ensure(self, *, manner: str = "stay", idle_s: float | None = None) -> Connection:
+    def ensure(self, *, manner: str = "stay", idle_s: float | None = None, work_follows: bool = False) -> Connection:
         """Start what doesn't run; its workers are stand-ins of this manner."""
         script = self.directory / "worker.py"
         script.write_text(STAND_IN)
         command = [sys.executable, str(script), str(self.places.connection_file), manner]
-        return embedded.ensure(self.places, variables=self.variables, idle_s=idle_s, worker_command=command)
+        return embedded.ensure(
+            self.places,
+            variables=self.variables,
+            work_follows=work_follows,
+            idle_s=idle_s,
+            worker_command=command,
+        )
 
     def wire(self, name: str = "") -> Wire:
         """Connect to the server."""

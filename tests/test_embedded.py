@@ -288,6 +288,23 @@ def test_ensure_says_so_when_another_process_never_gives_the_lock_back(
         home.ensure()
 
 
+def test_nothing_is_left_when_the_server_ends_while_it_starts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = home.directory / "broken"
+    broken.write_text("#!/bin/sh\nsleep 0.3; echo no room left >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(server, "find_binary", lambda _: broken)
+    with pytest.raises(BackendUnavailable, match=r"(?s)ended while it started.*no room left"):
+        home.ensure(work_follows=True)
+    assert not home.processes()
+
+
+@pytest.mark.parametrize("sends", [True, False], ids=["sends", "only asks"])
+def test_app_gets_a_worker_with_the_server_when_it_sends(home: Home, sends: bool) -> None:
+    program = f"from nbqueue import App; app = App(); app.work_follows = {sends}; app.link"
+    subprocess.run([sys.executable, "-c", program], env=home.variables, check=True)
+    assert bool(home.processes("--work-follows")) == sends
+
+
 @pytest.mark.faults
 def test_keeper_is_started_again_when_it_was_killed(home: Home) -> None:
     home.ensure()

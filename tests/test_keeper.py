@@ -169,6 +169,25 @@ def test_one_worker_is_started_when_something_waits(home: Home) -> None:
     assert home.starts() == 1
 
 
+def test_worker_is_started_with_the_keeper_when_work_follows(home: Home) -> None:
+    home.ensure(work_follows=True)
+    wait_until(home.starts, 5, "a worker to be started")
+    home.queue()
+    wait_until(lambda: b"cmd=blpop" in clients(home), 5, "the keeper to wait")
+    for _ in range(3):
+        hint(home)
+    assert home.starts() == 1
+
+
+def test_no_second_worker_is_started_when_a_keeper_that_work_follows_comes_anew(home: Home) -> None:
+    home.ensure(work_follows=True)
+    wait_until(home.starts, 5, "a worker to be started")
+    home.places.keeper.end((signal.SIGKILL, 5.0))
+    home.ensure(work_follows=True)
+    wait_until(lambda: b"cmd=blpop" in clients(home), 5, "the keeper to wait")
+    assert home.starts() == 1
+
+
 def test_worker_is_started_at_once_when_a_client_gives_a_hint(home: Home) -> None:
     home.ensure()
     wait_until(lambda: b"cmd=blpop" in clients(home), 5, "the keeper to wait")

@@ -136,13 +136,14 @@ def test_error_names_the_command_when_there_is_no_binary(no_wheel: None) -> None
         server.find_binary("")
 
 
-def test_start_tells_the_logs_end_when_the_server_ends(tmp_path: Path) -> None:
+def test_wait_for_a_server_tells_its_logs_end_when_it_ends(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no room left')\n")
     broken.chmod(0o755)
     pid_file = PidFile(tmp_path / "pid")
+    server.start(broken, tmp_path / "s", tmp_path, tmp_path / "log", pid_file, {})
     with pytest.raises(BackendUnavailable, match=r"(?s)ended while it started.*no room left"):
-        server.start(broken, tmp_path / "s", tmp_path, tmp_path / "log", pid_file, {})
+        server.await_ready(tmp_path / "s", tmp_path / "log", pid_file)
 
 
 def test_cores_are_at_least_one_when_counted() -> None:

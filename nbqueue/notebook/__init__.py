@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nbqueue.current import current_app
+from nbqueue.exceptions import NBQueueError
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 
 def load_ipython_extension(ipython: InteractiveShell) -> None:
     """Register the magics and join the embedded server, or whatever is configured."""
+    try:
+        _ = current_app().link  # first: a server and a worker that have to be started do so while the rest is loaded
+    except NBQueueError as exc:
+        # Said now, in one line; and again when something is sent.
+        print(f"nbqueue: {exc}")  # noqa: T201 - a cell's output
     from nbqueue.notebook import workers  # noqa: PLC0415 - only where IPython is
     from nbqueue.notebook.magics import TaskMagics  # noqa: PLC0415
 

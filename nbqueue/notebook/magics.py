@@ -187,19 +187,14 @@ class TaskMagics:
 
     @classmethod
     def register(cls, shell: InteractiveShell) -> TaskMagics:
-        """Make `%%task` known to a shell, and join the server."""
+        """Make `%%task` known to a shell."""
         magics = cls(shell)
         shell.magics_manager.register_function(magics.task, "cell", "task")
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.for_type(AsyncResult, watch)
             formatter.for_type(GroupResult, watch)
-        try:
-            current_app().show = watch
-            _ = current_app().link
-        except NBQueueError as exc:
-            # Said now, in one line; and again when something is sent.
-            print(f"nbqueue: {exc}")  # noqa: T201 - a cell's output
+        current_app().show = watch
         return magics
 
     @staticmethod
