@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+from nbqueue.digests import LEAF_BYTES, Digest
 from nbqueue.exceptions import BlobMissing, BlobNotStored
 from nbqueue.payloads import Ref, Spilled
 from nbqueue.processes import make_private
@@ -29,7 +30,9 @@ PART_BYTES: Final = 1 << 20  # of what travels through the backend at once
 PARTS_AT_ONCE: Final = 4
 SPARED_S: Final = 3_600.0  # what was of use this lately is not removed to make room
 _WRITE_BYTES: Final = 1 << 26
-_SPILL_STEP: Final = 1 << 23
+_SAMPLES: Final = 64
+_SAMPLE_BYTES: Final = 64
+_SAMPLES_KEPT: Final = 1_000
 _NONE: Final[Mapping[Ref, Spilled]] = {}
 _MAPPED_BYTES: Final = 1 << 20  # smaller ones are read: a process may have some 65,000 mappings
 _SYNCED: Final = 0o400  # the mode of a file that is safely on the disk; before that it is 0o600
@@ -45,7 +48,7 @@ class BlobStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._numbers = itertools.count()
-        self._spilled: set[int] = set()  # sizes
+        self._spilled: dict[bytes, None] = {}  # samples, the oldest first
         self._unsynced: queue.SimpleQueue[Path] = queue.SimpleQueue()
         self._syncing: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -90,12 +93,15 @@ class BlobStore:
             unfinished.abort()
 
     def spill(self, data: memoryview) -> Spilled | None:
-        """Begin to write a buffer whose digest isn't known yet; None where that would be in vain."""
-        if data.nbytes in self._spilled:  # the same again, more often than not: its digest will tell
+        """Begin a file for a buffer whose digest isn't known yet; None where that would be in vain."""
+        sample = _sample(data)
+        if sample in self._spilled:  # the same again, most likely: its digest will tell
             return None
-        self._spilled.add(data.nbytes)
+        self._spilled[sample] = None
+        if len(self._spilled) > _SAMPLES_KEPT:
+            self._spilled.pop(next(iter(self._spilled)), None)
         try:
-            return SpilledFile(self, data)
+            return SpilledFile(self, data.nbytes)
         except BlobNotStored:
             return None  # who writes it later is told
 
@@ -173,7 +179,10 @@ class BlobStore:
     def _checked(self, path: Path, ref: Ref) -> bool:
         """Look at what may not have reached the disk before the machine went down: the file may hold anything."""
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == ref.digest:
+            digest = Digest()
+            while part := file.read(LEAF_BYTES):
+                digest.update(part)
+            if digest.hexdigest() == ref.digest:
                 path.chmod(_SYNCED)
                 return True
         with contextlib.suppress(OSError):
@@ -220,6 +229,15 @@ class Unfinished:
             while rest.nbytes:
                 rest = rest[self._file.write(rest) :]
 
+    def write_at(self, start: int, data: memoryview) -> None:
+        """Write content to its place."""
+        assert self._file is not None
+        with self._explained():
+            rest = data
+            while rest.nbytes:
+                written = os.pwrite(self._file.fileno(), rest, start)
+                rest, start = rest[written:], start + written
+
     def commit_as(self, ref: Ref, final: Path, until: float) -> None:
         """Give it the name of what it turned out to be."""
         self._ref, self._final, self._until = ref, final, until
@@ -255,53 +273,37 @@ class Unfinished:
 
 
 class SpilledFile:
-    """A buffer that a thread writes to a file while its digest is reckoned; the file goes if nobody asks for it."""
+    """A buffer that is written to a file while its digest is reckoned; the file goes if nobody asks for it."""
 
-    def __init__(self, store: BlobStore, data: memoryview) -> None:
+    def __init__(self, store: BlobStore, size: int) -> None:
         self._store = store
-        self._spilling = _Spilling(store.begin(Ref(f"{id(self):032x}", data.nbytes), time.time() + SPARED_S))
-        # The thread doesn't know of this object, so that it ends when nobody else does any more.
-        self._thread = threading.Thread(target=self._spilling.write, args=(data,), name="nbqueue spill", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()  # on the file, which is closed when something goes wrong
+        self._error: BlobNotStored | None = None
+        self._unfinished = store.begin(Ref(f"{id(self):032x}", size), time.time() + SPARED_S)
 
     def __del__(self) -> None:
-        if hasattr(self, "_thread"):
-            self._spilling.unwanted = True
-            self._thread.join()
-            self._spilling.unfinished.abort()
+        if hasattr(self, "_unfinished"):
+            self._unfinished.abort()
+
+    def write(self, start: int, part: memoryview) -> None:
+        """Write a part; what goes wrong is said by `commit`."""
+        with self._lock:
+            if self._error is None:
+                try:
+                    self._unfinished.write_at(start, part)
+                except BlobNotStored as exc:
+                    self._error = exc
 
     def commit(self, ref: Ref, until: float) -> None:
-        """Give the file its blob's name, once it is written.
+        """Give the file its blob's name.
 
         Raises:
             BlobNotStored: there is no room for it.
         """
-        self._thread.join()
-        spilling = self._spilling
-        if spilling.error is not None:
-            spilling.unfinished.abort()
-            raise spilling.error
+        if self._error is not None:
+            raise self._error
         if not self._store.keep(ref, until):
-            spilling.unfinished.commit_as(ref, self._store.path(ref), until)
-
-
-class _Spilling:
-    """What the thread of a `SpilledFile` is at."""
-
-    def __init__(self, unfinished: Unfinished) -> None:
-        self.unfinished = unfinished
-        self.unwanted = False
-        self.error: BlobNotStored | None = None
-
-    def write(self, data: memoryview) -> None:
-        """Write all of it, unless it isn't wanted any more."""
-        try:
-            for start in range(0, data.nbytes, _SPILL_STEP):
-                if self.unwanted:
-                    return
-                self.unfinished.write(data[start : start + _SPILL_STEP])
-        except BlobNotStored as exc:
-            self.error = exc
+            self._unfinished.commit_as(ref, self._store.path(ref), until)
 
 
 class BlobBackend(Protocol):
@@ -361,7 +363,7 @@ class Download:
         self._ref = ref
         self._until = until
         self._next = 0
-        self._digest = hashlib.sha256()
+        self._digest = Digest()
         self._file: Unfinished | None = None
 
     def step(self) -> bool:
@@ -458,3 +460,10 @@ def _booted_at() -> float:
     """Return when this machine was started, Unix seconds; 0.0 where that isn't known, so that nothing is checked."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return 0.0 if clock is None else time.time() - time.clock_gettime(clock)
+
+
+def _sample(data: memoryview) -> bytes:
+    """Return what tells one large buffer from another in most cases, and is soon made."""
+    steps = range(0, data.nbytes, max(1, data.nbytes // _SAMPLES))
+    pieces = b"".join(data[start : start + _SAMPLE_BYTES] for start in steps)
+    return hashlib.sha256(pieces + data.nbytes.to_bytes(8, "big")).digest()

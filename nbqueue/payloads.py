@@ -10,23 +10,23 @@ Source: pickle protocol 5 with out-of-band buffers, PEP 574.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pickle import PickleBuffer
 from typing import Final, Protocol
 
 import msgspec
 
+from nbqueue.digests import digest_of
 from nbqueue.exceptions import BadMessage
 
 BLOB_BYTES: Final = 64 * 1024
-SPILL_BYTES: Final = 4 << 20  # to write less takes no longer than to start a thread for it
-_MARK: Final = b"\x00nbq\x01"  # neither a pickle nor JSON begins like this; the last byte is the form's version
+SPILL_BYTES: Final = 4 << 20  # to write less takes no longer than to begin a file for it
+_MARK: Final = b"\x00nbq\x02"  # neither a pickle nor JSON begins like this; the last byte is the form's version
 _HEX: Final = frozenset("0123456789abcdef")
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True):
-    """Names one blob: the SHA-256 of its content in hexadecimal, and its size in bytes."""
+    """Names one blob: its content's digest in hexadecimal (see `digests`), and its size in bytes."""
 
     digest: str
     size: int
@@ -52,7 +52,10 @@ Read = Callable[[Ref], memoryview]
 
 
 class Spilled(Protocol):
-    """Is a buffer that is being written to a file while its digest is reckoned; given up when nobody holds it."""
+    """Is a file for a buffer whose digest is being reckoned; given up when nobody holds it."""
+
+    def write(self, start: int, part: memoryview) -> None:
+        """Write a part of the buffer; what goes wrong is said by `commit`. Any thread may call it."""
 
     def commit(self, ref: Ref, until: float) -> None:
         """Give the file its blob's name."""
@@ -69,7 +72,7 @@ class Packer:
 
     Args:
         modules: goes with every payload it makes.
-        spill: begins to write a very large buffer at once, or returns None.
+        spill: begins a file for a very large buffer, or returns None.
     """
 
     def __init__(self, modules: Ref | None = None, spill: Spill | None = None) -> None:
@@ -120,7 +123,7 @@ class Packer:
         ref = self._known.get(place)
         if ref is None:
             spilled = self._spill(data) if self._spill is not None and data.nbytes >= SPILL_BYTES else None
-            ref = Ref(hashlib.sha256(data).hexdigest(), data.nbytes)
+            ref = Ref(digest_of(data, spilled.write if spilled is not None else None), data.nbytes)
             if ref not in self.blobs:
                 self.blobs[ref] = data
                 self._known[place] = ref
@@ -193,7 +196,7 @@ def _address(data: memoryview) -> int:
 
 def _open(payload: bytes) -> _Head:
     if payload[: len(_MARK)] != _MARK:
-        raise BadMessage("version", "a payload in a form of a newer nbqueue")
+        raise BadMessage("version", "a payload in a form of another nbqueue")
     try:
         head = _decode(payload[len(_MARK) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

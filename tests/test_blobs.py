@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import hashlib
 import os
 import pickle
 import stat
@@ -16,6 +15,7 @@ import pytest
 from nbqueue import blobs as blobs_module
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.blobs import PART_BYTES, PARTS_AT_ONCE, Blobs, BlobStore, Download, Upload
+from nbqueue.digests import digest_of
 from nbqueue.exceptions import BlobMissing, BlobNotStored
 from nbqueue.payloads import SPILL_BYTES, Packer, Ref
 from tests.helpers import wait_until
@@ -24,7 +24,7 @@ LONG = 9e9  # a time that doesn't come
 
 
 def ref_of(data: bytes) -> Ref:
-    return Ref(hashlib.sha256(data).hexdigest(), len(data))
+    return Ref(digest_of(memoryview(data)), len(data))
 
 
 def put(store: BlobStore, data: bytes, until: float = LONG) -> Ref:
@@ -245,11 +245,12 @@ def test_large_buffer_is_written_while_its_digest_is_reckoned(store: BlobStore) 
     store.save(packer.blobs, LONG, packer.spilled)
     assert store.read(ref_of(data)) == data
     assert files(store) == [ref_of(data).digest]
-    again = packed(store, data)  # of the same size: likely the same
+    again = packed(store, data)
     assert not again.spilled
     store.save(again.blobs, LONG, again.spilled)
-    other = os.urandom(SPILL_BYTES + 1)
+    other = os.urandom(SPILL_BYTES + 1)  # of the same size
     packer = packed(store, other)
+    assert packer.spilled
     store.save(packer.blobs, LONG, packer.spilled)
     assert store.read(ref_of(other)) == other
 
@@ -271,11 +272,11 @@ def test_buffer_that_is_here_already_is_not_kept_twice(store: BlobStore) -> None
 
 
 def test_buffer_that_no_room_is_left_for_is_named(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object, data: object) -> None:
-        raise BlobNotStored("no room")
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(blobs_module.Unfinished, "write", refuse)
-    packer = packed(store, os.urandom(SPILL_BYTES))
+    monkeypatch.setattr(os, "pwrite", refuse)
+    packer = packed(store, os.urandom(3 * SPILL_BYTES))
     with pytest.raises(BlobNotStored, match="no room"):
         store.save(packer.blobs, LONG, packer.spilled)
     del packer

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.blobs import PART_BYTES, PARTS_AT_ONCE, Blobs, BlobStore
+from nbqueue.digests import digest_of
 from nbqueue.exceptions import BackendUnavailable, BlobMissing, NBQueueError
 from nbqueue.payloads import Ref
 from nbqueue.transfers import Transfers
@@ -16,7 +16,7 @@ from nbqueue.transfers import Transfers
 
 def kept(store: BlobStore, size: int) -> Ref:
     data = os.urandom(size)
-    ref = Ref(hashlib.sha256(data).hexdigest(), size)
+    ref = Ref(digest_of(memoryview(data)), size)
     store.write(ref, memoryview(data), time.time() + 60)
     return ref
 
