@@ -40,6 +40,9 @@ class Decoder(Protocol[T_co]):
 
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+# Of the JSON of a steering. A record has most of it, and an error and a summary of 700 characters, 12 bytes each at
+# worst: together less than a signed text may have, or nobody would believe it.
+MAX_STEERING_BYTES: Final = 6 * 1024
 CELL_TASK: Final = "nbqueue.cell"
 _DRAWN: Final = 64  # ids drawn at once
 _NONCE: Final = 20  # characters
