@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ _ANONYMOUS: Final = {"driver_info": None} if hasattr(redis, "DriverInfo") else {
 SPIN_S: Final = 150e-6
 _MISSES: Final = 3  # in a row, after which looking is left out for a while
 _READ_BYTES: Final = 1 << 16
+_STRAY: Final = "the server has closed the connection, or says what nobody has asked for"
 _FRESH_S: Final = 1.0  # a connection that was used so lately isn't looked at again before it is used
 
 
@@ -102,6 +104,8 @@ class Wire:
                 if self._exchange is not None:
                     answers = self._exchange.ask(commands, self._patience)
                 else:
+                    if _is_stale(connection):
+                        raise redis.ConnectionError(_STRAY)
                     connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                     answers = [_read(connection) for _ in commands]
             except BaseException:
@@ -174,6 +178,8 @@ class Exchange:
         self._sock = sock
         self._descriptor = sock.fileno()
         self._reader = reader
+        self._arrived = select.poll()
+        self._arrived.register(sock, select.POLLIN)
 
     @classmethod
     def over(cls, connection: Any) -> Exchange | None:
@@ -194,7 +200,13 @@ class Exchange:
         return self.receive(len(commands), patience)
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Send commands."""
+        """Send commands.
+
+        Raises:
+            redis.ConnectionError: something is there to be read: it would pass for the answer to these.
+        """
+        if self._reader.has_data() or self._arrived.poll(0):
+            raise redis.ConnectionError(_STRAY)
         data = b"".join(map(_hiredis.pack_command, commands))
         with _translated():
             try:

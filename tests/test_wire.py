@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import redis
 
 from nbqueue import wire
 from nbqueue.wire import Patience, Wire, connect
-from tests.helpers import RedisServer
+from tests.helpers import RedisServer, wait_until
 
 
 @pytest.fixture(params=["hiredis", "redis-py"])
@@ -55,6 +56,16 @@ def test_lost_connection_is_told_and_made_anew(made: Wire, redis_server: RedisSe
     with pytest.raises(redis.ConnectionError):
         made.call("PING")
     assert made.call("CLIENT", "ID") != number
+
+
+def test_answer_that_nobody_has_asked_for_is_not_taken_for_that_to_the_next_command(made: Wire) -> None:
+    assert made.call("PING") == b"PONG"
+    sock = made._connection._sock
+    sock.sendall(b"*2\r\n$4\r\nECHO\r\n$5\r\nstray\r\n")
+    wait_until(lambda: select.select([sock], [], [], 0)[0], 5, "the answer")
+    with pytest.raises(redis.ConnectionError, match="nobody has asked for"):
+        made.call("PING")
+    assert made.call("ECHO", "mine") == b"mine"
 
 
 def test_connection_may_be_lost_very_often(made: Wire, redis_server: RedisServer) -> None:
