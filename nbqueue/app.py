@@ -36,12 +36,14 @@ from nbqueue.link import Link, embedded_link, resolve
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
+    MAX_STEERING_BYTES,
     Control,
     Facts,
     Ids,
     Message,
     Steering,
     Step,
+    encode_steering,
     new_id,
     new_nonce,
     open_group,
@@ -222,6 +224,8 @@ class App:
         drawn = draw(graph)
         for queue in {kind.queue for kind in drawn.kinds}:
             self.broker.check_queue(queue)
+        for kind, text in zip(drawn.kinds, graph.kinds, strict=True):
+            _check_steering(kind, len(text) + max(len(node.id) for node in graph.nodes))
         made: dict[int, results.AsyncResult] = {}
         sent = plans.handle(plan.shape, graph, self, made)
         if not plan.calls:
@@ -444,6 +448,7 @@ class App:
         named = bool(code) and self.joined and self.codes.is_kept(steering.code, code, steering.expires)
         body = pack_body(b"" if named else code, args)
         message = Message.sign(steering, body, self.signer)
+        _check_steering(steering, len(message.header))
         mine = WatchedTask(steering.id, steering, self.session)
         watched = self.watcher.watch(mine)
         outgoing = Outgoing(
@@ -500,6 +505,7 @@ class App:
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
         group = msgspec.structs.replace(steering, id=new_id(), nonce=new_nonce(), size=len(calls))
+        _check_steering(group, len(encode_steering(group)))
         watched = WatchedMap(group, self.session)
         self._save(packer, group)
         keep_s = max(self.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
@@ -807,6 +813,14 @@ def _check_size(name: str, size_bytes: int) -> None:
         raise PayloadTooLarge(
             f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries "
             f"{MAX_MESSAGE_BYTES / 1e6:,.0f} beside what travels as large data; send fewer parts at once"
+        )
+
+
+def _check_steering(steering: Steering, size_bytes: int) -> None:
+    if size_bytes > MAX_STEERING_BYTES:
+        raise PayloadTooLarge(
+            f"Not sent: name, id, queue and label of {steering.shown_name[:80]} have {size_bytes:,} bytes together, "
+            f"{MAX_STEERING_BYTES:,} is the most; shorten them"
         )
 
 

@@ -34,7 +34,7 @@ from nbqueue.execute import Executor, failed, find_app, leave_task
 from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
-from nbqueue.messages import ChildEvent, ChildTask, Outcome
+from nbqueue.messages import ChildEvent, ChildTask, Outcome, encode_said
 from nbqueue.states import REVOKED
 
 FORK_PAUSE_S: Final = 0.5  # after a fork that failed
@@ -306,7 +306,7 @@ class Child:
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     stream.flush()
             os._exit(0)  # a process that the task forked has come back from it; only the task's own answers
-        self._reply(b"O" + _encode(outcome))
+        self._reply(b"O" + encode_said(_encode, outcome))
 
     def _event(self, seq: int, kind: str, data: bytes) -> None:
         self._reply(b"E" + _encode(ChildEvent(seq, kind, data, time.time())))

@@ -17,7 +17,7 @@ from nbqueue.deliveries import Arrival, Outgoing
 from nbqueue.exceptions import BadMessage
 from nbqueue.messages import FactText, Message, Steering, Step, decode_fact_text, decode_steering, encode_steering
 from nbqueue.signing import Signer
-from nbqueue.times import expiry_time
+from nbqueue.times import LATEST, expiry_time
 
 COPIES_BYTES: Final = 1_000_000  # values that more than this would go into are read from the record instead
 
@@ -124,6 +124,16 @@ class Drawn(msgspec.Struct, frozen=True):
             retries=step.retries,
         )
 
+    def members_of(self, join: int) -> list[str]:
+        """Return the task ids of the members of a join.
+
+        Raises:
+            BadMessage: the graph has no such join.
+        """
+        if not 0 <= join < len(self.graph.joins):
+            raise BadMessage("place", f"join {join} of a graph of {len(self.graph.joins)}")
+        return [self.graph.id_of(member) for member in self.graph.joins[join].members]
+
     def step(self, node: int, given: Given, now: float, signer: Signer, retries: int = 0) -> Outgoing:
         """Return the message of a call whose turn it is."""
         call = self.graph.nodes[node]
@@ -181,8 +191,22 @@ def _expires(kind: Steering, sent_at: float, eta: float) -> float:
 
 
 def draw(graph: Graph) -> Drawn:
-    """Return a graph with its kinds decoded."""
-    return Drawn(graph, tuple(decode_steering(kind) for kind in graph.kinds))
+    """Return a graph with its kinds decoded.
+
+    Raises:
+        BadMessage: it names what isn't there; a worker would meet that in the middle of an end.
+    """
+    kinds = tuple(decode_steering(kind) for kind in graph.kinds)
+    calls = range(len(graph.nodes))
+    for node in graph.nodes:
+        whole = 0 <= node.kind < len(kinds) and -1 <= node.join < len(graph.joins) and 0 <= node.countdown < LATEST
+        if not whole or not all(n in calls for n in (*node.follow, *node.errors)):
+            raise BadMessage("fields", "a graph with a call that can't be")
+    if not all(n in calls for join in graph.joins for n in (*join.members, *join.follow)):
+        raise BadMessage("fields", "a graph with a join of calls that aren't there")
+    if not all(0 <= kind.eta < LATEST for kind in kinds):
+        raise BadMessage("fields", "a graph with calls at no time there is")
+    return Drawn(graph, kinds)
 
 
 def kinds_of(steerings: Sequence[Steering]) -> tuple[bytes, ...]:

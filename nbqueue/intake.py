@@ -207,6 +207,8 @@ class Intake:
         if early is not None:
             return early
         if given.how == "failed":
+            if given.state not in states.READY_STATES:
+                raise BadMessage("fields", f"what came before has ended as {given.state[:20]!r}")
             ended = Ended(delivery, steering, given.state, given.error, given.body)
             return msgspec.structs.replace(ended, drawn=drawn, propagated=True)
         fed = self._fed(drawn, given)
@@ -229,7 +231,7 @@ class Intake:
         if given.how == "record":
             ids = [given.id]
         elif given.how == "gather":
-            ids = [drawn.graph.id_of(member) for member in drawn.graph.joins[given.join].members]
+            ids = drawn.members_of(given.join)
         else:
             return Fed("nothing")
         payloads = []

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
@@ -39,6 +40,9 @@ class Decoder(Protocol[T_co]):
 
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+# Of the JSON of a steering. A record has most of it, and an error and a summary of 700 characters, 12 bytes each at
+# worst: together less than a signed text may have, or nobody would believe it.
+MAX_STEERING_BYTES: Final = 6 * 1024
 CELL_TASK: Final = "nbqueue.cell"
 _DRAWN: Final = 64  # ids drawn at once
 _NONCE: Final = 20  # characters
@@ -552,9 +556,30 @@ class Progress(msgspec.Struct, omit_defaults=True):
     leave: bool = True  # it stays when it is closed
 
 
+def encode_said(encode: Callable[[Any], bytes], value: Any) -> bytes:
+    """Return what a task has said, encoded; lone surrogates, as in names of files that are no UTF-8, become escapes."""
+    try:
+        return encode(value)
+    except UnicodeEncodeError:
+        return encode(_without_surrogates(value))
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(part) for part in value]
+    if isinstance(value, msgspec.Struct):
+        fields = {name: _without_surrogates(getattr(value, name)) for name in value.__struct_fields__}
+        return type(value)(**fields)
+    return value
+
+
 def encode_failure(failure: Failure) -> bytes:
     """Return the body of a failure's record."""
-    return msgspec.msgpack.encode(failure)
+    return encode_said(msgspec.msgpack.encode, failure)
 
 
 def decode_failure(body: bytes) -> Failure:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nbqueue.messages import Output, Progress
+from nbqueue.messages import Output, Progress, encode_said
 
 Send = Callable[[str, bytes], None]
 
@@ -27,7 +27,12 @@ MAX_DISPLAYED_BYTES: Final = 30_000_000  # of all that one task displays
 PROGRESS_S: Final = 0.1  # between two events of one bar
 BRIEF_BARS: Final = 5  # told at once of those that came and went meanwhile
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(value: Any) -> bytes:
+    """Return what a task has said, as JSON."""
+    return encode_said(_encode, value)
 
 
 class Excess:

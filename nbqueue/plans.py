@@ -16,6 +16,7 @@ from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.messages import Steering, new_id
 from nbqueue.payloads import Packer
 from nbqueue.result import AsyncResult, Composed, GroupResult
+from nbqueue.times import due_time
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -62,7 +63,7 @@ def pack(plan: Plan, app: App, packer: Packer) -> Graph:
                 call.join,
                 call.place,
                 found.immutable,
-                float(found.options.get("countdown") or 0.0),
+                due_time(0.0, found.options.get("countdown"), None),
                 found.options.get("task_id") or "",
                 call.parent,
             )

@@ -30,6 +30,7 @@ from nbqueue.execute import CODES_KEPT
 from nbqueue.forkserver import ChildSettings, ForkServer, start_fork_server
 from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
 from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome, decode_again, decode_failure
+from nbqueue.times import LATEST
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
@@ -43,7 +44,6 @@ _NO_SETTINGS: Final = ChildSettings()
 _encode = msgspec.msgpack.Encoder().encode
 # What decoders of ours and msgspec's raise.
 _GARBLED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, BadMessage)
-_LATEST: Final = 1e11  # Unix seconds, beyond which no date can be written
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_event = msgspec.msgpack.Decoder(ChildEvent).decode
 
@@ -485,7 +485,7 @@ def _checked(outcome: Outcome) -> Outcome:
         instants.append(again.due)
     elif outcome.state == states.FAILURE:
         decode_failure(outcome.body)
-    if not all(0 <= instant < _LATEST for instant in instants):
+    if not all(0 <= instant < LATEST for instant in instants):
         raise BadMessage("fields", "an outcome at no time there is")
     return outcome
 

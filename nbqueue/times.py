@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from typing import Final
 
 from nbqueue.exceptions import ImproperlyConfigured
 
 UNSET: Final = 0.0  # fields of messages that hold this very object, their default, are left out on the wire
+LATEST: Final = 1e11  # Unix seconds, beyond which no date can be written
 _WEEK_S: Final = 7 * 86_400.0
 
 
@@ -20,7 +20,7 @@ def due_time(now: float, countdown: float | None, eta: datetime | None) -> float
         return _instant("eta", eta)
     if countdown is None:
         return UNSET
-    if not math.isfinite(countdown):
+    if not abs(countdown) < LATEST:
         raise ValueError(f"countdown is a number of seconds, not {countdown}")
     return now + countdown if countdown > 0 else UNSET
 

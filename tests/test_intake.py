@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as drawing
+from hypothesis import strategies as st
 
 from nbqueue import states
 from nbqueue.backends.memory import MemoryBackend
 from nbqueue.deliveries import Delivery
+from nbqueue.graph import Given, Graph, Join, Node, encode_given, kinds_of, sign_graph
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.messages import (
     Control,
     Failure,
     Message,
     Steering,
+    Step,
     encode_failure,
     pack_body,
     pending_facts,
@@ -23,6 +29,7 @@ from nbqueue.messages import (
     sign_group,
     sign_record,
 )
+from nbqueue.reports import Reporter
 from nbqueue.signing import Signer
 
 SIGNER = Signer(b"k" * 32)
@@ -153,3 +160,71 @@ def test_task_that_lost_its_worker_too_often_gets_one_more_run_alone(losses: int
     verdict = intake().judge(delivery(worker_losses=losses), NOW)
     assert isinstance(verdict, Accepted)
     assert verdict.alone == alone
+
+
+# A machine that is busy is no reason to fail.
+EVERY = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+numbers = st.one_of(st.integers(-(10**20), 10**20), st.floats(allow_nan=False), st.sampled_from([1e308, -1e308, 0, -1]))
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        name: numbers if isinstance(getattr(STEERING, name), int | float) else st.text(max_size=8)
+        for name in Steering.__struct_fields__
+        if name not in ("id", "queue")
+    },
+)
+
+
+@EVERY
+@drawing(fields, st.integers(-1, 12))
+def test_any_task_that_is_signed_gets_a_verdict_and_its_end_can_be_written(
+    changes: dict[str, Any], losses: int
+) -> None:
+    text = json.dumps({**msgspec.to_builtins(STEERING), **changes}).encode()
+    body = pack_body(b"code", b"args")
+    made = Delivery("q", "n", "1-1", "id", SIGNER.sign("task", text, body).encode(), body, worker_losses=losses)
+    verdict = intake().judge(made, NOW)
+    if isinstance(verdict, Ended):
+        v = verdict
+        Reporter("w@host", SIGNER).never_began(made, v.steering, v.state, v.body, v.error, dead=v.dead)
+
+
+places = st.integers(-3, 3)
+nodes = st.builds(
+    Node,
+    places,
+    st.just(b"args"),
+    st.lists(places, max_size=2).map(tuple),
+    st.lists(places, max_size=2).map(tuple),
+    places,
+    places,
+    st.booleans(),
+    numbers.map(float),
+)
+joins = st.builds(Join, st.lists(places, max_size=3).map(tuple), st.lists(places, max_size=2).map(tuple))
+hows = st.sampled_from(["nothing", "value", "record", "gather", "failed", "error", "args", "else"])
+
+
+@EVERY
+@drawing(
+    st.lists(nodes, max_size=3),
+    st.lists(joins, max_size=2),
+    st.builds(Step, st.just("g"), places, places, numbers.map(float), numbers.map(float)),
+    st.builds(
+        Given, hows, st.just("id"), st.just(b"body"), st.sampled_from([*states.READY_STATES, "else"]), join=places
+    ),
+)
+def test_any_call_of_a_canvas_that_is_signed_gets_a_verdict_and_what_follows_can_be_sent(
+    calls: list[Node], together: list[Join], step: Step, given: Given
+) -> None:
+    backend = MemoryBackend()
+    kinds = kinds_of([msgspec.structs.replace(STEERING, id="")])
+    graph = Graph("g", "n", "s", NOW, {"d": b"code"}, kinds, tuple(calls), tuple(together))
+    backend.store_graph("g", sign_graph(graph, SIGNER), 60)
+    message = Message.sign_step(step, f"g-{step.node}", encode_given(given), SIGNER)
+    made = Delivery("q", "n", "1-1", message.id, message.header.encode(), message.body)
+    verdict = intake(backend).judge(made, NOW)
+    if isinstance(verdict, Accepted | Ended) and verdict.drawn is not None:
+        assert not isinstance(verdict, Ended) or verdict.state in states.READY_STATES
+        verdict.drawn.after(step.node, states.SUCCESS, b"value", "", SIGNER, NOW)
+        verdict.drawn.after(step.node, states.FAILURE, b"failure", "", SIGNER, NOW)

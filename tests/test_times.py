@@ -11,6 +11,12 @@ NOW = 1_000_000.0
 WEEK_S = 7 * 86_400.0
 
 
+@pytest.mark.parametrize("countdown", [float("inf"), float("nan"), -float("inf"), 1e300])
+def test_countdown_to_no_time_there_is_is_refused(countdown: float) -> None:
+    with pytest.raises(ValueError, match="countdown is a number of seconds"):
+        due_time(0.0, countdown, None)
+
+
 def test_due_time_comes_from_countdown_or_eta() -> None:
     assert due_time(NOW, None, None) == 0.0
     assert due_time(NOW, 10, None) == NOW + 10

@@ -50,6 +50,21 @@ def end_quietly(status: int) -> None:
     os._exit(status)
 
 
+def say_what_has_no_utf8(fails: bool) -> str:
+    name = os.fsdecode(b"caf\xe9")
+    from IPython.display import display
+
+    from nbqueue import track
+
+    print(name)
+    display({"text/plain": name}, raw=True)  # type: ignore[no-untyped-call]
+    for _ in track([1], message=name):
+        pass
+    if fails:
+        raise FileNotFoundError(name)
+    return name
+
+
 def fill_memory() -> int:
     import resource
 
@@ -109,6 +124,22 @@ def test_task_that_exits_is_given_up_and_the_exit_code_named(site: Site, status:
     with pytest.raises(WorkerLostError, match=f"exit code {status}"):
         site.app.task(end_quietly, by_value=True).delay(status).get(timeout=20)
     assert still_works(site)
+
+
+def test_text_that_has_no_utf8_is_told_with_escapes_and_harms_nobody(site: Site) -> None:
+    worker = site.worker(concurrency=1)
+    (child,) = wait_until(lambda: children_of(worker), 5, "the child")
+    task = site.app.task(say_what_has_no_utf8, by_value=True)
+    result = task.delay(False)
+    assert result.get(timeout=20) == "caf\udce9"
+    status = result.watched.status
+    assert [text for *_, text in status.log.chunks] == ["caf\\udce9\n"]
+    assert [output.data for output in status.outputs] == [{"text/plain": "caf\\udce9"}]
+    with pytest.raises(FileNotFoundError) as raised:
+        task.delay(True).get(timeout=20)
+    assert str(raised.value) == "caf\udce9"
+    assert r"FileNotFoundError: caf\udce9" in str(raised.value.__cause__)
+    assert children_of(worker) == [child], "it lives on"
 
 
 def test_memory_that_is_not_there_is_the_tasks_own_error(site: Site) -> None:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from nbqueue.exceptions import TaskError
-from nbqueue.messages import MAX_MESSAGE_BYTES
+from nbqueue.exceptions import PayloadTooLarge, TaskError
+from nbqueue.messages import MAX_MESSAGE_BYTES, MAX_STEERING_BYTES
 from tests.faults.test_messages import still_works
 from tests.helpers import wait_until
 from tests.workers import Site
@@ -69,3 +69,25 @@ def test_map_of_large_arguments_is_sent_in_parts(site: Site) -> None:
     site.worker()
     results = site.app.task(length_of, by_value=True).map([bytes(16 * MB)] * 10)
     assert results.get(timeout=60) == [16 * MB] * 10
+
+
+def fail_with_wide_text(name: str) -> None:
+    raise ValueError("\U0001f600" * 1_000)
+
+
+def test_names_too_long_for_a_signed_text_are_refused_before_anything_is_sent(site: Site) -> None:
+    site.worker()
+    task = site.app.task(fail_with_wide_text, by_value=True)
+    long = "n" * MAX_STEERING_BYTES
+    for send in (
+        lambda: task.apply_async(("x",), shadow=long),
+        lambda: task.apply_async(("x",), task_id=long),
+        lambda: site.app.task(fail_with_wide_text, name=long, by_value=True).map(["x"]),
+        (task.s("x").set(task_id=long) | task.s()).apply_async,
+    ):
+        with pytest.raises(PayloadTooLarge, match="is the most; shorten them"):
+            send()
+    # What can be sent has an end that can be read, whatever its error.
+    result = task.apply_async(("x",), shadow="n" * (MAX_STEERING_BYTES - 700))
+    with pytest.raises(ValueError, match="\U0001f600"):
+        result.get(timeout=20)
