@@ -237,6 +237,8 @@ class Worker:
             else:
                 for happening in self.pool.events(key):
                     self._happened(happening)
+        if self.work.ready and self._stopping_since is None:
+            self.work.hand_out()  # what was claimed ahead, or taken back, to children that have become free
         if self._stops:
             self._wind_down()
         self._look()

@@ -25,6 +25,11 @@ from tests.workers import ROOT, Site
 pytestmark = pytest.mark.timeout(120)
 
 
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
 @pytest.fixture
 def site(idle_site: Site) -> Iterator[Site]:
     """Yield a server whose workers are all ended in the end."""
@@ -117,6 +122,15 @@ def test_pool_that_shrinks_under_load_loses_nothing(site: Site) -> None:
         site.app.order("resize", [worker.name], size=size)
         wait_until(partial(has, size), 10, "the order to be followed")
     assert results.get(timeout=60) == list(range(3_000))
+
+
+def test_task_that_was_claimed_ahead_begins_when_a_child_is_free(site: Site, tmp_path: Path) -> None:
+    # A worker that never looks by itself, nor hears that nothing comes, hands out at what happens or not at all.
+    patch = "import nbqueue.worker as worker\nworker.LOOK_S, worker.BLOCK_MS = 1e6, 60_000\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    site.worker(concurrency=2, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    site.app.task(pid).starmap([()] * 500).get(timeout=20)  # now many are claimed, in the belief that they are quick
+    assert site.app.task(nap).map([0.1] * 4).get(timeout=20) == [0.1] * 4
 
 
 def test_restart_replaces_every_child_after_its_task(site: Site, tmp_path: Path) -> None:
