@@ -210,7 +210,7 @@ def test_server_and_keeper_live_on_when_their_client_is_interrupted_and_gone(hom
         told(process)
         pids = home.places.server.pid(), home.places.keeper.pid()
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(10)
+        process.wait(30)
     assert None not in pids
     assert (home.places.server.pid(), home.places.keeper.pid()) == pids
     assert server.state(home.places.socket) == "ready"
