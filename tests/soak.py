@@ -9,17 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-
-import psutil
 
 from nbqueue.deliveries import REVOKED
 from nbqueue.exceptions import (
@@ -30,14 +26,13 @@ from nbqueue.exceptions import (
     WorkerLostError,
 )
 from nbqueue.result import AsyncResult, GroupResult
-from tests.faults.test_processes import children_of
+from tests.chaos import CHILDREN, Faults
 from tests.helpers import RedisServer, wait_until
 from tests.proxy import Network
 from tests.rabbit import RabbitServer
 from tests.workers import Site, Worker
 
 IN_FLIGHT: Final = 60
-CHILDREN: Final = 2
 END_S: Final = 120.0
 
 
@@ -114,7 +109,6 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     not_sent: int = 0
-    in_flight: int = 0  # that a fault may have made run again
 
 
 class Soak:
@@ -139,7 +133,7 @@ class Soak:
         self.tally = Tally()
         self.live: list[Sent] = []
         self.number = 0
-        self.workers = [self._worker(far=False), self._worker(far=False), self._worker(far=True)]
+        self.faults = Faults(site, self.random, self._worker, 3, self.go_on)
         app = site.app
         self.note = app.task(note, by_value=True)
         self.fail = app.task(fail, by_value=True)
@@ -207,44 +201,6 @@ class Soak:
 
     # ---- faults
 
-    def child_killed(self) -> None:
-        if children := children_of(self.random.choice(self.workers)):
-            self.tally.in_flight += 1
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.random.choice(children).kill()
-
-    def worker_killed(self) -> None:
-        self._replace(signal.SIGKILL)
-
-    def worker_stopped(self) -> None:
-        self._replace(signal.SIGTERM)
-
-    def worker_stopped_at_once(self) -> None:
-        self._replace(signal.SIGQUIT)
-
-    def worker_frozen(self) -> None:
-        worker = self.random.choice(self.workers)
-        self.tally.in_flight += CHILDREN
-        worker.signal(signal.SIGSTOP)
-        self.go_on(self.random.uniform(0.5, 5.0))
-        worker.signal(signal.SIGCONT)
-
-    def server_frozen(self) -> None:
-        self.site.server.sigstop()
-        time.sleep(self.random.uniform(0.5, 6.0))
-        self.site.server.sigcont()
-
-    def server_restarted(self) -> None:
-        self.site.server.stop()
-        time.sleep(self.random.uniform(0.0, 3.0))
-        self.site.server.start()
-
-    def connections_cut(self) -> None:
-        self.site.server_says("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-    def scripts_forgotten(self) -> None:
-        self.site.server_says("SCRIPT", "FLUSH")
-
     def server_full(self) -> None:
         self.site.server_says("CONFIG", "SET", "maxmemory", "1")
         self.go_on(self.random.uniform(0.2, 1.0))
@@ -258,7 +214,7 @@ class Soak:
             self.tick()
 
     def network_swallows(self) -> None:
-        self.tally.in_flight += CHILDREN
+        self.faults.in_flight += CHILDREN
         self.network.hold()
         self.go_on(self.random.uniform(0.5, 6.0))
         self.network.release()
@@ -270,11 +226,7 @@ class Soak:
 
     def run(self, seconds: float) -> None:
         """Break things for so long, then let everything end."""
-        kinds: list[Callable[[], None]] = [
-            *(self.child_killed, self.worker_killed, self.worker_stopped, self.worker_stopped_at_once),
-            *(self.worker_frozen, self.server_frozen, self.server_restarted, self.connections_cut),
-            *(self.scripts_forgotten, self.server_full, self.network_cut, self.network_swallows),
-        ]
+        kinds = [*self.faults.kinds, self.server_full, self.network_cut, self.network_swallows]
         if self.rabbitmq is not None:
             kinds.append(self.rabbitmq_restarted)
         until = time.monotonic() + seconds
@@ -306,37 +258,23 @@ class Soak:
             wrong.append(f"{sum(self.tally.sent.values())} were sent, {sum(self.tally.ends.values())} have ended")
         begun = Counter(path.name.partition(".")[0] for path in self.folder.iterdir())
         again = sum(times - 1 for times in begun.values())
-        print(f"{again} ran again, {self.tally.in_flight} were in flight when something broke")
-        if again > self.tally.in_flight:
-            wrong.append(f"{again} ran again, of {self.tally.in_flight} in flight at most")
+        print(f"{again} ran again, {self.faults.in_flight} were in flight when something broke")
+        if again > self.faults.in_flight:
+            wrong.append(f"{again} ran again, of {self.faults.in_flight} in flight at most")
         size = self.site.app.broker.size("nbqueue")
         if (size.queued, size.claimed, size.delayed) != (0, 0, 0):
             # What its sender was not sure of may still wait.
             wrong.append(f"the queue has {size}")
         if marks := self.site.streams.client.hlen(REVOKED):
             wrong.append(f"{marks} marks of revoked tasks are left")
-        for worker in self.workers:
-            if worker.process.poll() is not None:
-                wrong.append(f"{worker.name} has ended by itself")
-        for worker in self.site.workers:
-            if "Traceback" in worker.log.read_text():
-                wrong.append(f"{worker.name} met an error:\n{worker.log.read_text()[-3000:]}")
+        wrong += self.faults.wrong()
         return wrong
 
-    def _worker(self, *, far: bool) -> Worker:
+    def _worker(self, place: int) -> Worker:
         variables = {}
-        if far:
+        if place == 2:
             variables["NBQUEUE_BROKER_URL"], variables["NBQUEUE_RESULT_BACKEND"] = self.network.urls
         return self.site.worker(concurrency=CHILDREN, ready=False, home=None, **variables)
-
-    def _replace(self, number: signal.Signals) -> None:
-        place = self.random.randrange(len(self.workers))
-        old = self.workers[place]
-        self.workers[place] = self._worker(far=place == 2)
-        self.tally.in_flight += CHILDREN
-        old.signal(number)
-        if number == signal.SIGKILL:
-            old.process.wait(10)
 
 
 def main() -> int:
