@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nbqueue import states
+from nbqueue.again import Again
 from nbqueue.exceptions import UnknownTask
 from nbqueue.execute import BoundTask
 from nbqueue.notebook.text import plain_text
@@ -111,6 +112,18 @@ def test_members_that_failed_run_again_in_their_places(shared_site: Site, tmp_pa
     assert results[3].get() == 3
     assert results.app.backend.progress(results.id) == {states.SUCCESS: 10, states.FAILURE: 0}
     assert shared_site.app.broker.size("nbqueue").queued == 0
+
+
+def test_member_that_runs_again_does_not_pass_for_a_copy_of_what_was_sent_before(
+    shared_site: Site, tmp_path: Path
+) -> None:
+    app = shared_site.app
+    results = app.task(needs, by_value=True).map([str(tmp_path / "never")])
+    results.get(timeout=20, propagate=False)
+    (kept,) = app.broker.kept([results[0].id])  # type: ignore[attr-defined]
+    again, group = Again(app.broker, app.blobs, app.signer)._anew(results[0].id, kept)
+    assert (again.id, again.body, group) == (results[0].id, kept.body, results.id)
+    assert again.header.encode() != kept.header
 
 
 def test_task_that_waits_for_its_retry_is_tried_at_once(shared_site: Site, tmp_path: Path) -> None:
