@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
+from nbqueue.config import Settings
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.leases import Leases
 from nbqueue.streams import Streams
@@ -38,6 +39,43 @@ def test_lapsed_claim_is_taken_over_only_when_it_was_seen_twice(streams: Streams
     (again,), _ = streams.claim("alive", 1, ["q"])
     assert (again.id, again.attempt, again.worker_losses, again.child_deaths) == ("task", 2, 1, 0)
     assert streams.settle([Settlement(old, b"late")]) == [False], "the dead worker's claim is void"
+
+
+class Played:
+    """A server with one claim, of a worker that has gone; it also looked through the queue for the others."""
+
+    PLACE = ("q", "n", "1-1")
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.claims = {self.PLACE: 0.0}  # when each was renewed
+        self.sweeper = ("gone", 0.0)
+
+    def renew(self, *_: object) -> tuple[list[bool], dict[str, bytes]]:
+        return [], {}
+
+    def sweeps(self, queues: Sequence[str], consumer: str, hold_ms: int) -> list[str]:
+        who, since = self.sweeper
+        if who != consumer and self.now - since < hold_ms / 1000:
+            return []
+        self.sweeper = (consumer, self.now)
+        return list(queues)
+
+    def lapsed(self, queues: Iterable[str], idle_ms: int) -> list[tuple[str, str, str]]:
+        return [place for place, at in self.claims.items() if self.now - at >= idle_ms / 1000]
+
+    def reap(self, items: Sequence[tuple[str, str, str]], idle_ms: int) -> int:
+        return sum(self.claims.pop(place) is not None for place in items)
+
+
+@pytest.mark.parametrize("offset_s", [n * 0.25 for n in range(12)])
+def test_what_a_lost_worker_held_is_taken_over_within_20_s(offset_s: float) -> None:
+    conf, server = Settings(), Played()
+    leases = Leases(server, "other", conf.worker_lease, conf.worker_renewal)
+    while server.claims and server.now < 60.0:
+        server.now = offset_s = offset_s + conf.worker_renewal + 0.1  # a loop that is busy is a little late
+        leases.sweep(["q"], (), server.now)
+    assert conf.worker_lease < server.now < 19.0
 
 
 def test_claim_that_is_renewed_between_two_looks_is_left_alone(streams: Streams) -> None:
