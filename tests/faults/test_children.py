@@ -50,6 +50,16 @@ def end_quietly(status: int) -> None:
     os._exit(status)
 
 
+def crash_at_three(number: int, how: str) -> int:
+    import ctypes
+
+    if number == 3 and how == "segfault":
+        ctypes.string_at(0)
+    if number == 3:
+        os.abort()
+    return number
+
+
 def say_what_has_no_utf8(fails: bool) -> str:
     name = os.fsdecode(b"caf\xe9")
     from IPython.display import display
@@ -123,6 +133,19 @@ def test_task_that_exits_is_given_up_and_the_exit_code_named(site: Site, status:
     site.worker()
     with pytest.raises(WorkerLostError, match=f"exit code {status}"):
         site.app.task(end_quietly, by_value=True).delay(status).get(timeout=20)
+    assert still_works(site)
+
+
+@pytest.mark.parametrize(("how", "cause"), [("segfault", "signal 11 (SIGSEGV)"), ("abort", "signal 6 (SIGABRT)")])
+def test_call_that_crashes_the_interpreter_is_given_up_and_those_beside_it_are_done(
+    site: Site, how: str, cause: str
+) -> None:
+    site.worker()
+    results = site.app.task(crash_at_three, by_value=True).starmap([(n, how) for n in range(8)])
+    *values, crashed = sorted(results.get(timeout=30, propagate=False), key=lambda value: isinstance(value, Exception))
+    assert values == [0, 1, 2, 4, 5, 6, 7]
+    assert isinstance(crashed, WorkerLostError)
+    assert cause in str(crashed)
     assert still_works(site)
 
 
