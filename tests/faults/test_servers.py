@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nbqueue.exceptions import TaskRevokedError
 from tests.faults.test_processes import runs, send_notes
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site
@@ -55,6 +56,24 @@ def test_server_whose_memory_is_wiped_is_served_on(site: Site) -> None:
     assert site.app.send_task("tests.project.add", (1, 2)).get(timeout=10) == 3
     site.server.flush()
     assert site.app.send_task("tests.project.add", (3, 4)).get(timeout=20) == 7
+
+
+@pytest.mark.parametrize("wiped", [False, True], ids=["restarted", "wiped"])
+def test_worker_follows_orders_and_a_session_its_tasks_after_the_server_was_away(
+    site: Site, tmp_path: Path, wiped: bool
+) -> None:
+    worker = site.worker(concurrency=1)
+    site.app.send_task("tests.project.add", (1, 2)).get(timeout=10)
+    site.server.restart()
+    if wiped:
+        site.server.flush()
+    long = site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    wait_until(lambda: runs(tmp_path)["long"] == 1, 20, "it to run")
+    site.app.revoke([long], terminate=True)
+    with pytest.raises(TaskRevokedError):
+        long.get(timeout=20)
+    site.app.order("shutdown", [worker.name])
+    assert worker.wait() == 0
 
 
 def test_send_during_a_short_outage_arrives_once(site: Site, tmp_path: Path) -> None:
