@@ -35,7 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked `brokers` once on each."""
     if "broker_name" in metafunc.fixturenames and metafunc.definition.get_closest_marker("brokers"):
         rabbitmq = pytest.param("rabbitmq", marks=[pytest.mark.rabbitmq, pytest.mark.timeout(180)])
-        metafunc.parametrize("broker_name", ["redis", rabbitmq], scope="session")
+        # Through the fixture: another in its place would leave the site of RabbitMQ to tests that aren't marked.
+        metafunc.parametrize("broker_name", ["redis", rabbitmq], indirect=True, scope="session")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -137,9 +138,9 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def broker_name() -> str:
+def broker_name(request: pytest.FixtureRequest) -> str:
     """Return what the fixtures of sites use as broker; tests that are marked `brokers` get all of them."""
-    return "redis"
+    return str(getattr(request, "param", "redis"))
 
 
 @pytest.fixture(scope="session")
