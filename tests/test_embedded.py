@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # says that it is ready, waits for a word, and calls `ensure`
 CLIENT = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a kernel, whatever this run was started with
 from nbqueue import embedded
 print("ready", flush=True)
 sys.stdin.readline()
