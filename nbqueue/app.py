@@ -44,7 +44,6 @@ from nbqueue.messages import (
     Steering,
     Step,
     encode_steering,
-    new_id,
     new_nonce,
     open_group,
     pack_body,
@@ -368,9 +367,8 @@ class App:
 
     def _is_empty(self, queue: str) -> bool:
         """Tell whether a queue has nothing at all; False where that takes another server than the backend's."""
-        if scheme_of(self.link.broker_url) in AMQP_SCHEMES or self.link.broker_url != self.link.backend_url:
-            return False
-        return self.broker.size(queue) == QueueSize(0, 0, 0)
+        link = self.link
+        return link.broker_url == link.backend_url and self.broker.size(queue) == QueueSize(0, 0, 0)
 
     @property
     def joined(self) -> bool:
@@ -504,7 +502,8 @@ class App:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
-        group = msgspec.structs.replace(steering, id=new_id(), nonce=new_nonce(), size=len(calls))
+        id_, nonce = self._ids.draw()
+        group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
         _check_steering(group, len(encode_steering(group)))
         watched = WatchedMap(group, self.session)
         self._save(packer, group)

@@ -45,6 +45,11 @@ def queue_key(queue: str, what: str) -> str:
     return f"nbq:{{{queue}}}:{what}"
 
 
+def group_key(name: str) -> str:
+    """Return the key of what the members of a map share, or of code that is kept beside such; as in `publish.lua`."""
+    return f"nbq:group:{name}"
+
+
 def code_name(digest: str) -> str:
     """Return the name under which code is kept, beside what the members of maps share."""
     return f"code:{digest}"

@@ -26,9 +26,9 @@ class Gather:
         self._came_at = 0.0
         self._try_after = _TRY_AFTER
 
-    def holds(self, now: float) -> bool:
-        """Tell whether a pause goes on, in which nothing is claimed and nothing is stored."""
-        return now < self.until
+    def left_s(self, now: float) -> float:
+        """Return how much longer a pause goes on, in which nothing is claimed and nothing is stored."""
+        return max(0.0, self.until - now)
 
     def arrived(self, number: int, now: float, *, quick: bool, drained: bool) -> None:
         """Learn what a claim has brought.

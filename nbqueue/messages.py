@@ -61,7 +61,7 @@ class Ids:
         self._pid = 0
 
     def draw(self) -> tuple[str, str]:
-        """Return a new task id, in Celery's form (a random UUID, RFC 9562, version 4), and a new nonce."""
+        """Return a new task id and a new nonce, as `new_id` and `new_nonce` do."""
         if self._pid != os.getpid():  # a fork must not draw what its parent does
             self._drawn, self._pid = [], os.getpid()
         try:
@@ -69,14 +69,17 @@ class Ids:
         except IndexError:
             many = os.urandom(32 * _DRAWN).hex()
             *self._drawn, text = (many[at : at + 64] for at in range(0, len(many), 64))
-        id_ = f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:32]}"
-        return id_, text[32 : 32 + _NONCE]
+        return _id_of(text), text[32 : 32 + _NONCE]
 
 
 def new_id() -> str:
-    """Return a new task id."""
-    id_, _ = Ids().draw()
-    return id_
+    """Return a new task id, in Celery's form: a random UUID (RFC 9562, version 4)."""
+    return _id_of(os.urandom(16).hex())
+
+
+def _id_of(text: str) -> str:
+    """Return an id of 32 random hexadecimal characters; more of them are passed over."""
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:32]}"
 
 
 def new_nonce() -> str:

@@ -44,6 +44,7 @@ from nbqueue.deliveries import (
     Revocation,
     Settlement,
     code_name,
+    group_key,
     lane_of,
     queue_key,
     stream_key,
@@ -126,7 +127,7 @@ class Streams:
         commands: list[Command] = [("MULTI",)]
         codes = [m.code for m in messages if m.code]
         if codes:
-            commands.append(("EXISTS", *[f"nbq:group:{code_name(code)}" for code in codes]))
+            commands.append(("EXISTS", *[group_key(code_name(code)) for code in codes]))
         if self.wake_key:
             commands.append(("HLEN", WORKERS))
         for m in messages:

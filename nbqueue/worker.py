@@ -249,8 +249,8 @@ class Worker:
 
     def _gather(self) -> None:
         """Sleep through a pause: to be woken for each word of a child costs more than to read them all after it."""
-        pause_s = self.work.gather.until - time.monotonic()
-        if pause_s > 0 and not self._stops:
+        pause_s = self.work.gather.left_s(time.monotonic())
+        if pause_s and not self._stops:
             select.select([self._signals], [], [], pause_s)
 
     def _work(self) -> None:
@@ -464,8 +464,8 @@ class Worker:
         """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
         if self._stopping_since is not None or not self._listening or self.consumer.waiting or self.ledger.doubtful:
             return False
-        if until := self.work.gather.until:
-            return time.monotonic() >= until and self.work.room() > 0
+        if self.work.gather.until:
+            return not self.work.gather.left_s(time.monotonic()) and self.work.room() > 0
         return not (self._drained and not self.consumer.arrived) and self.work.room() > 0
 
     def _wait_for_news(self) -> None:

@@ -14,9 +14,9 @@ def feed(
     now, claims, pauses = began, 0, 0
     while now < began + seconds:
         if gather.until:
-            assert gather.holds(gather.until - PAUSE_S / 2)
+            assert gather.left_s(gather.until - PAUSE_S / 2) > 0
             now = max(now, gather.until)
-            assert not gather.holds(now)
+            assert gather.left_s(now) == 0
             pauses += 1
             gather.arrived(brings, now, quick=quick, drained=True)
         else:

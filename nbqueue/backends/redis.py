@@ -11,7 +11,7 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, ended_key, failed_key
+from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, ended_key, failed_key, group_key
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.wire import Wire, connect
 
@@ -59,12 +59,12 @@ class RedisBackend:
     def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
         """Keep what the members of a map share."""
         with self._translated():
-            self.client.set(f"nbq:group:{group}", text, px=int(ttl_s * 1000))
+            self.client.set(group_key(group), text, px=int(ttl_s * 1000))
 
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""
         with self._translated():
-            found: bytes | None = self.client.get(f"nbq:group:{group}")
+            found: bytes | None = self.client.get(group_key(group))
             return found
 
     def store_graph(self, graph: str, text: bytes, ttl_s: float) -> None:

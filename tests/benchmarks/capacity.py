@@ -144,7 +144,7 @@ class Supervisor(Worker):
         self._turn()
         for happening in self.pool.happenings():  # type: ignore[attr-defined]
             self._happened(happening)
-        return max(self.work.gather.until - time.monotonic(), 0.0) or super()._timeout()
+        return self.work.gather.left_s(time.monotonic()) or super()._timeout()
 
     def _timeout(self) -> float:
         return 0.0
