@@ -146,10 +146,13 @@ class Watcher:
         task = WatchedTask(id_)
         text = self.backend.load([id_])[0]
         if text is None:
-            if self._is_to_come(task) or self._belongs_to_map(id_):
-                return self.watch(task)
-            task.fail(UnknownTask(f"nobody sent a task {id_}, or nothing is kept of it any more"))
-            return task
+            if not (self._is_to_come(task) or self._belongs_to_map(id_)):
+                task.fail(UnknownTask(f"nobody sent a task {id_}, or nothing is kept of it any more"))
+                return task
+            known = self.watch(task)
+            # It may have ended between the look and the watch; then nobody would tell this one.
+            if known is not task or (text := self.backend.load([id_])[0]) is None:
+                return known
         record = open_fact(text, self.signer, kind="record")
         if record.facts.id != id_:
             raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")

@@ -139,6 +139,24 @@ def test_attaching_twice_is_one_watch(backend: MemoryBackend, listening: Watcher
     assert listening.attach("a") is listening.attach("a")
 
 
+def test_call_of_a_canvas_that_ends_while_it_is_attached_to_is_not_missed(
+    backend: MemoryBackend, listening: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "CHECK_S", 60.0)
+    listening.watch(WatchedTask("other"))
+    wait_until(lambda: listening._next_check > time.monotonic() + 30, 5, "the look that would find it")
+    look = backend.load_graph
+
+    def end_meanwhile(graph: str) -> bytes | None:
+        backend.store({"g-1": record("g-1")}, 60)
+        backend.tell([Told("session", "g-1", record("g-1"))])
+        wait_until(lambda: listening._cursors["session"] == "1", 5, "the fact to be read")
+        return look(graph) or b"a graph"
+
+    monkeypatch.setattr(backend, "load_graph", end_meanwhile)
+    assert listening.attach("g-1").wait(5)
+
+
 def test_map_takes_its_members_and_finds_what_was_lost(backend: MemoryBackend, listening: Watcher) -> None:
     steering = Steering(id="g", nonce="n", task="f", queue="q", sent_at=1.0, size=3, session="session")
     backend.store_group("g", sign_group(steering, b"", Signer(KEY)), 60)
