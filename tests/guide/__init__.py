@@ -1,0 +1,1 @@
+"""The user guide as a table of features and the tests that show them."""
