@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nbqueue.cli.group import SECTIONS
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site
 
@@ -108,6 +109,19 @@ def test_revoke_ends_a_map_by_its_id(idle_site: Site, tmp_path: Path) -> None:
     idle_site.worker()
     wait_until(lambda: idle_site.streams.size("nbqueue").queued == 0, 10, "the worker to take them off the queue")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_names_the_nearest_and_is_a_usage_error(idle_site: Site) -> None:
+    said = run(idle_site, "stats")
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1] == "Error: No such command 'stats'. Did you mean 'status'?"
+
+
+def test_help_lists_every_command_in_its_section(idle_site: Site) -> None:
+    said = run(idle_site, "--help").stdout
+    for title, commands in SECTIONS.items():
+        section = said.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        assert set(re.findall(r"^  (\w+)  ", section, re.MULTILINE)) == set(commands)
 
 
 def test_app_module_brings_broker_and_tasks(shared_site: Site, tmp_path: Path) -> None:

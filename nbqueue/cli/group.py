@@ -1,0 +1,70 @@
+"""The group of all commands. A command's module is loaded when it is run, or when help lists it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any, Final
+
+import click
+
+from nbqueue._version import __version__
+from nbqueue.cli.options import Group, global_options
+
+# Where help lists each command, and the module of nbqueue/cli that has a function of its name.
+SECTIONS: Final[dict[str, dict[str, str]]] = {
+    "Workers": {"worker": "worker", "status": "queues"},
+    "Tasks and queues": {"result": "tasks", "revoke": "tasks", "dead": "dead"},
+    "Set-up": {"connect": "machine", "down": "machine"},
+}
+_PLACES: Final = {name: module for section in SECTIONS.values() for name, module in section.items()}
+
+
+class Commands(Group):
+    """Finds commands by name, and lists them in sections."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, in the order of help."""
+        return list(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, loading its module; None if there is none of this name."""
+        if cmd_name not in _PLACES:
+            return None
+        module = importlib.import_module(f"nbqueue.cli.{_PLACES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the words name.
+
+        Raises:
+            UsageError: there is none; names the nearest.
+        """
+        if args and args[0] not in _PLACES and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _PLACES, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, section by section."""
+        for title, commands in SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in commands]
+            with formatter.section(title):
+                formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in found if command])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@global_options
+@click.version_option(__version__, "--version", prog_name="nbqueue")
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """Run tasks of notebooks and programs on pooled workers."""
+    ctx.obj = options
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="nbqueue")
