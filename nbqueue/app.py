@@ -154,6 +154,8 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task:
             task = Task(self, function, **options)
+            own = ("name", "bind", "by_value")
+            task.given = {option: value for option, value in options.items() if option not in own}
             self.tasks[task.name] = task
             return task
 
@@ -169,15 +171,16 @@ class App:
         """Send a call of a task by its name alone; the worker must have it. Options as `Task.apply_async`."""
         return self.task_for(name).apply_async(args, kwargs, **options)
 
-    def task_for(self, name: str, run: Callable[..., Any] | None = None) -> Task:
+    def task_for(self, name: str, run: Callable[..., Any] | None = None, **options: Any) -> Task:
         """Return the task of a name: one that is registered here, else one that the worker must have.
 
         Args:
             name: of the task.
             run: its function, if that is at hand.
+            options: of `Task`, with that.
         """
         if run is not None:
-            return Task(self, run, name=name, by_value=True)
+            return Task(self, run, name=name, **{"by_value": True, **options})
         return self.tasks.get(name) or Task(self, _elsewhere, name=name, by_value=False)
 
     def signature(self, *args: Any, **options: Any) -> canvas.Signature:
@@ -374,6 +377,12 @@ class App:
     def joined(self) -> bool:
         """Tell whether broker and backend are one Redis, so that a record and an ack are one step."""
         return self.link.joined
+
+    def adopt(self, link: Link) -> None:
+        """Be connected to `link` from now on, whatever the settings say: as the tasks of a worker are."""
+        self.close()
+        with self._lock:
+            self._link, self._signer, self._codes = link, None, None
 
     def open_broker(self, name: str) -> Broker:
         """Return a new connection to the broker; `name` is what the server shows of it."""

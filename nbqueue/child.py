@@ -28,6 +28,7 @@ import msgspec
 
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
+from nbqueue.current import set_app_maker
 from nbqueue.descriptors import last_words, nameless
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
 from nbqueue.execute import Executor, failed, find_app, leave_task
@@ -111,6 +112,8 @@ class ForkServer:
             self._say(failed=f"-A {', '.join(settings['preload'])}: {type(exc).__name__}: {exc}")
             return False
         self.registries = [registry for registry in found if registry is not None]
+        if client := settings["client"]:
+            _connect(client, self.registries)
         self._say(ready=True)
         return True
 
@@ -160,6 +163,30 @@ class ForkServer:
     def _say(self, **report: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(json.dumps(report).encode())
+
+
+def _connect(client: dict[str, Any], registries: list[Any]) -> None:
+    """Let calls that tasks make go to where their worker is connected to, whatever their modules say."""
+
+    # What sends calls is loaded where a task sends one, and not before: most don't.
+    def connected(app: Any) -> Any:
+        from nbqueue.link import heard  # noqa: PLC0415
+
+        app.adopt(heard(client))
+        return app
+
+    for registry in registries:
+        if hasattr(registry, "adopt"):
+            connected(registry)
+
+    def make() -> Any:
+        from nbqueue.app import App  # noqa: PLC0415
+
+        app = App(by_value=True, set_as_current=False)
+        app.conf.update(client["settings"])
+        return connected(app)
+
+    set_app_maker(make)
 
 
 def _registry(spec: str) -> Any:

@@ -85,9 +85,12 @@ class Settings:
 
     def __repr__(self) -> str:
         """Return what differs from the defaults, without passwords: notebooks keep what they show."""
-        own = [(name, value) for name, value in self.items() if value != _DEFAULTS[name]]
-        shown = ((name, mask(value) if isinstance(value, str) else value) for name, value in own)
+        shown = ((name, mask(value) if isinstance(value, str) else value) for name, value in self.changed().items())
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
+    def changed(self) -> dict[str, Any]:
+        """Return what differs from the defaults."""
+        return {name: value for name, value in self.items() if value != _DEFAULTS[name]}
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield each name with its value."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _current: App | None = None
+_make: Callable[[], App] | None = None
 
 
 def set_current_app(app: App | None) -> None:
@@ -21,6 +22,12 @@ def set_current_app(app: App | None) -> None:
         _current = app
 
 
+def set_app_maker(make: Callable[[], App]) -> None:
+    """Let the first use of the current app, if there is none by then, make it so."""
+    global _make  # noqa: PLW0603 - as above
+    _make = make
+
+
 def current_app() -> App:
     """Return the current app, making a default one at first use."""
     if _current is None:
@@ -28,7 +35,9 @@ def current_app() -> App:
 
         with _lock:
             missing = _current is None
-        if missing:
+        if missing and _make is not None:
+            set_current_app(_make())
+        elif missing:
             App(set_as_current=True, by_value=True)
     assert _current is not None
     return _current

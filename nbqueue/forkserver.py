@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from nbqueue.config import Settings
 from nbqueue.frames import socket_of_frames
@@ -33,6 +33,7 @@ class ChildSettings:
         keep_s: how long that of results is kept.
         max_tasks: a child is replaced after so many; 0: never.
         max_memory_kib: a child that uses more after a task is replaced; 0: never.
+        client: where tasks send calls of their own: fields of `Link` and settings, as JSON; empty where they can't.
     """
 
     preload: tuple[str, ...] = ()
@@ -41,10 +42,17 @@ class ChildSettings:
     keep_s: float = 0.0
     max_tasks: int = 0
     max_memory_kib: int = 0
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
-        cls, conf: Settings, blobs: Path, preload: Sequence[str], max_tasks: int | None, max_memory_kib: int | None
+        cls,
+        conf: Settings,
+        blobs: Path,
+        preload: Sequence[str],
+        max_tasks: int | None,
+        max_memory_kib: int | None,
+        client: Mapping[str, Any],
     ) -> Self:
         """Return those of a worker; what is None is as its settings say."""
         return cls(
@@ -54,6 +62,7 @@ class ChildSettings:
             conf.result_expires,
             max_tasks or conf.worker_max_tasks_per_child,
             max_memory_kib or conf.worker_max_memory_per_child,
+            client,
         )
 
 

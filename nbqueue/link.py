@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, in_the_open, mask, redis_beside, scheme_of
 from nbqueue.signing import read_key_file
@@ -47,6 +50,34 @@ class Link:
     def blobs_travel(self) -> bool:
         """Tell whether large data goes through the backend too, as workers may be elsewhere."""
         return not self.embedded and self.backend_url is not None and scheme_of(self.backend_url) != "memory"
+
+
+def told(link: Link, conf: Settings) -> dict[str, Any]:
+    """Return what a worker's children need to send calls of their own: JSON, and secret."""
+    own = ("broker_url", "result_backend", "key_file", "connection_file", "include")
+    settings = {name: value for name, value in conf.changed().items() if name not in own and _is_json(value)}
+    return {
+        "broker_url": link.broker_url,
+        "backend_url": link.backend_url,
+        "key": link.key.hex(),
+        "directory": str(link.directory),
+        "embedded": link.embedded,
+        "settings": settings,
+    }
+
+
+def heard(text: Mapping[str, Any]) -> Link:
+    """Return the link that `told` has told of."""
+    key, directory = bytes.fromhex(text["key"]), Path(text["directory"])
+    return Link(text["broker_url"], text["backend_url"], key, directory, text["embedded"])
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def resolve(conf: Settings, environment: Environment, *, work_follows: bool = False) -> Link:

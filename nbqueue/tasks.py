@@ -20,6 +20,7 @@ from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
 from nbqueue.routing import priority as check_priority
 from nbqueue.times import due_time, expiry_time
+from nbqueue.travelled import Travelled
 from nbqueue.unchanged import Changeable, Snapshot
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Task:
     ) -> None:
         self.app = app
         self.run = run
+        self.given: Mapping[str, Any] = {}  # options that it was declared with, for code that refers to it elsewhere
         self.name = name or named(run, app.main)
         self.bind = bind
         self.queue = queue
@@ -122,8 +124,7 @@ class Task:
         return self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        # A task that travels inside other code is, over there, its function: workers call it directly.
-        return _rebuild, (self.run, self.name, self.bind)
+        return Travelled, (self.run, self.name, self.bind, self.by_value, self.given)
 
     @property
     def max_retries(self) -> int | None:
@@ -382,11 +383,6 @@ class Task:
             signature.bind(*((self, *args) if self.bind else args), **kwargs)
         except TypeError as exc:
             raise TypeError(f"{self.name}: {exc}") from None
-
-
-def _rebuild(run: Callable[..., Any], name: str, bind: bool) -> Callable[..., Any]:
-    del name, bind
-    return run
 
 
 @functools.lru_cache(maxsize=1024)

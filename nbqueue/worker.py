@@ -40,6 +40,7 @@ from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
 from nbqueue.ledger import Ledger
 from nbqueue.limits import Limits, limits_of_call
+from nbqueue.link import told
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     ChildTask,
@@ -144,7 +145,14 @@ class Worker:
             self.concurrency,
             self._selector,
             environment=environment,
-            settings=ChildSettings.of(self.conf, app.link.blobs, preload, max_tasks_per_child, max_memory_per_child),
+            settings=ChildSettings.of(
+                self.conf,
+                app.link.blobs,
+                preload,
+                max_tasks_per_child,
+                max_memory_per_child,
+                told(app.link, self.conf),
+            ),
             started=started,
         )
         self.work = Dispatcher(self.pool)

@@ -12,6 +12,7 @@ import click
 from nbqueue.cli.options import Command, app_of, global_options, merged, names
 from nbqueue.config import Environment, child_environment
 from nbqueue.forkserver import ChildSettings, start_fork_server
+from nbqueue.link import told
 from nbqueue.log import LEVELS, setup
 
 
@@ -64,7 +65,9 @@ def worker(
         preload = ([app_name] if app_name else []) + list(app.conf.include)
         for module in app.conf.include:
             importlib.import_module(module)
-        started.tell(ChildSettings.of(app.conf, app.link.blobs, preload, max_tasks_per_child, max_memory_per_child))
+        client = told(app.link, app.conf)
+        own = (preload, max_tasks_per_child, max_memory_per_child)
+        started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
         from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
 
         made = Worker(
