@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import tzinfo
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -18,6 +20,7 @@ from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, scheme_of
+from nbqueue.configuration import Configuration, from_environment, zone
 from nbqueue.current import set_current_app
 from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, QueueSize, Revocation
 from nbqueue.exceptions import (
@@ -84,7 +87,12 @@ class App:
         include: modules with tasks, imported by workers.
         key_file: the file with the signing key.
         connection_file: a file with all of it, as `nbqueue connect --export` writes it.
+        config_source: as `config_from_object` takes it.
+        namespace: of that.
+        changes: settings, by their names.
         set_as_current: be the app that `@task` uses from now on.
+        by_value: functions of modules travel with their code too.
+        settings: more of them; other arguments of Celery's app are accepted.
     """
 
     def __init__(
@@ -93,22 +101,21 @@ class App:
         broker: str | None = None,
         backend: str | None = None,
         *,
-        include: Sequence[str] = (),
+        include: str | Sequence[str] = (),
         key_file: str | Path | None = None,
         connection_file: str | Path | None = None,
+        config_source: Any = None,
+        namespace: str | None = None,
+        changes: Mapping[str, Any] | None = None,
         set_as_current: bool = True,
         by_value: bool = False,
+        **settings: Any,
     ) -> None:
         self.main = main
-        self.conf = Settings()
-        self.conf.include = tuple(include)
-        for name, value in (("broker_url", broker), ("result_backend", backend)):
-            if value is not None:
-                scheme_of(value)
-                setattr(self.conf, name, value)
-        for name, path in (("key_file", key_file), ("connection_file", connection_file)):
-            if path is not None:
-                setattr(self.conf, name, str(path))
+        own: dict[str, Any] = {"broker_url": broker, "result_backend": backend, "include": include or None}
+        own |= {"key_file": key_file and str(key_file), "connection_file": connection_file and str(connection_file)}
+        given = {name: value for name, value in own.items() if value is not None}
+        self._configuration = Configuration({**(changes or {}), **settings, **given}, config_source, namespace or "")
         self.by_value = by_value
         self.work_follows = True  # False: this one doesn't send, so a server that it has to start gets no worker yet
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
@@ -136,6 +143,39 @@ class App:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    # ---- settings
+
+    @cached_property
+    def conf(self) -> Settings:
+        """Return the settings; the first to ask has them read from where `config_from_object` says."""
+        return self._configuration.complete()
+
+    def config_from_object(
+        self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None
+    ) -> None:
+        """Take settings from a module, object or dict, or from what has this name; see `Configuration.use`."""
+        self._configuration.use(obj, namespace=namespace or "", silent=silent, force=force)
+
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> bool:
+        """Take settings from the module that a variable of the environment names; tell whether it names one.
+
+        Raises:
+            ImproperlyConfigured: it isn't set, and must be.
+        """
+        named = from_environment(variable_name, silent=silent)
+        if named is not None:
+            self.config_from_object(named, silent=silent, force=force)
+        return named is not None
+
+    def add_defaults(self, fun: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        """Take settings that hold where nothing else says anything; a function is called when they are needed."""
+        self._configuration.add_defaults(fun)
+
+    @property
+    def timezone(self) -> tzinfo:
+        """Return the zone of times that say none."""
+        return zone(self.conf)
 
     # ---- tasks
 

@@ -6,13 +6,17 @@ Where broker, backend and key come from, first wins: arguments, `app.conf`, `NBQ
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import enum
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import timedelta, tzinfo
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from nbqueue.exceptions import ImproperlyConfigured
@@ -22,21 +26,52 @@ from nbqueue.routing import priority, queue_names, routers
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 AMQP_SCHEMES: Final = ("amqp", "amqps")
 SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
-
-_QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_)?password=)[^&\s'\"]*")
-
-# Settings of Celery that have no meaning here: accepted, so that a configuration can be carried over.
-WITHOUT_MEANING: Final = frozenset(
+_TRANSPORTS: Final = ("redis", "amqp", "pyamqp", "memory")
+# Where Celery can keep results besides.
+_ELSEWHERE: Final = frozenset(
     {
-        *("worker_prefetch_multiplier", "broker_connection_retry_on_startup", "broker_transport_options", "enable_utc"),
-        *("task_default_exchange", "task_default_exchange_type", "task_default_routing_key", "task_queue_max_priority"),
+        *(
+            "db",
+            "database",
+            "cache",
+            "memcached",
+            "mongodb",
+            "cassandra",
+            "couchbase",
+            "couchdb",
+            "elasticsearch",
+            "s3",
+        ),
+        *("azureblockblob", "arangodb", "cosmosdbsql", "dynamodb", "consul", "file", "filesystem", "gs", "disabled"),
+        *("django-db", "django-cache", "sentinel"),
     }
 )
+NEVER_S: Final = 100 * 365 * 86_400.0  # servers take such numbers, and none that are much larger
+
+logger = logging.getLogger(__name__)
+
+_QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_)?password=)[^&\s'\"]*")
+_SECRET: Final = re.compile(
+    r"pass|secret|token|(^|[_-])api|signature|credential|private|(^|[_-])key($|[_-])", re.IGNORECASE
+)
+_NO_SECRET: Final = re.compile(r"key_?file|routing_key|keyprefix|key_prefix", re.IGNORECASE)
 
 
-@dataclass
-class Settings:
-    """Holds every setting; durations are seconds. Unknown names and wrong types raise, naming what is right."""
+class _Layered:
+    """What settings are made of; apart, as it is no setting."""
+
+    _layers: tuple[dict[str, Any], ...]  # one for each `Layer`
+    _idle: dict[str, Any]  # what has no meaning here
+
+
+@dataclass(init=False, repr=False, eq=False)
+class Settings(_Layered):
+    """Holds every setting; durations are seconds. Unknown names and wrong types raise, naming what is right.
+
+    Each may be read and set as an attribute or an item, by its lower-case name or by Celery's old upper-case one. What
+    was set in a program wins over `config_from_object`, and that over `add_defaults`. Settings of Celery that have no
+    meaning here are kept, do nothing, and are named once in the log.
+    """
 
     broker_url: str | None = None
     result_backend: str | None = None
@@ -65,27 +100,121 @@ class Settings:
     worker_max_child_deaths: int = 3  # a task that ended its child this often is given up
     worker_max_losses: int = 10  # a task that lost its worker this often gets one more run, alone, and is given up then
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
-    include: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()  # modules with tasks, imported by workers
+    imports: tuple[str, ...] = ()  # the same, under its other name
+    timezone: Any = None  # of what is said without one: schedules; a name such as "Europe/Oslo"
+    enable_utc: bool = True  # where timezone isn't set: UTC, or this machine's zone
+
+    def __init__(self, **values: Any) -> None:
+        for name in _DEFAULTS.keys() - vars(Settings).keys():  # those that may be changed in place
+            object.__setattr__(self, name, copy.copy(_DEFAULTS[name]))
+        object.__setattr__(self, "_layers", tuple({} for _ in Layer))
+        object.__setattr__(self, "_idle", {})
+        self.update(values)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        default = _DEFAULTS.get(name, _MISSING)
-        if default is _MISSING:
-            raise ImproperlyConfigured(unknown_setting(name))
-        object.__setattr__(self, name, _checked(name, value, default))
+        self.put({name: value}, Layer.CHANGES)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.put({name: value}, Layer.CHANGES)
+
+    def __getitem__(self, name: str) -> Any:
+        setting = self._named(name)
+        if setting is None:
+            raise KeyError(unknown_setting(name))
+        return getattr(self, setting) if setting in _DEFAULTS else self._idle.get(setting)
+
+    if not TYPE_CHECKING:  # a name that doesn't exist is an error to type checkers
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a setting by its old name, or one that has no meaning here; only others come this way."""
+            if name.startswith("_"):
+                raise AttributeError(name)
+            try:
+                return self[name]
+            except KeyError as exc:
+                raise AttributeError(exc.args[0]) from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._named(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_DEFAULTS)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a setting; `default` if there is none of that name, or it has no value."""
+        setting = self._named(name)
+        value = None if setting is None else self[setting]
+        return default if value is None else value
 
     def update(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
-        """Set several settings at once; all names are checked before any value is taken."""
-        every = {**(values or {}), **more}
-        for name in every:
-            if name not in _DEFAULTS and name not in WITHOUT_MEANING:
+        """Set several settings at once; all are checked before any is taken."""
+        self.put({**(values or {}), **more}, Layer.CHANGES)
+
+    def put(self, values: Mapping[str, Any], layer: Layer) -> None:
+        """Set settings where they belong: what a layer above has set stays.
+
+        Raises:
+            ImproperlyConfigured: a name or value is wrong. Nothing is taken then.
+        """
+        checked: dict[str, Any] = {}
+        idle: dict[str, Any] = {}
+        for name, value in values.items():
+            setting = name if name in _DEFAULTS else self._named(name)
+            if setting is None:
                 raise ImproperlyConfigured(unknown_setting(name))
-        for name, value in every.items():
-            if name not in WITHOUT_MEANING:
-                setattr(self, name, value)
+            if setting in _DEFAULTS:
+                checked[setting] = _checked(setting, value, _DEFAULTS[setting])
+            else:
+                idle[setting] = value
+        self._layers[layer].update(checked)
+        for name in checked:
+            self._settle(name)
+        if new := [name for name, value in idle.items() if name not in self._idle and value]:
+            logger.warning("without meaning here, and doing nothing: %s", ", ".join(sorted(new)))
+        self._idle.update(idle)
+
+    def replace(self, values: Mapping[str, Any], layer: Layer) -> None:
+        """Set settings in place of all that a layer has.
+
+        Raises:
+            ImproperlyConfigured: a name or value is wrong. Nothing is taken then.
+        """
+        before = dict(self._layers[layer])
+        self._layers[layer].clear()
+        try:
+            self.put(values, layer)
+        except BaseException:
+            self._layers[layer].update(before)
+            raise
+        for name in before:
+            self._settle(name)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Return what was set, by lower-case names."""
+        set_here = {name: getattr(self, name) for layer in self._layers for name in layer}
+        return {**self._idle, **set_here, **self.changed()}
+
+    def table(self, *, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
+        """Return what was set, by lower-case names, without secrets.
+
+        Args:
+            with_defaults: all settings.
+            censored: put stars in place of passwords, tokens and the like, however deep they are.
+        """
+        found = {**(dict(self.items()) if with_defaults else {}), **self.changes}
+        return {name: masked(value, name) if censored else value for name, value in sorted(found.items())}
+
+    def humanize(self, *, with_defaults: bool = False, censored: bool = True) -> str:
+        """Return what was set as lines of text; arguments as `table`."""
+        return "\n".join(
+            f"{name}: {value!r}" for name, value in self.table(with_defaults=with_defaults, censored=censored).items()
+        )
 
     def __repr__(self) -> str:
         """Return what differs from the defaults, without passwords: notebooks keep what they show."""
-        shown = ((name, mask(value) if isinstance(value, str) else value) for name, value in self.changed().items())
+        shown = ((name, masked(value, name)) for name, value in self.changed().items())
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
     def changed(self) -> dict[str, Any]:
@@ -97,16 +226,51 @@ class Settings:
         for name in _DEFAULTS:
             yield name, getattr(self, name)
 
+    def keys(self) -> Iterator[str]:
+        """Yield each name."""
+        yield from _DEFAULTS
+
+    def values(self) -> Iterator[Any]:
+        """Yield each value."""
+        for name in _DEFAULTS:
+            yield getattr(self, name)
+
+    def _named(self, name: str) -> str | None:
+        if name in _DEFAULTS:
+            return name
+        from nbqueue.celery_settings import new_name  # Celery's names, which a program of our own doesn't need
+
+        return new_name(name, _DEFAULTS)
+
+    def _settle(self, name: str) -> None:
+        """Let a setting have its value of the highest layer that has one."""
+        value = copy.copy(_DEFAULTS[name])
+        for layer in self._layers:
+            value = layer.get(name, value)
+        object.__setattr__(self, name, value)
+
+
+class Layer(enum.IntEnum):
+    """Where a setting comes from; the last wins."""
+
+    DEFAULTS = 0
+    SOURCE = 1
+    CHANGES = 2
+
 
 def unknown_setting(name: str) -> str:
     """Return the text that says a setting doesn't exist, and which one may have been meant."""
-    near = difflib.get_close_matches(name, _DEFAULTS, n=1)
-    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    from nbqueue.celery_settings import nearest  # see `Settings`
+
+    near = nearest(name, _DEFAULTS)
+    return f"there is no setting {name!r}" + (f"; did you mean {near!r}?" if near else "")
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
     if name in _OWN_CHECKS:
         return _OWN_CHECKS[name](value)
+    if value is None:
+        return copy.copy(default)  # Celery's way to say that nothing was set
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}")
@@ -118,15 +282,15 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ImproperlyConfigured(f"{name} must be a dict, not {value!r}")
         value = {**default, **value}
-    elif value is not None and not isinstance(value, str):
+    elif not isinstance(value, str):
         raise ImproperlyConfigured(f"{name} must be a string, not {value!r}")
     return value
 
 
 def _number(name: str, value: Any, default: float) -> float:
-    if value is None and not default:
-        return default  # Celery's way to say that there is no limit
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, timedelta) and isinstance(default, float):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise ImproperlyConfigured(f"{name} must be a number of at least 0, not {value!r}")
     return type(default)(value)
 
@@ -136,7 +300,80 @@ def _routes(value: Any) -> Any:
     return value
 
 
+def _expiry(value: Any) -> float:
+    """Return seconds; Celery's ways to say never are None and 0."""
+    return NEVER_S if not value and not isinstance(value, bool) else _number("result_expires", value, 0.0)
+
+
+def _time_zone(value: Any) -> Any:
+    """Return a name of a zone, or one that has no name; None for none.
+
+    Raises:
+        ImproperlyConfigured: there is no such zone.
+    """
+    import zoneinfo  # costs 3 ms, and few ask
+
+    if value is None or isinstance(value, tzinfo):
+        return getattr(value, "key", None) or value
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (TypeError, ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        near = difflib.get_close_matches(str(value), zoneinfo.available_timezones(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ImproperlyConfigured(f"timezone must be a name such as 'Europe/Oslo', not {value!r}{hint}") from None
+    return value
+
+
+def _broker_url(value: Any) -> str | None:
+    """Return a URL, or the name of a transport whose server the other settings name."""
+    url = _one_url("broker_url", value)
+    if url is None or url in _TRANSPORTS:
+        return url
+    if url.startswith("pyamqp://"):
+        url = url.removeprefix("py")
+    scheme_of(url)
+    return url
+
+
+def _result_backend(value: Any) -> str | None:
+    """Return a URL, or `redis` if the other settings name its server."""
+    url = _one_url("result_backend", value)
+    if url is None or url == "redis":
+        return url
+    kind = url.partition(":")[0].lower()
+    if kind in ("amqp", "amqps", "pyamqp", "rpc"):
+        raise ImproperlyConfigured(
+            f"result_backend {mask(url)!r}: results over RabbitMQ (rpc://) come with a later version; set it to a "
+            "Redis, such as redis://localhost, or set task_ignore_result where nobody asks for results"
+        )
+    if kind not in SCHEMES and kind.partition("+")[0] in _ELSEWHERE:
+        raise ImproperlyConfigured(
+            f"result_backend {mask(url)!r}: nbqueue keeps results in Redis only; set it to one, such as redis://localhost"
+        )
+    scheme_of(url)
+    return url
+
+
+def _one_url(name: str, value: Any) -> str | None:
+    """Return the one URL in a setting that may be a list, or a text with semicolons."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    urls = [url for part in parts for url in (part.split(";") if isinstance(part, str) else [part]) if url]
+    if not urls:
+        return None
+    if not isinstance(urls[0], str):
+        raise ImproperlyConfigured(f"{name} must be a URL such as 'redis://localhost', not {urls[0]!r}")
+    if len(urls) > 1:
+        raise ImproperlyConfigured(
+            f"{name} names {len(urls)} servers; nbqueue uses one, and waits for it while it is away"
+        )
+    return urls[0]
+
+
 _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "broker_url": _broker_url,
+    "result_backend": _result_backend,
+    "result_expires": _expiry,
+    "timezone": _time_zone,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,
     "task_routes": _routes,
@@ -225,6 +462,26 @@ def mask(url: str) -> str:
     login, _, host = rest.rpartition("@")
     user = login.partition(":")[0]
     return f"{head}://{user}:***@{host}" if ":" in login else f"{head}://***@{host}"
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """Return a value without secrets: of the names that such have, and passwords in URLs, however deep they are.
+
+    >>> masked({"redis://:pw@host": [{"api_key": "1234", "queue": "a"}]})
+    {'redis://:***@host': [{'api_key': '***', 'queue': 'a'}]}
+    """
+    if _SECRET.search(name) and not _NO_SECRET.search(name) and value not in (None, "", (), {}):
+        return "***"
+    if isinstance(value, str):
+        return " ".join(mask(word) if "://" in word else word for word in value.split(" "))
+    if isinstance(value, Mapping):
+        return {masked(key): masked(part, str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [masked(part, name) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    if value is None or isinstance(value, bool | int | float | timedelta):
+        return value
+    return masked(repr(value))
 
 
 def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:

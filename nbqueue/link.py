@@ -54,7 +54,7 @@ class Link:
 
 def told(link: Link, conf: Settings) -> dict[str, Any]:
     """Return what a worker's children need to send calls of their own: JSON, and secret."""
-    own = ("broker_url", "result_backend", "key_file", "connection_file", "include")
+    own = ("broker_url", "result_backend", "key_file", "connection_file", "include", "imports")
     settings = {name: value for name, value in conf.changed().items() if name not in own and _is_json(value)}
     return {
         "broker_url": link.broker_url,

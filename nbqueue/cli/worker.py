@@ -62,8 +62,9 @@ def worker(
         setup(loglevel)
         app = app_of(ctx, **options)
         app_name = merged(ctx, options)["app_name"]
-        preload = ([app_name] if app_name else []) + list(app.conf.include)
-        for module in app.conf.include:
+        modules = dict.fromkeys((*app.conf.imports, *app.conf.include))
+        preload = ([app_name] if app_name else []) + list(modules)
+        for module in modules:
             importlib.import_module(module)
         client = told(app.link, app.conf)
         own = (preload, max_tasks_per_child, max_memory_per_child)
