@@ -16,6 +16,7 @@ import msgspec
 
 from nbqueue import canvas, plans, states
 from nbqueue import result as results
+from nbqueue.acks import Acks
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
@@ -302,6 +303,11 @@ class App:
         """Return the limits that the settings say."""
         conf = self.conf
         return Limits(conf.task_time_limit, conf.task_soft_time_limit, conf.task_memory_limit)
+
+    @property
+    def default_acks(self) -> Acks:
+        """Return when messages are acknowledged, as the settings say."""
+        return Acks.of_settings(self.conf)
 
     def destination(
         self,
@@ -646,6 +652,7 @@ class App:
             soft_time_limit=limits.soft_time_limit,
             memory_limit=limits.memory_limit,
             max_retries=max_retries,
+            acks=self.default_acks.as_sent(),
         )
         result = self.send(steering, b"", run, packer)
         self.backend.label(Label(result.id, label, identity, now))

@@ -90,6 +90,9 @@ class Settings(_Layered):
     task_time_limit: float = 0.0  # seconds a task may run; 0: as long as it takes
     task_soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it; 0: never
     task_memory_limit: int = 0  # bytes, or a text such as "2 GB", that a task's child may use; 0: what there is
+    task_acks_late: bool = True  # False: a message counts as acknowledged from its claim on, and never runs again
+    task_acks_on_failure_or_timeout: bool = True  # False: what fails is kept, and what runs out of time runs again
+    task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
     worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from nbqueue.acks import DEFAULT_ACKS, Acks
 from nbqueue.deliveries import Delivery
 from nbqueue.gather import Gather
 from nbqueue.graph import Drawn
@@ -47,6 +48,7 @@ class Held(msgspec.Struct, eq=False):
     alone: bool = False  # it may have been the end of its workers: nothing else runs beside it
     lost: bool = False  # its lease: whatever comes of it is dropped
     limits: Limits = NO_LIMITS
+    acks: Acks = DEFAULT_ACKS
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
     stops: list[int] = []  # signals still to send
     stop_at: float = 0.0  # when the next of them is due

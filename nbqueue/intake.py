@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from nbqueue import states
+from nbqueue.acks import DEFAULT_ACKS, EARLY, Acks
 from nbqueue.backends.base import Backend
 from nbqueue.deliveries import Delivery, code_name
 from nbqueue.exceptions import BadMessage
@@ -115,13 +117,22 @@ class Intake:
         worker: this worker's name, for errors.
         max_losses: a task that lost so many workers runs alone, and ends if it loses another: those that a worker
             holds are charged together with the one that is its end.
+        acks_of: tells what a call says of its message.
     """
 
-    def __init__(self, signer: Signer, backend: Backend, worker: str, max_losses: int) -> None:
+    def __init__(
+        self,
+        signer: Signer,
+        backend: Backend,
+        worker: str,
+        max_losses: int,
+        acks_of: Callable[[Steering], Acks] = lambda _: DEFAULT_ACKS,
+    ) -> None:
         self.signer = signer
         self.backend = backend
         self.worker = worker
         self.max_losses = max_losses
+        self.acks_of = acks_of
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._codes: OrderedDict[str, bytes] = OrderedDict()
         self._graphs: OrderedDict[str, Drawn] = OrderedDict()
@@ -298,6 +309,10 @@ class Intake:
         delivery = task.delivery
         if has_expired(now, s.expires, s.sent_at, s.eta, s.retries):
             return Ended(delivery, steering, states.REVOKED, "expired")
+        lost = delivery.worker_losses or delivery.child_deaths
+        if lost and not self.acks_of(steering).late:
+            text = f"Its {'worker' if delivery.worker_losses else 'child'} was lost; {EARLY}"
+            return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
         if delivery.worker_losses > self.max_losses:
             text = f"Given up: it lost its worker {delivery.worker_losses} times, the last time while it ran alone."
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)

@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from nbqueue import states
+from nbqueue.acks import Acks
 from nbqueue.exceptions import BadMessage
 from nbqueue.signing import Signer
 from nbqueue.times import UNSET
@@ -118,6 +119,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_retries: int = 0  # of a cell: how often an error runs it again; functions bring their own rules
     graph: str = ""  # id of the canvas it is a call of
     node: int = -1  # its place in that
+    acks: Acks | None = None  # what it says of its message itself
 
     @property
     def shown_name(self) -> str:

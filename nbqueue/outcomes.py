@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from nbqueue import states
+from nbqueue.acks import EARLY, FIRST_LOSS
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import NBQueueError
 from nbqueue.intake import failure_of
@@ -73,7 +74,10 @@ class Outcomes:
         elif held.revoked:
             self.end(held, states.REVOKED, b"", "cancelled")
         elif held.fault is not None:
-            self.fail(held, *held.fault)
+            self._ended_by_force(held, *held.fault, deaths)
+        elif not (held.acks.late and held.acks.again):
+            why = FIRST_LOSS if held.acks.late else EARLY
+            self.fail(held, "WorkerLostError", f"Its child ended: {cause} on {self.reports.worker}; {why}{said}")
         elif deaths >= self.max_child_deaths:
             text = f"Given up: it ended its child {deaths} times. Last: {cause} on {self.reports.worker}{said}"
             self.fail(held, "WorkerLostError", text, dead=True)
@@ -93,6 +97,23 @@ class Outcomes:
         line, body = failure_of(error, text)
         self.end(held, states.FAILURE, body, line, outcome, dead=dead)
 
+    def stopped(self, held: Held) -> None:
+        """End a running task by force whose worker doesn't wait for it: it runs again elsewhere, unless it must not."""
+        if held.acks.late:
+            self.ledger.give_back([held])
+            self.work.pool.kill(held.child)
+        else:
+            self.work.end(held, "WorkerLostError", f"Its worker {self.reports.worker} was stopped; {EARLY}")
+
+    def _ended_by_force(self, held: Held, error: str, text: str, deaths: int) -> None:
+        """Take the end of a child that had to end: at a limit, or with its worker."""
+        acks = held.acks
+        out_of_time = error == "TimeLimitExceeded" and acks.late and not acks.on_timeout
+        if out_of_time and deaths < self.max_child_deaths:
+            self.ledger.give_back([held], "child")
+        else:
+            self.fail(held, error, text, dead=out_of_time or (acks.late is True and not acks.on_failure))
+
     def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
         """End a task whose large result is where others find it, or is lost."""
         if self.work.held.get(held.seq) is not held:
@@ -111,4 +132,5 @@ class Outcomes:
         elif state == states.REJECTED and body:
             self.ledger.give_back([held], "task")
         else:
-            self.end(held, state, body, error, outcome, dead=state == states.REJECTED)
+            kept = state == states.REJECTED or (state == states.FAILURE and not held.acks.on_failure and held.acks.late)
+            self.end(held, state, body, error, outcome, dead=bool(kept))

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nbqueue import canvas, serialization
+from nbqueue.acks import ACK_OPTIONS, Acks
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
@@ -30,7 +31,7 @@ __all__ = ["Task"]
 
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
-    "memory_limit", "priority", *RETRY_OPTIONS,
+    "memory_limit", "priority", *ACK_OPTIONS, *RETRY_OPTIONS,
 )  # fmt: skip
 MAP_OPTIONS: Final = frozenset(
     {
@@ -76,7 +77,8 @@ class Task:
         memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
             with `MemoryLimitExceeded`.
         priority: 0 to 9, which is the soonest; as a route or `conf.task_default_priority` says if None.
-        retries: `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
+        more: `acks_late`, `acks_on_failure_or_timeout`, `reject_on_worker_lost`, as `nbqueue.acks.Acks` says them; and
+            `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Task:
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
         priority: int | None = None,
-        **retries: Any,
+        **more: Any,
     ) -> None:
         self.app = app
         self.run = run
@@ -110,7 +112,8 @@ class Task:
         self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
         self.priority = check_priority(priority)
         self.memory_limit = size_bytes("memory_limit", memory_limit)
-        self.retry_options = RetryOptions.of(**retries)
+        self.acks = Acks.of_options(more)
+        self.retry_options = RetryOptions.of(**more)
         self._packed: _Packed | None = None
         self._look_in = 0  # calls until it is looked at again whether its code can be kept
         self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
@@ -348,7 +351,15 @@ class Task:
             soft_time_limit=limits.soft_time_limit,
             memory_limit=limits.memory_limit,
             priority=level,
+            acks=self._sent_acks(),
         ), code
+
+    def _sent_acks(self) -> Acks | None:
+        """Return what a message says of itself; None for nothing but the defaults."""
+        if not self.by_value:
+            return self.acks
+        defaults = self.app.default_acks
+        return (defaults if self.acks is None else self.acks.or_else(defaults)).as_sent()
 
     def _code(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that."""

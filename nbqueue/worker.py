@@ -39,19 +39,19 @@ from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
 from nbqueue.ledger import Ledger
-from nbqueue.limits import Limits, limits_of_call
+from nbqueue.limits import limits_of_call
 from nbqueue.link import told
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
     ChildTask,
     Control,
-    Steering,
     open_mark,
     python_version,
 )
 from nbqueue.outcomes import Outcomes
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
+from nbqueue.terms import Terms
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
 from nbqueue.watcher import Offer, Shift
@@ -136,7 +136,6 @@ class Worker:
         self.consumer = broker.open_consumer(consumer, self.conf.worker_lease)
         self.backend = app.open_backend(self._client_name)
         self.reports = Reporter(self.name, self.signer)
-        self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses)
         self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
         self._selector = selectors.DefaultSelector()
@@ -160,7 +159,8 @@ class Worker:
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
-        self.limits = app.default_limits.with_those_of(own_limits)
+        self.terms = Terms(app.tasks, app.default_limits.with_those_of(own_limits), app.default_acks)
+        self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses, self.terms.acks_of)
         self.out_of_memory = OutOfMemory()
         self.ledger = Ledger(self.consumer, self.backend, self.work)
         self.outcomes = Outcomes(
@@ -333,9 +333,11 @@ class Worker:
             self.work.ready.clear()
             logger.info("stopping once %d running tasks have ended", len(self.work.held) - len(unstarted))
         if self._cold() and self.work.held:
-            for child in list(self.pool.children):
-                self.pool.kill(child)
-            self.ledger.give_back(self.work.held.values())
+            for held in [held for held in self.work.held.values() if self.ledger.is_open(held) and not held.fault]:
+                if self.work.take_out(held):
+                    self.ledger.give_back([held])
+                else:
+                    self.outcomes.stopped(held)
 
     def _due(self, name: str, interval_s: float) -> bool:
         now = time.monotonic()
@@ -549,7 +551,7 @@ class Worker:
     def _hold(self, task: Accepted) -> None:
         self._seq += 1
         s = task.steering
-        limits = self._limits_of(s)
+        limits = self.terms.limits_of(s)
         child_task = ChildTask(
             self._seq,
             task.delivery.attempt,
@@ -571,6 +573,7 @@ class Worker:
             s,
             pools.Job(self._seq, child_task, task.code),
             limits=limits,
+            acks=self.terms.acks_of(s),
             alone=task.alone,
             drawn=task.drawn,
         )
@@ -587,12 +590,6 @@ class Worker:
             self.work.hand_out()
         else:
             self.outcomes.fail(held, type(error).__name__, f"{error} (worker {self.name})")
-
-    def _limits_of(self, steering: Steering) -> Limits:
-        """Return the limits of a call: its own, else those of the task by its name, else this worker's."""
-        registered = None if steering.code else self.app.tasks.get(steering.task)
-        limits = self.limits if registered is None else self.limits.with_those_of(registered)
-        return limits.with_those_of(steering)
 
     # ---- what children say
 

@@ -37,6 +37,14 @@ def note(folder: str, name: str, seconds: float = 0.0) -> str:
     return name
 
 
+@app.task(acks_late=False)
+def once(folder: str, name: str, seconds: float = 0.0) -> str:
+    """Leave a file for each run, of which there must be one at most."""
+    (Path(folder) / f"{name}.{time.time_ns()}").touch()
+    time.sleep(seconds)
+    return name
+
+
 @app.task
 def deadly(folder: str, name: str, times: int) -> str:
     """End its own process the first `times` times."""

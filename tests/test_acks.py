@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nbqueue import App
+from nbqueue.acks import DEFAULT_ACKS, Acks
+from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.limits import NO_LIMITS
+from nbqueue.messages import Steering
+from nbqueue.payloads import Packer
+from nbqueue.terms import Terms
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def steering(app: App, *, by_value: bool = False, **options: Any) -> Steering:
+    return app.task(add, name="add", by_value=by_value, **options).steering_of(Packer(), ((), {}), {})[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"acks_late": True}, Acks(late=True)),
+        ({"acks_late": False}, Acks(late=False)),
+        ({"reject_on_worker_lost": False}, Acks(again=False)),
+        ({"acks_on_failure_or_timeout": False}, Acks(on_failure=False, on_timeout=False)),
+        ({"acks_on_failure_or_timeout": False, "acks_on_timeout": True}, Acks(on_failure=False, on_timeout=True)),
+    ],
+)
+def test_message_of_a_task_by_name_says_what_its_task_does(options: dict[str, Any], said: Acks | None) -> None:
+    assert steering(App(set_as_current=False), **options).acks == said
+
+
+def test_settings_of_an_app_travel_with_its_code_and_not_with_names() -> None:
+    app = App(set_as_current=False)
+    assert steering(app, by_value=True).acks is None
+    app.conf.update(task_acks_late=False, task_reject_on_worker_lost=False)
+    assert steering(app).acks is None
+    sent = steering(app, by_value=True, reject_on_worker_lost=True).acks
+    assert sent == Acks(late=False, on_failure=True, on_timeout=True, again=True)
+
+
+def test_option_that_is_no_truth_value_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="acks_late must be True or False, not 'no'"):
+        App(set_as_current=False).task(add, acks_late="no")
+
+
+def test_call_says_it_before_its_task_and_that_before_the_worker() -> None:
+    app = App(set_as_current=False)
+    app.task(add, name="add", acks_late=False)
+    terms = Terms(app.tasks, NO_LIMITS, Acks(late=True, on_failure=True, on_timeout=True, again=False))
+    sent = Steering(id="i", nonce="n", task="add", queue="q", sent_at=0.0)
+    assert terms.acks_of(sent) == Acks(late=False, on_failure=True, on_timeout=True, again=False)
+    own = Steering(id="i", nonce="n", task="add", queue="q", sent_at=0.0, acks=Acks(late=True))
+    assert terms.acks_of(own).late
+    other = Steering(id="i", nonce="n", task="add", queue="q", sent_at=0.0, code="digest")
+    assert terms.acks_of(other).late, "what has a worker's name, and brings its code, is no task of the worker's"
+    assert Terms({}, NO_LIMITS, DEFAULT_ACKS).acks_of(sent) is DEFAULT_ACKS
