@@ -96,7 +96,7 @@ def test_failure_that_is_not_acknowledged_is_kept_and_a_timeout_runs_again(site:
     failed = task.delay(str(tmp_path), "failed", 0.0)
     with pytest.raises(ValueError, match="no"):
         failed.get(timeout=20)
-    late = task.apply_async((str(tmp_path), "late", 60.0), time_limit=0.3)
+    late = task.apply_async((str(tmp_path), "late", 60.0), time_limit=1.0)
     with pytest.raises(TimeLimitExceeded):
         late.get(timeout=30)
     assert runs(tmp_path) == {"failed": 1, "late": 3}
