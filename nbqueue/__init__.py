@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from nbqueue.canvas import Signature, chain, chord, chunks, group, signature, xmap, xstarmap
     from nbqueue.current import attach, current_app, shared_task, task
     from nbqueue.execute import progress, track
-    from nbqueue.result import AsyncResult, GroupResult
+    from nbqueue.result import AsyncResult, EagerResult, GroupResult, ResultSet
     from nbqueue.tasks import Task
 
 __all__ = [
     "App",
     "AsyncResult",
     "Celery",
+    "EagerResult",
     "GroupResult",
+    "ResultSet",
     "Signature",
     "Task",
     "__version__",
@@ -51,7 +53,9 @@ _PLACES = {
     "App": "nbqueue.app:App",
     "AsyncResult": "nbqueue.result:AsyncResult",
     "Celery": "nbqueue.app:App",
+    "EagerResult": "nbqueue.result:EagerResult",
     "GroupResult": "nbqueue.result:GroupResult",
+    "ResultSet": "nbqueue.result:ResultSet",
     "Task": "nbqueue.tasks:Task",
     "Signature": "nbqueue.canvas:Signature",
     "attach": "nbqueue.current:attach",

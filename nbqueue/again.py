@@ -17,9 +17,10 @@ from nbqueue.blobs import Blobs
 from nbqueue.broker import Broker, ServerBroker
 from nbqueue.deliveries import Kept, Outgoing
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
+from nbqueue.groups import Member
+from nbqueue.handles import AsyncResult
 from nbqueue.messages import Call, Message, Step, member_id, new_nonce, pending_facts, sign_record, split_body
 from nbqueue.payloads import named
-from nbqueue.result import AsyncResult, Member
 from nbqueue.signing import Signer
 from nbqueue.times import expiry_time
 from nbqueue.watched import WatchedMap

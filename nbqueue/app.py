@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
-from nbqueue import canvas, plans, states
+from nbqueue import canvas, eager, plans, states
 from nbqueue import result as results
 from nbqueue.acks import Acks
 from nbqueue.backends.base import Backend, Label
@@ -33,7 +33,7 @@ from nbqueue.exceptions import (
     SendUncertain,
     UnknownTask,
 )
-from nbqueue.expand import expand
+from nbqueue.expand import Plan, expand
 from nbqueue.graph import Given, draw, sign_graph
 from nbqueue.limits import Limits, limits_of_call
 from nbqueue.link import Link, embedded_link, resolve
@@ -63,7 +63,7 @@ from nbqueue.pipeline import Pipeline
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
 from nbqueue.signing import Signer
-from nbqueue.tasks import OPTIONS, Task
+from nbqueue.tasks import OPTIONS, Task, elsewhere
 from nbqueue.times import due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
 from nbqueue.watcher import Offer, Watcher, known_offers
@@ -222,7 +222,7 @@ class App:
         """
         if run is not None:
             return Task(self, run, name=name, **{"by_value": True, **options})
-        return self.tasks.get(name) or Task(self, _elsewhere, name=name, by_value=False)
+        return self.tasks.get(name) or Task(self, elsewhere, name=name, by_value=False)
 
     def signature(self, *args: Any, **options: Any) -> canvas.Signature:
         """Return a call that is not sent yet: `app.signature("tasks.add", args=(2, 2), countdown=10)`."""
@@ -231,7 +231,7 @@ class App:
     def series(self, task: Task, *, starred: bool) -> Task:
         """Return a task that runs another for each of its elements, one after the other."""
         if not task.by_value:
-            return Task(self, _elsewhere, name=canvas.XSTARMAP if starred else canvas.XMAP, by_value=False)
+            return Task(self, elsewhere, name=canvas.XSTARMAP if starred else canvas.XMAP, by_value=False)
         return Task(self, canvas.in_series(task.run, starred=starred), name=task.name, by_value=True)
 
     def send_canvas(
@@ -253,7 +253,11 @@ class App:
             SendFailed: the broker can't be reached.
             SendUncertain: it went away before it confirmed; some of the first calls may run.
         """
-        plan = expand(found, args, kwargs, options)
+        if self.conf.task_always_eager:
+            return eager.run_canvas(self, found, args, kwargs, options)
+        return self._send_plan(expand(found, args, kwargs, options))
+
+    def _send_plan(self, plan: Plan) -> Any:
         if len(plan.calls) == 1 and plan.shape.call == 0:
             call = plan.calls[0].signature
             return call.type.apply_async(call.args, call.kwargs, **call.options)
@@ -294,9 +298,20 @@ class App:
             raise
         return sent
 
+    def run_canvas(
+        self,
+        found: canvas.Signature,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        throw: bool | None = None,
+    ) -> Any:
+        """Run a canvas here and now; return its handle."""
+        return eager.run_canvas(self, found, args, kwargs, options, throw)
+
     def group_result(self, id: str, members: Sequence[Any]) -> results.GroupResult:
         """Return the handle of a group of handles."""
-        return results.Composed(id, self, members)
+        return results.GroupResult(id, members, app=self)
 
     @property
     def default_limits(self) -> Limits:
@@ -590,7 +605,7 @@ class App:
                 if start:
                     exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
                 raise
-        sent = results.GroupResult(group.id, self, watched=watched)
+        sent = results.GroupResult(group.id, app=self, watched=watched)
         if self.show is not None:
             self.show(sent)
         return sent
@@ -712,7 +727,7 @@ class App:
 
     def GroupResult(self, id: str) -> results.GroupResult:  # noqa: N802 - Celery's name
         """Return the handle on a map sent before, by anyone."""
-        return results.GroupResult(id, self)
+        return results.GroupResult(id, app=self)
 
     def watch_group(self, id_: str) -> WatchedMap:
         """Follow a map by its id.
@@ -735,7 +750,7 @@ class App:
         ids = self.backend.labelled(label_or_id)
         if not ids:
             if self.backend.load_group(label_or_id) is not None:
-                return results.GroupResult(label_or_id, self)
+                return results.GroupResult(label_or_id, app=self)
             if self.backend.load([label_or_id])[0] is not None or self._is_member(label_or_id):
                 return results.AsyncResult(label_or_id, self)
             raise UnknownTask(f"no task has the label or id {label_or_id!r}, or nothing is kept of it any more")
@@ -877,7 +892,3 @@ def _check_steering(steering: Steering, size_bytes: int) -> None:
             f"Not sent: name, id, queue and label of {steering.shown_name[:80]} have {size_bytes:,} bytes together, "
             f"{MAX_STEERING_BYTES:,} is the most; shorten them"
         )
-
-
-def _elsewhere(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("this task is known here by its name only")

@@ -286,6 +286,16 @@ class Signature(dict[str, Any]):
         """Send it; return its handle. Arguments go in front of its own; options are those of `Task.apply_async`."""
         return self.app.send_canvas(self, tuple(args or ()), dict(kwargs or {}), options)
 
+    def apply(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        throw: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run it here and now; return a handle on it. Arguments go in front of its own."""
+        return self.app.run_canvas(self, tuple(args or ()), dict(kwargs or {}), options, throw)
+
     def freeze(self, _id: str | None = None, **_: Any) -> Any:
         """Settle its id; return the handle that it will have."""
         self.options["task_id"] = _id or self.options.get("task_id") or str(uuid.uuid4())

@@ -83,6 +83,9 @@ class Settings(_Layered):
     task_queues: tuple[str, ...] = ()  # what workers listen to by default; the default queue if empty
     task_create_missing_queues: bool = True  # False: a queue that isn't in task_queues is an error
     task_ignore_result: bool = False
+    task_always_eager: bool = False  # calls run in the process that makes them
+    task_eager_propagates: bool = False  # such a call raises what it fails with
+    task_store_eager_result: bool = False  # and is kept in the backend
     task_publish_retry: bool = True
     task_publish_retry_policy: dict[str, float] = field(
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}

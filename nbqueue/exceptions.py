@@ -26,6 +26,7 @@
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── BlobMissing                 large data that the task or its result names is gone
     │   ├── ChordError                  a member of a chord's header has ended without a value; names it
+    │   ├── IncompleteStream            of all that follows a task one has not ended
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
     └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
@@ -47,6 +48,7 @@ __all__ = [
     "ChordError",
     "Ignore",
     "ImproperlyConfigured",
+    "IncompleteStream",
     "LeaseLost",
     "MaxRetriesExceededError",
     "MemoryLimitExceeded",
@@ -217,6 +219,10 @@ class LeaseLost(TaskError):
 
 class BlobMissing(TaskError):
     """Says that large data, which the task or its result names, is nowhere any more."""
+
+
+class IncompleteStream(TaskError):
+    """Of all that follows a task, one has not ended."""
 
 
 class ChordError(TaskError):

@@ -64,13 +64,15 @@ MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
 MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
 _SERIES: Final = ("nbqueue.xmap", "nbqueue.xstarmap")
-_OWN: Final = tuple(
+OWN_FILES: Final = tuple(
     f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
 )
 
 
 class Request:
     """What a task may know of its own call. Times are Unix seconds."""
+
+    is_eager = False
 
     def __init__(self, task: ChildTask, recorder: Recorder, flusher: Flusher) -> None:
         self._task = task
@@ -194,6 +196,16 @@ _request: ContextVar[Request | None] = ContextVar("nbqueue_request", default=Non
 def current_request() -> Request | None:
     """Return the call that runs in this thread, or None outside a task."""
     return _request.get()
+
+
+@contextlib.contextmanager
+def while_it_runs(request: Request) -> Iterator[None]:
+    """Let a call be the one that runs in this thread."""
+    token = _request.set(request)
+    try:
+        yield
+    finally:
+        _request.reset(token)
 
 
 def leave_task() -> None:
@@ -406,14 +418,9 @@ class Executor:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
             return run_cell(args[0], request.recorder, self.displayer)
         found = self._loaded(task.code) if task.code else self._registered(task.task)
-        request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
-        if found.bind or (b'"bind":true' in task.steering and request.steering.bind):
-            args = (BoundTask(task.task, request), *args)
-        value = found.run(*args, **kwargs)
-        if inspect.iscoroutine(value):
-            import asyncio  # noqa: PLC0415 - costs a fork server 12 ms at its start, and most tasks are plain functions
-
-            value = asyncio.run(value)
+        if not found.bind and b'"bind":true' in task.steering and request.steering.bind:
+            found = found._replace(bind=True)
+        value = perform(found, request, args, kwargs)
         self._show_what_is_left(task, value)
         return value, summarize(value)
 
@@ -422,7 +429,7 @@ class Executor:
         fed = decode_fed(task.fed)
         if fed.how == "error":
             run = (self._loaded(task.code) if task.code else self._registered(task.task)).run
-            if _takes_several(run):
+            if takes_several(run):
                 exc = serialization.load_exception(decode_failure(fed.payloads[0]))
                 return SimpleNamespace(id=fed.id), exc, decode_failure(fed.payloads[0]).traceback
             return (fed.id,)
@@ -525,7 +532,20 @@ class Executor:
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
 
 
-def _takes_several(run: Callable[..., Any]) -> bool:
+def perform(found: Loaded, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a task's function; return its value."""
+    request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
+    if found.bind:
+        args = (BoundTask(request.task, request), *args)
+    value = found.run(*args, **kwargs)
+    if inspect.iscoroutine(value):
+        import asyncio  # noqa: PLC0415 - costs a fork server 12 ms at its start, and most tasks are plain functions
+
+        value = asyncio.run(value)
+    return value
+
+
+def takes_several(run: Callable[..., Any]) -> bool:
     """Tell whether an errback is of the kind that takes (request, exc, traceback), and not the id alone."""
     kinds = [parameter.kind for parameter in inspect.signature(run).parameters.values()]
     positional = sum(kind in (0, 1) for kind in kinds)
@@ -546,7 +566,7 @@ def failed(seq: int, exc: BaseException, started: float) -> Outcome:
 
 def failure_of(exc: BaseException) -> Failure:
     """Return an exception as the failure of a task, without the machinery's frames."""
-    trace = serialization.format_traceback(exc, _OWN)
+    trace = serialization.format_traceback(exc, OWN_FILES)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         package = exc.name.partition(".")[0]
         exc = ModuleNotFoundError(

@@ -13,9 +13,10 @@ from nbqueue import serialization
 from nbqueue.canvas import Signature
 from nbqueue.expand import Plan, Shape
 from nbqueue.graph import Graph, Join, Node, kinds_of
+from nbqueue.groups import Composed, GroupResult
+from nbqueue.handles import AsyncResult
 from nbqueue.messages import Steering, new_id
 from nbqueue.payloads import Packer
-from nbqueue.result import AsyncResult, Composed, GroupResult
 from nbqueue.times import due_time
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _handle(
     """Return the handle of one part, whose parent is made already."""
     if shape.call < 0:
         members = [handle(member, graph, app, made) for member in shape.members]
-        return Composed(shape.id or new_id(), app, members, parent)
+        return Composed(shape.id or new_id(), members, parent, app=app)
     result = AsyncResult(graph.id_of(shape.call), app, parent=parent)
     made[shape.call] = result
     return result

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nbqueue import canvas, serialization
+from nbqueue import canvas, eager, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
 from nbqueue.exceptions import NotPicklable, Retry
 from nbqueue.execute import BoundTask, current_request
+from nbqueue.groups import Composed, GroupResult
+from nbqueue.handles import AsyncResult
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
-from nbqueue.messages import Steering, python_version
+from nbqueue.messages import Steering, new_id, python_version
 from nbqueue.payloads import Packer, is_whole
-from nbqueue.result import AsyncResult, GroupResult
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
 from nbqueue.routing import priority as check_priority
 from nbqueue.times import due_time, expiry_time
@@ -130,6 +131,11 @@ class Task:
         return Travelled, (self.run, self.name, self.bind, self.by_value, self.given)
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Tell whether this process has no function of it."""
+        return self.run is elsewhere
+
+    @property
     def max_retries(self) -> int | None:
         """Return how often a call may be retried; None for as often as it likes."""
         return self.retry_options.max_retries
@@ -209,6 +215,8 @@ class Task:
         if unknown:
             raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
         args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if self.app.conf.task_always_eager:
+            return self.apply(args, kwargs, link, link_error, task_id=task_id, queue=queue, ignore_result=ignore_result)
         if link or link_error:
             given = {name: value for name, value in locals().items() if name in _SENT and value is not None}
             linked: AsyncResult = self.signature(args, kwargs, link=link, link_error=link_error, **given).apply_async()
@@ -240,6 +248,39 @@ class Task:
             retry=retry,
             retry_policy=retry_policy,
         )
+
+    def apply(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        retries: int = 0,
+        throw: bool | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Run a call here and now; return a handle on it, as on one that a worker ran.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            link: a signature, or several, that get the value.
+            link_error: a signature, or several, that are told of a failure.
+            task_id: the id to use.
+            retries: how often it counts as retried.
+            throw: raise what it fails with; as `conf.task_eager_propagates` says if None.
+            options: of `apply_async`; most mean nothing here.
+        """
+        given = {**options, "task_id": task_id} if task_id else options
+        if link or link_error:
+            found = self.signature(args, kwargs, link=link, link_error=link_error, **given)
+            linked: AsyncResult = eager.run_canvas(self.app, found, (), {}, {}, throw)
+            return linked
+        result = eager.run(self.app, self, tuple(args or ()), dict(kwargs or {}), given, retried=retries)
+        if self.app.conf.task_eager_propagates if throw is None else throw:
+            result.get()
+        return result
 
     def map(self, iterable: Iterable[Any], **options: Any) -> GroupResult:
         """Send one call for each element at once; return a live group with the results in order.
@@ -299,6 +340,8 @@ class Task:
     def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
         if wrong := sorted(options.keys() - MAP_OPTIONS):
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
+        if self.app.conf.task_always_eager:
+            return Composed(new_id(), [eager.run(self.app, self, args, {}, options) for args in calls], app=self.app)
         packer = Packer(spill=self.app.spill)
         steering, code = self._steering(packer, **options)
         packed = [
@@ -394,6 +437,11 @@ class Task:
             signature.bind(*((self, *args) if self.bind else args), **kwargs)
         except TypeError as exc:
             raise TypeError(f"{self.name}: {exc}") from None
+
+
+def elsewhere(*_: Any, **__: Any) -> Any:
+    """Stand for the function of a task that only workers have."""
+    raise NotImplementedError("this task is known here by its name only")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from nbqueue import states
 from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Given, Graph, Join, Node, decode_given, encode_given, kinds_of, open_graph, sign_graph
+from nbqueue.groups import GroupResult, open_saved, sign_saved
+from nbqueue.handles import AsyncResult
 from nbqueue.messages import (
     Again,
     Control,
@@ -57,6 +59,7 @@ GRAPH: Final = Graph(
     (Node(0, b"args", (1,), (), 0, 0), Node(0, b"args", parent=0)),
     (Join((0,), (1,)),),
 )
+GROUP: Final = GroupResult("i", [AsyncResult("a")], AsyncResult("b"))
 FAILURE: Final = encode_failure(Failure("OSError", "m", "t", b"cos\nsystem\n(S'true'\ntR."))
 
 
@@ -109,6 +112,7 @@ DECODERS: Final[dict[str, tuple[bytes, Callable[[bytes], object], str]]] = {
         lambda text: Message.open(text, BODY, SIGNER),
         EACH,
     ),
+    "saved": (sign_saved(GROUP, SIGNER), lambda text: open_saved(text, "i", SIGNER), MEANING),
     "given": (encode_given(Given("failed", "i", FAILURE, "FAILURE", "m")), decode_given, NOTHING),
     "mark": (
         sign_control(Control(order="revoke", at=1.0, nonce="n", ids=("i",)), SIGNER).encode(),
@@ -249,7 +253,10 @@ def open_signed(kind: str, text: bytes) -> None:
         "code": lambda text: open_code(text, "d", SIGNER),
         "record": lambda text: open_fact(text, SIGNER, kind="record"),
         "event": lambda text: open_fact(text, SIGNER, kind="event"),
+        "saved": lambda text: open_saved(text, "i", SIGNER),
     }
+    if kind == "saved":
+        stored = b'{"result":%b,"nbq":"%b"}' % (text, SIGNER.sign(kind, b"1", text).encode())
     opened(decode[kind], stored)
 
 

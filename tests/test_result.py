@@ -53,7 +53,7 @@ def task(app: App, *facts: Fact) -> AsyncResult:
 
 def group(app: App, size: int) -> GroupResult:
     return GroupResult(
-        "g", app, watched=WatchedMap(Steering(id="g", nonce="n", task="f", queue="q", sent_at=1.0, size=size))
+        "g", app=app, watched=WatchedMap(Steering(id="g", nonce="n", task="f", queue="q", sent_at=1.0, size=size))
     )
 
 
@@ -144,7 +144,7 @@ def test_map_returns_values_in_order_however_they_come(app: App) -> None:
     assert [one.get() for _, one in zip(range(2), result.as_completed(), strict=False)] == ["c", "a"]
     result.watched.add_all([success("b", index=1)])
     assert result.get() == ["a", "b", "c"]
-    assert list(result) == ["a", "b", "c"]
+    assert [one.get() for one in result] == ["a", "b", "c"]
     assert (len(result), result[1].get(), result.successful()) == (3, "b", True)
 
 

@@ -51,6 +51,12 @@ class Backend(Protocol):
     def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
         """Keep what the members of a map share."""
 
+    def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
+        """Keep of which tasks a group is; None forgets it."""
+
+    def saved(self, group: str) -> bytes | None:
+        """Return of which tasks a group is."""
+
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""
 

@@ -22,6 +22,7 @@ class MemoryBackend:
         self._news = threading.Condition()
         self._records: dict[str, tuple[bytes, float]] = {}
         self._groups: dict[str, tuple[bytes, float]] = {}
+        self._saved: dict[str, tuple[bytes, float]] = {}
         self._graphs: dict[str, tuple[bytes, float]] = {}
         self._sessions: dict[str, list[bytes]] = defaultdict(list)
         self._outputs: dict[str, list[bytes]] = defaultdict(list)
@@ -53,6 +54,18 @@ class MemoryBackend:
         """Keep what the members of a map share."""
         with self._news:
             self._groups[group] = (text, self._now() + ttl_s)
+
+    def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
+        """Keep of which tasks a group is; None forgets it."""
+        with self._news:
+            self._saved.pop(group, None)
+            if text is not None:
+                self._saved[group] = (text, self._now() + ttl_s)
+
+    def saved(self, group: str) -> bytes | None:
+        """Return of which tasks a group is."""
+        with self._news:
+            return _alive(self._saved.get(group), self._now())
 
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""

@@ -17,6 +17,7 @@ from nbqueue.wire import Wire, connect
 
 OUTPUT_MAXLEN: Final = 3_000  # entries of one task's output, and of its late output; one holds what came in 50 ms
 ORDERS_MAXLEN: Final = 1_000
+SAVED: Final = "celery-taskset-meta-"
 LABEL_TTL_S: Final = 30 * 86_400
 BLOBS: Final = "nbq:blobs"  # what blobs there are and their bytes, by when they go
 BLOCK_S: Final = 5.0  # the longest that a wait for news blocks
@@ -60,6 +61,20 @@ class RedisBackend:
         """Keep what the members of a map share."""
         with self._translated():
             self.client.set(group_key(group), text, px=int(ttl_s * 1000))
+
+    def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
+        """Keep of which tasks a group is, where Celery's clients find it; None forgets it."""
+        with self._translated():
+            if text is None:
+                self.client.delete(SAVED + group)
+            else:
+                self.client.set(SAVED + group, text, px=max(1, int(ttl_s * 1000)))
+
+    def saved(self, group: str) -> bytes | None:
+        """Return of which tasks a group is."""
+        with self._translated():
+            found: bytes | None = self.client.get(SAVED + group)
+        return found
 
     def load_group(self, group: str) -> bytes | None:
         """Return what the members of a map share."""

@@ -85,7 +85,7 @@ def test_map_returns_results_in_order_of_the_calls(shared_site: Site) -> None:
     assert results.get(timeout=20) == [2 * x for x in range(300)]
     assert results.completed_count() == 300
     assert results.successful()
-    assert list(results)[:3] == [0, 2, 4]
+    assert [result.get() for result in results][:3] == [0, 2, 4]
 
 
 def test_map_yields_results_as_they_complete(shared_site: Site) -> None:

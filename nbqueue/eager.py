@@ -1,0 +1,255 @@
+"""Calls that run here and now, in this process: `apply`, and everything where `task_always_eager` is set.
+
+A canvas runs by the same plan that workers go by, one call after the other. Nothing is serialized.
+
+Source: Celery 5.7, `Task.apply` and "Testing with Celery" of its user guide.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+from nbqueue import retries, serialization, states
+from nbqueue.canvas import XMAP, XSTARMAP, Signature, in_series
+from nbqueue.capture import Flusher, Recorder
+from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
+from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
+from nbqueue.expand import Meeting, Plan, Shape, expand
+from nbqueue.groups import Composed
+from nbqueue.handles import EagerResult
+from nbqueue.messages import (
+    ChildTask,
+    Facts,
+    Failure,
+    Steering,
+    encode_failure,
+    encode_steering,
+    new_nonce,
+    sign_record,
+)
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+    from nbqueue.tasks import Task
+
+_FILES: Final = (*OWN_FILES, "nbqueue/eager.py")
+
+
+class _Unwatched(Flusher):
+    """Flushes nothing: nobody follows a call that runs here."""
+
+    def soon(self, recorder: Recorder) -> None:
+        """Do nothing."""
+
+
+def _nobody(kind: str, data: bytes) -> None:
+    """Take how far a call has come."""
+
+
+def run(
+    app: App,
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    retried: int = 0,
+    parent: Any = None,
+) -> EagerResult:
+    """Run one call, and again at once as often as it asks for a retry.
+
+    Args:
+        app: whose task it is.
+        task: a task of this process.
+        args: of the call.
+        kwargs: of the call.
+        options: of `apply_async`, of which `task_id`, `queue` and `ignore_result` mean something here.
+        retried: how often it was retried before.
+        parent: the handle of what came before it.
+    """
+    id_ = str(options.get("task_id") or uuid.uuid4())
+    loaded = Loaded(task.run, task.retry_options, task.bind)
+    while True:
+        queue = str(options.get("queue") or task.queue or app.conf.task_default_queue)
+        steering = Steering(id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time())
+        call = ChildTask(0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried)
+        request = Request(call, Recorder(_nobody), _Unwatched())
+        request.is_eager = True
+        started = time.time()
+        with while_it_runs(request):
+            state, value, trace = _outcome(loaded, request, args, dict(kwargs))
+        if state != states.RETRY:
+            break
+        retried += 1
+        if request.again is not None and request.again.call is not None:
+            args, kwargs = request.again.call
+    result = EagerResult(id_, value, state, trace, task.name, app=app, parent=parent)
+    if app.conf.task_store_eager_result and not (options.get("ignore_result") or task.ignore_result):
+        _store(app, result, steering, started)
+    return result
+
+
+def _outcome(
+    loaded: Loaded, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, Any, str | None]:
+    """Return state, value or exception, and traceback of one run."""
+    try:
+        value = perform(loaded, request, args, kwargs)
+        if request.again is not None:
+            return states.RETRY, None, None
+    except Exception as exc:  # noqa: BLE001 - whatever a task raises is its outcome
+        found: BaseException = exc
+        try:
+            request.again = request.again or retries.planned_for(request, exc)
+        except Exception as last:  # noqa: BLE001 - no retries are left
+            found = last
+        else:
+            if request.again is not None:
+                return states.RETRY, None, None
+        if isinstance(found, Ignore | Reject):
+            return states.IGNORED if isinstance(found, Ignore) else states.REJECTED, found, None
+        return states.FAILURE, found, serialization.format_traceback(found, _FILES)
+    return states.SUCCESS, value, None
+
+
+def _store(app: App, result: EagerResult, steering: Steering, started: float) -> None:
+    """Keep a result as a worker would."""
+    value = result.result
+    error = ""
+    if result.state == states.SUCCESS:
+        body = serialization.dumps_value(value)
+    else:
+        failure: Failure = serialization.dumps_exception(value, result.traceback or "")
+        body, error = encode_failure(failure), f"{failure.type}: {failure.message}"[:500]
+    facts = Facts(
+        kind="record",
+        id=result.id,
+        at=time.time(),
+        state=result.state,
+        attempt=1,
+        nonce=steering.nonce,
+        task=steering.task,
+        queue=steering.queue,
+        sent_at=steering.sent_at,
+        started_at=started,
+        error=error,
+    )
+    app.backend.store({result.id: sign_record(facts, body, app.signer)}, app.conf.result_expires)
+
+
+def run_canvas(
+    app: App,
+    found: Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    throw: bool | None = None,
+) -> Any:
+    """Run a canvas; return the handle it has.
+
+    Args:
+        app: whose tasks it is made of.
+        found: any signature.
+        args: for its first calls.
+        kwargs: for its first calls.
+        options: of `apply_async`, for its first calls.
+        throw: raise what it fails with; as `task_eager_propagates` says if None.
+    """
+    plan = expand(found, args, kwargs, options)
+    sent = _Here(app, plan).run()
+    if app.conf.task_eager_propagates if throw is None else throw:
+        sent.get()
+    return sent
+
+
+class _Here:
+    """One run of a plan."""
+
+    def __init__(self, app: App, plan: Plan) -> None:
+        self.app = app
+        self.plan = plan
+        self.results: dict[int, EagerResult] = {}
+        self._queue: deque[tuple[int, str, list[EagerResult]]] = deque((head, "nothing", []) for head in plan.heads)
+
+    def run(self) -> Any:
+        while self._queue:
+            number, how, before = self._queue.popleft()
+            self.results[number] = result = self._call(number, how, before)
+            self._go_on(number, result, propagated=how == "failed")
+        return self._handle(self.plan.shape)
+
+    def _call(self, number: int, how: str, before: list[EagerResult]) -> EagerResult:
+        """Run one call, with what came before it."""
+        call = self.plan.calls[number].signature
+        id_ = call.options.get("task_id") or str(uuid.uuid4())
+        parent = self.results.get(self.plan.calls[number].parent)
+        if how == "failed":
+            lost = before[0]
+            return EagerResult(id_, lost.result, lost.state, lost.traceback, call.task, app=self.app, parent=parent)
+        if how == "gather" and (bad := next((one for one in before if not one.successful()), None)) is not None:
+            error = ChordError(f"Dependency {bad.id} raised {type(bad.result).__name__}: {bad.result}")
+            return EagerResult(id_, error, states.FAILURE, None, call.task, app=self.app, parent=parent)
+        task = self._task_of(call)
+        first: tuple[Any, ...] = ()
+        if how == "error":
+            lost = before[0]
+            several = takes_several(task.run)
+            first = (SimpleNamespace(id=lost.id), lost.result, lost.traceback) if several else (lost.id,)
+        elif not call.immutable and how != "nothing":
+            first = ([one.result for one in before],) if how == "gather" else (before[0].result,)
+        if call.task in (XMAP, XSTARMAP):
+            name, elements = call.args
+            value = in_series(self._registered(name).run, starred=call.task == XSTARMAP)(elements)
+            return EagerResult(id_, value, states.SUCCESS, None, call.task, app=self.app, parent=parent)
+        given = {**call.options, "task_id": id_}
+        return run(self.app, task, (*first, *call.args), call.kwargs, given, parent=parent)
+
+    def _task_of(self, call: Signature) -> Task:
+        task = call.type
+        if call.task not in (XMAP, XSTARMAP) and task.is_elsewhere:
+            return self._registered(call.task)
+        return task
+
+    def _registered(self, name: str) -> Task:
+        try:
+            return self.app.tasks[name]
+        except KeyError:
+            raise NotRegistered(f"there is no task {name!r} in this process; it could only be sent") from None
+
+    def _go_on(self, number: int, result: EagerResult, *, propagated: bool) -> None:
+        """Let what follows a call have its turn."""
+        place = self.plan.calls[number]
+        how = "value" if result.successful() else "failed"
+        self._queue.extend((follower, how, [result]) for follower in place.follow)
+        if result.failed() and not propagated:
+            self._queue.extend((errback, "error", [result]) for errback in place.errors)
+        if place.join >= 0:
+            meeting: Meeting = self.plan.joins[place.join]
+            if all(member in self.results for member in meeting.members):
+                gathered = [self.results[member] for member in meeting.members]
+                self._queue.extend((follower, "gather", gathered) for follower in meeting.follow)
+        before = self.results.get(place.parent)
+        if before is not None:
+            before.followers.append(result)
+
+    def _handle(self, shape: Shape) -> Any:
+        """Return the handle of a part, with that of what came before it."""
+        steps = []  # not by recursion: chains are long
+        one: Shape | None = shape
+        while one is not None:
+            steps.append(one)
+            one = one.parent
+        found: Any = None
+        for step in reversed(steps):
+            if step.call >= 0:
+                result = self.results[step.call]
+                result.parent, found = found, result
+            else:
+                members = [self._handle(member) for member in step.members]
+                found = Composed(step.id or str(uuid.uuid4()), members, found, app=self.app)
+        return found

@@ -1,0 +1,531 @@
+"""The handle on one task: what a caller holds of it. It can be had again from an id.
+
+Source: the names and meanings are those of `celery.result`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from nbqueue import serialization, states
+from nbqueue.cellrun import CellResult
+from nbqueue.current import current_app
+from nbqueue.exceptions import Ignore, IncompleteStream, Reject, RemoteError, TaskRevokedError
+from nbqueue.graph import open_graph
+from nbqueue.messages import Fact
+from nbqueue.waits import INTERVAL_S, refuse_inside_a_task, tell_changes, until_ended, wait
+from nbqueue.watched import WatchedTask
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+    from nbqueue.backends.base import Backend
+
+__all__ = ["AsyncResult", "EagerResult"]
+
+
+class AsyncResult:
+    """The handle on one task id.
+
+    Args:
+        id: a task's id, sent by any process.
+        app: whose broker and backend know it; the current app if None.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        app: App | None = None,
+        *,
+        watched: WatchedTask | None = None,
+        parent: Any = None,
+    ) -> None:
+        self.id = id
+        self.parent = parent
+        self._app = app
+        self._watched = watched
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult: {self.id}>"
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, AsyncResult):
+            return self.id == other.id
+        return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[type[AsyncResult], tuple[str]]:
+        return AsyncResult, (self.id,)
+
+    @property
+    def app(self) -> App:
+        """Return the app that knows this task."""
+        if self._app is None:
+            self._app = current_app()
+        return self._app
+
+    @property
+    def backend(self) -> Backend:
+        """Return what keeps it."""
+        return self.app.backend
+
+    @property
+    def task_id(self) -> str:
+        """Return the id, as Celery also calls it."""
+        return self.id
+
+    @property
+    def watched(self) -> WatchedTask:
+        """Return what the watcher knows, and follow the task from now on."""
+        if self._watched is None:
+            self._watched = self.app.watcher.attach(self.id)
+        return self._watched
+
+    def follow(self, watched: WatchedTask) -> None:
+        """Take what is known of the task from here."""
+        self._watched = watched
+
+    @property
+    def state(self) -> str:
+        """Return the task's state: one of `states`, or the task's own."""
+        watched = self.watched
+        if watched.fact is not None:
+            return watched.fact.facts.state
+        if watched.trouble is not None:
+            return states.UNKNOWN
+        return str(watched.status.state)
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """Return the value, the exception of a task that failed or is to be retried, or None before that."""
+        fact = self.watched.fact
+        if fact is None:
+            latest = self.watched.latest
+            retried = latest is not None and latest.facts.state == states.RETRY
+            return error_of(latest) if latest is not None and retried else self.watched.trouble
+        return outcome_of(fact, self.app)
+
+    info = result
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Return the names that a cell was asked to bring back, once it is ready."""
+        fact = self.watched.fact
+        succeeded = fact is not None and fact.facts.state == states.SUCCESS
+        value = serialization.loads(fact.body, self.app.read_blob) if fact is not None and succeeded else None
+        return value.variables if isinstance(value, CellResult) else {}
+
+    @property
+    def traceback(self) -> str | None:
+        """Return the remote traceback of a task that failed."""
+        fact = self.watched.fact
+        return fact.failure.traceback if fact is not None and fact.facts.state == states.FAILURE else None
+
+    @property
+    def name(self) -> str:
+        """Return the task's name."""
+        return self._facts_or_steering("task")
+
+    @property
+    def queue(self) -> str:
+        """Return the queue the task was sent to."""
+        return self._facts_or_steering("queue")
+
+    @property
+    def worker(self) -> str | None:
+        """Return the worker that runs or ran it."""
+        latest = self.watched.latest
+        return (latest.facts.worker if latest else "") or None
+
+    @property
+    def retries(self) -> int:
+        """Return how often it was retried, or is about to be."""
+        latest = self.watched.latest
+        return latest.facts.retries if latest else 0
+
+    @property
+    def date_done(self) -> datetime | None:
+        """Return when it ended."""
+        fact = self.watched.fact
+        return datetime.fromtimestamp(fact.facts.at, UTC) if fact else None
+
+    @property
+    def children(self) -> list[AsyncResult] | None:
+        """Return the handles of the calls that follow it in a canvas; None while nothing is known of it."""
+        latest = self.watched.latest
+        steering = self.watched.steering
+        graph = steering.graph if steering is not None else (latest.facts.graph if latest is not None else "")
+        if not graph:
+            return None if latest is None and steering is None else []
+        text = self.app.backend.load_graph(graph)
+        if text is None:
+            return []
+        node = steering.node if steering is not None else latest.facts.node if latest is not None else -1
+        drawn = open_graph(text, graph, self.app.signer).graph
+        return [AsyncResult(drawn.id_of(n), self.app, parent=self) for n in drawn.nodes[node].follow]
+
+    @property
+    def exists(self) -> bool:
+        """Tell whether anything is kept of it."""
+        return self.state != states.UNKNOWN
+
+    @property
+    def supports_native_join(self) -> bool:
+        """Return True: the ends of many are had at once."""
+        return True
+
+    def ready(self) -> bool:
+        """Tell whether the task has ended, in whatever way."""
+        return self.watched.ended
+
+    def successful(self) -> bool:
+        """Tell whether the task ended with a value."""
+        return self.state == states.SUCCESS
+
+    def failed(self) -> bool:
+        """Tell whether the task raised."""
+        return self.state == states.FAILURE
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], object] | None = None,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        disable_sync_subtasks: bool = True,
+        **_: object,
+    ) -> Any:
+        """Wait until the task has ended; return its value or raise its error.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            propagate: False returns the exception instead of raising it.
+            interval: seconds between two calls of `on_interval`; results are pushed.
+            no_ack: taken for Celery's sake.
+            follow_parents: taken for Celery's sake: what fails before a task ends it too.
+            callback: called with id and value.
+            on_message: called with a dict of `task_id`, `status`, `result`, `traceback`, `children` at each change.
+            on_interval: called while it waits.
+            disable_sync_subtasks: False lets a task wait for another; see `allow_join_result`.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout`; the task goes on.
+            TaskRevokedError: it was cancelled, or expired.
+            UnknownTask: nobody sent it, or nothing is kept of it.
+            ResultExpired: it was sent, and nothing is kept of it any more.
+            BackendUnavailable: the backend has not answered for longer than `conf.backend_timeout`.
+            RuntimeError: a task waits for another.
+            Exception: what the task raised.
+        """
+        del no_ack, follow_parents
+        if disable_sync_subtasks:
+            refuse_inside_a_task()
+        watched = self.watched
+        pass_on = None if on_message is None else tell_changes(watched, self._meta, on_message)
+        every_s = 1.0
+        if pass_on is not None or on_interval is not None:
+            every_s = INTERVAL_S if interval is None else max(0.01, interval)
+
+        def turn() -> None:
+            if pass_on is not None:
+                pass_on()
+            if on_interval is not None:
+                on_interval()
+
+        timeout_s = self.app.conf.backend_timeout
+        wait(watched, timeout, timeout_s, f"task {self.id}", every_s=every_s, on_interval=turn)
+        if pass_on is not None:
+            pass_on()
+        value = self.result
+        if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    wait = get
+
+    def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
+        """Raise its error if it has failed; return its value, if it has one by now."""
+        value = self.result
+        if isinstance(value, BaseException) and self.state in states.PROPAGATE_STATES and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    maybe_reraise = maybe_throw
+
+    def throw(self, *_: object) -> Any:
+        """Raise its error if it has failed."""
+        return self.maybe_throw()
+
+    def as_tuple(self) -> tuple[Any, None]:
+        """Return ids, its own and that of what came before it, as `result_from_tuple` takes them."""
+        return (self.id, self.parent and self.parent.as_tuple()), None
+
+    def as_list(self) -> list[str]:
+        """Return its id and those of all that came before it."""
+        before = [] if self.parent is None else self.parent.as_list()
+        return [self.id, *before]
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Yield (parent, handle) of it and all that follows it in a canvas.
+
+        Raises:
+            IncompleteStream: one of them has not ended, unless `intermediate`.
+        """
+        waiting: deque[tuple[Any, Any]] = deque([(None, self)])
+        while waiting:
+            parent, one = waiting.popleft()
+            yield parent, one
+            if not one.ready():
+                if not intermediate:
+                    raise IncompleteStream(f"task {one.id} has not ended")
+                continue
+            waiting.extend((one, child) for child in one.children or ())
+
+    def collect(
+        self, intermediate: bool = False, timeout: float | None = None, **options: Any
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield (handle, value) of it and all that follows it in a canvas, waiting for each.
+
+        Args:
+            intermediate: taken for Celery's sake.
+            timeout: seconds for each.
+            options: of `get`.
+        """
+        del intermediate
+        waiting: deque[Any] = deque([self])
+        while waiting:
+            one = waiting.popleft()
+            yield one, one.get(timeout=timeout, **options)
+            waiting.extend(one.children or ())
+
+    def get_leaf(self) -> Any:
+        """Return the value of what follows last."""
+        value = None
+        for _, one in self.iterdeps(intermediate=True):
+            value = one.get()
+        return value
+
+    def then(
+        self, callback: Callable[[Any], object], on_error: Callable[[Any], object] | None = None, weak: bool = False
+    ) -> AsyncResult:
+        """Call `callback` with this handle once the task has ended, on the watcher's thread or at once.
+
+        Args:
+            callback: takes the handle.
+            on_error: called instead if it has not ended with a value.
+            weak: taken for Celery's sake.
+        """
+        del weak
+
+        def ended() -> None:
+            (callback if on_error is None or self.successful() else on_error)(self)
+
+        self.watched.when_ended(ended)
+        return self
+
+    def revoke(self, connection: object = None, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Cancel the task: queued, it ends now; running, it goes on unless `terminate`.
+
+        Args:
+            connection: taken for Celery's sake.
+            terminate: stop it while it runs: interrupted first, ended by force 6 s later.
+            signal: the first signal to send, instead of SIGINT.
+        """
+        del connection
+        self.app.revoke([self], terminate=terminate, signal=signal or "")
+
+    def retry(self) -> AsyncResult:
+        """Run the task again if it failed, with the same arguments and id; if it waits for a retry, at once.
+
+        Raises:
+            UnknownTask: its message is no longer kept, or it has not failed.
+        """
+        self.app.retry([self])
+        return self
+
+    def forget(self) -> None:
+        """Drop the kept result and output of a task that has ended."""
+        self.app.backend.forget([self.id])
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from until_ended(self.watched).__await__()
+        return self.get()
+
+    def _meta(self) -> dict[str, Any]:
+        """Return what Celery calls the meta of a task."""
+        return {
+            "task_id": self.id,
+            "status": self.state,
+            "result": self.result,
+            "traceback": self.traceback,
+            "children": self.children if self.ready() else [],
+        }
+
+    def _facts_or_steering(self, field: str) -> str:
+        watched = self.watched
+        source = watched.steering or (watched.latest.facts if watched.latest else None)
+        return str(getattr(source, field, ""))
+
+
+class EagerResult(AsyncResult):
+    """The handle on a call that ran here, in this process. It has ended.
+
+    Args:
+        id: of the call.
+        ret_value: its value, or the exception it raised.
+        state: in which it ended.
+        traceback: of that exception.
+        name: of the task.
+        app: whose task it is.
+        parent: the handle of what came before it.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        ret_value: Any,
+        state: str,
+        traceback: str | None = None,
+        name: str = "",
+        *,
+        app: App | None = None,
+        parent: Any = None,
+    ) -> None:
+        super().__init__(id, app, watched=WatchedTask(id), parent=parent)
+        self._value, self._state, self._traceback, self._name = ret_value, state, traceback, name
+        self._at = datetime.now(UTC)
+        self.followers: list[AsyncResult] = []
+
+    def __repr__(self) -> str:
+        return f"<EagerResult: {self.id}>"
+
+    def __reduce__(self) -> Any:
+        return EagerResult, (self.id, self._value, self._state, self._traceback, self._name)
+
+    @property
+    def state(self) -> str:
+        """Return the state in which it ended."""
+        return self._state
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """Return its value, or the exception it raised."""
+        return self._value
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """Return the traceback of that exception."""
+        return self._traceback
+
+    @property
+    def name(self) -> str:
+        """Return the task's name."""
+        return self._name
+
+    @property
+    def date_done(self) -> datetime:
+        """Return when it ended."""
+        return self._at
+
+    @property
+    def children(self) -> list[AsyncResult]:
+        """Return the handles of the calls that followed it."""
+        return self.followers
+
+    @property
+    def exists(self) -> bool:
+        """Return True."""
+        return True
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Return nothing: it was no cell."""
+        return {}
+
+    def ready(self) -> bool:
+        """Return True: it ran before there was a handle."""
+        return True
+
+    def get(self, timeout: float | None = None, propagate: bool = True, *_: object, **more: Any) -> Any:
+        """Return its value, or raise what it raised; `timeout` means nothing here.
+
+        Raises:
+            Exception: what it raised.
+        """
+        del timeout
+        if self._state == states.SUCCESS:
+            if callback := more.get("callback"):
+                callback(self.id, self._value)
+            return self._value
+        if isinstance(self._value, BaseException) and propagate:
+            raise self._value
+        return self._value
+
+    wait = get
+
+    def then(
+        self, callback: Callable[[Any], object], on_error: Callable[[Any], object] | None = None, weak: bool = False
+    ) -> EagerResult:
+        """Call `callback`, or `on_error` if it has raised, with this handle."""
+        del weak
+        (callback if on_error is None or self.successful() else on_error)(self)
+        return self
+
+    def revoke(self, *_: object, **__: object) -> None:
+        """Say that it is revoked; it has run already."""
+        self._state = states.REVOKED
+
+    def retry(self) -> NoReturn:
+        """Refuse: it ran here."""
+        raise RuntimeError("a call that ran in this process is run again by calling its task")
+
+    def forget(self) -> None:
+        """Do nothing: nobody keeps it."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()
+        return self.get()
+
+
+def value_of(fact: Fact, app: App) -> Any:
+    """Return the value that an end has."""
+    value = serialization.loads(fact.body, app.read_blob) if fact.body else None
+    return value.value if isinstance(value, CellResult) else value
+
+
+def error_of(fact: Fact) -> BaseException:
+    """Return the exception of an end without a value."""
+    facts = fact.facts
+    if facts.state in (states.FAILURE, states.RETRY):
+        return serialization.load_exception(fact.failure)
+    if facts.state == states.REVOKED:
+        return TaskRevokedError(facts.error or "cancelled")
+    if facts.state in (states.IGNORED, states.REJECTED):
+        return (Ignore if facts.state == states.IGNORED else Reject)(facts.error)
+    return RemoteError(facts.state, facts.error)
+
+
+def outcome_of(fact: Fact, app: App) -> Any:
+    """Return the value that an end has, or the exception."""
+    return value_of(fact, app) if fact.facts.state == states.SUCCESS else error_of(fact)

@@ -1,0 +1,91 @@
+"""Results of what workers ran: kept, followed, and waited for from within."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from nbqueue import chain, chord, group
+from nbqueue.exceptions import IncompleteStream
+from nbqueue.result import GroupResult, allow_join_result
+from tests.workers import Site
+
+pytestmark = pytest.mark.brokers
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_saved_group_is_restored_by_another_session(shared_site: Site) -> None:
+    a = shared_site.app.task(add)
+    sent = group(a.s(1, 1), chord([a.s(1, 1), a.s(2, 2)], shared_site.app.task(sum).s()), a.s(3, 3))()
+    sent.save()
+    later = shared_site.new_app()
+    again = GroupResult.restore(sent.id, app=later)
+    assert again is not None
+    assert again.get(timeout=15) == [2, 6, 6]
+    assert again.completed_count() == 3
+    again.delete()
+    assert GroupResult.restore(sent.id, app=later) is None
+    mapped = shared_site.app.task(add).starmap([(1, 1), (2, 2)])
+    found = GroupResult.restore(mapped.id, app=later)
+    assert found is not None
+    assert found.get(timeout=15) == [2, 4]
+    later.close()
+
+
+def test_calls_of_a_canvas_are_followed_from_the_first(shared_site: Site) -> None:
+    a = shared_site.app.task(add)
+    last = chain(a.s(1, 1), a.s(2), a.s(3)).apply_async()
+    assert last.get(timeout=15) == 7
+    first = shared_site.app.AsyncResult(last.parent.parent.id)
+    assert [child.id for child in first.children or ()] == [last.parent.id]
+    assert [value for _, value in first.collect(timeout=15)] == [2, 4, 7]
+    assert [one.id for _, one in first.iterdeps()] == last.as_list()[::-1]
+    assert first.get_leaf() == 7
+    assert last.as_list() == [last.id, last.parent.id, first.id]
+
+
+def test_what_has_not_ended_is_not_followed(shared_site: Site) -> None:
+    naps = shared_site.app.task(nap)
+    last = chain(naps.s(1.0), naps.si(0.0)).apply_async()
+    with pytest.raises(IncompleteStream, match="has not ended"):
+        list(last.parent.iterdeps())
+    assert len(list(last.parent.iterdeps(intermediate=True))) == 1
+    assert last.get(timeout=15) == 0.0
+
+
+def test_who_waits_is_told_of_changes(shared_site: Site) -> None:
+    told: list[dict[str, Any]] = []
+    turns: list[None] = []
+    result = shared_site.app.task(nap).delay(1.0)
+    value = result.get(timeout=15, on_message=told.append, on_interval=lambda: turns.append(None), interval=0.05)
+    assert value == 1.0
+    assert [one["status"] for one in told][-2:] == ["STARTED", "SUCCESS"]
+    assert told[-1]["result"] == 1.0
+    assert len(turns) > 3
+
+
+def test_task_that_waits_for_another_is_told_what_to_do(shared_site: Site) -> None:
+    inner = shared_site.app.task(add, queue=shared_site.queue)
+
+    @shared_site.app.task
+    def outer() -> int:
+        return int(inner.delay(1, 1).get())
+
+    @shared_site.app.task
+    def patient() -> int:
+        with allow_join_result():
+            return int(inner.delay(1, 1).get(timeout=15))
+
+    with pytest.raises(RuntimeError, match="holds a child that the other may need"):
+        outer.delay().get(timeout=15)
+    assert patient.delay().get(timeout=30) == 2

@@ -1,0 +1,142 @@
+"""Calls that run in this process."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from nbqueue import App, chain, chord, group, signature
+from nbqueue.exceptions import ChordError, Ignore, NotRegistered
+from nbqueue.execute import BoundTask, current_request, progress
+from nbqueue.handles import EagerResult
+from tests.workers import Site
+
+
+@pytest.fixture
+def app() -> App:
+    made = App("proj", broker="memory://", set_as_current=False)
+
+    @made.task(name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @made.task(name="total")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @made.task(name="fail")
+    def fail(*_: Any) -> None:
+        raise ValueError("not wanted")
+
+    return made
+
+
+def test_call_runs_here_and_its_handle_is_as_any_other(app: App) -> None:
+    result = app.tasks["add"].apply((2, 3), task_id="mine")
+    assert isinstance(result, EagerResult)
+    assert (result.id, result.get(), result.state) == ("mine", 5, "SUCCESS")
+    assert result.ready()
+    assert result.successful()
+    failed = app.tasks["fail"].apply()
+    assert (failed.state, failed.failed()) == ("FAILURE", True)
+    assert isinstance(failed.result, ValueError)
+    assert "raise ValueError" in str(failed.traceback)
+    assert "nbqueue/" not in str(failed.traceback)
+    with pytest.raises(ValueError, match="not wanted"):
+        failed.get()
+    with pytest.raises(ValueError, match="not wanted"):
+        app.tasks["fail"].apply(throw=True)
+
+
+def test_value_is_the_very_object(app: App) -> None:
+    held = object()
+    task = app.task(lambda x: x, name="same")
+    assert task.apply((held,)).get() is held
+
+
+def test_task_sees_its_request_and_is_retried_at_once(app: App) -> None:
+    seen: list[tuple[str, int, bool]] = []
+
+    @app.task(bind=True, name="again", max_retries=3, default_retry_delay=3600)
+    def again(self: BoundTask, n: int) -> int:
+        progress(1, 2)
+        request = current_request()
+        assert request is not None
+        seen.append((request.id, request.retries, request.is_eager))
+        if request.retries < 2:
+            raise self.retry(args=(n + 1,), exc=KeyError("again"))
+        return n
+
+    result = again.apply((0,), task_id="x")
+    assert result.get() == 2
+    assert seen == [("x", 0, True), ("x", 1, True), ("x", 2, True)]
+    with pytest.raises(KeyError):
+        app.task(bind=True, name="never", max_retries=1)(_never).apply().get()
+
+
+def _never(self: BoundTask) -> None:
+    raise self.retry(exc=KeyError("again"))
+
+
+def test_ignored_call_says_so(app: App) -> None:
+    def ignoring() -> None:
+        raise Ignore
+
+    assert app.task(ignoring).apply().state == "IGNORED"
+
+
+def test_canvas_runs_here_by_the_plan_that_workers_have(app: App) -> None:
+    add, total = app.tasks["add"], app.tasks["total"]
+    result = (add.s(1, 1) | add.s(2) | add.s(3)).apply()
+    assert (result.get(), result.parent.get(), result.parent.parent.get()) == (7, 4, 2)
+    assert result.parent.children == [result]
+    assert group(add.s(i, i) for i in range(4)).apply().get() == [0, 2, 4, 6]
+    assert chord([add.s(i, i) for i in range(4)], total.s()).apply().get() == 12
+    assert chain(add.s(1, 1), group(add.s(1), add.s(2)), total.s(), add.si(5, 5)).apply().get() == 10
+    assert add.chunks([(i, i) for i in range(5)], 2).apply().get() == [[0, 2], [4, 6], [8]]
+    assert add.xstarmap([(1, 1), (2, 2)]).apply().get() == [2, 4]
+
+
+def test_failure_travels_as_on_workers(app: App) -> None:
+    add, total, fail = (app.tasks[name] for name in ("add", "total", "fail"))
+    told: list[Any] = []
+
+    @app.task(name="errback")
+    def errback(request: Any, exc: BaseException, trace: str) -> None:
+        told.append((request.id, str(exc), "raise ValueError" in trace))
+
+    result = chain(add.s(1, 1), fail.s().on_error(errback.s()), add.s(1)).apply()
+    assert (result.state, result.parent.state, result.parent.parent.state) == ("FAILURE", "FAILURE", "SUCCESS")
+    assert told == [(result.parent.id, "not wanted", True)]
+    with pytest.raises(ChordError, match="raised ValueError: not wanted"):
+        chord([add.s(1, 1), fail.s()], total.s()).apply().get()
+    with pytest.raises(NotRegistered, match="'elsewhere'"):
+        signature("elsewhere", app=app).apply().get()
+
+
+def test_everything_runs_here_where_settings_say_so(app: App) -> None:
+    app.conf.task_always_eager = True
+    add, total = app.tasks["add"], app.tasks["total"]
+    assert isinstance(add.delay(1, 2), EagerResult)
+    assert list(add.apply_async((1, 2), link=add.s(3), queue="q", countdown=60).collect())[1][1] == 6
+    assert add.starmap([(1, 1), (2, 2)]).get() == [2, 4]
+    assert chord([add.s(1, 1)])(total.s()).get() == 2
+    assert app.send_task("add", (1, 1)).get() == 2
+    assert app.tasks["fail"].delay().state == "FAILURE"
+    app.conf.task_eager_propagates = True
+    with pytest.raises(ValueError, match="not wanted"):
+        app.tasks["fail"].delay()
+
+
+def test_eager_result_is_kept_where_settings_say_so(idle_site: Site) -> None:
+    app = idle_site.new_app()
+    app.conf.update(task_always_eager=True, task_store_eager_result=True)
+    id_ = str(uuid.uuid4())
+    app.task(lambda: 42, name="kept").apply_async(task_id=id_)
+    assert idle_site.app.AsyncResult(id_).get(timeout=10) == 42
+    failed = app.task(lambda: 1 / 0, name="lost").apply_async()
+    with pytest.raises(ZeroDivisionError):
+        idle_site.app.AsyncResult(failed.id).get(timeout=10)
+    app.close()
