@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -859,6 +860,28 @@ class App:
         from nbqueue.launchers import local  # needed by few, and above this layer
 
         return local.start_worker(self, concurrency, queues=queues, module=module)
+
+    def start(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command line for this app: `app.start(["worker", "-l", "info"])`; this process's words if None.
+
+        Raises:
+            SystemExit: in the end, with the exit code.
+        """
+        from nbqueue.cli import main  # above this layer, and few call it
+
+        main(argv, app=self)
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> None:
+        """Run a worker for this app: `app.worker_main(["worker", "-l", "info"])`; this process's words if None.
+
+        Raises:
+            SystemExit: in the end, with the exit code.
+            ValueError: the words have no `worker` among them.
+        """
+        words = sys.argv[1:] if argv is None else list(argv)
+        if "worker" not in words:
+            raise ValueError("worker_main needs the word 'worker' among its arguments, as app.worker_main(['worker'])")
+        self.start(words)
 
     def offers(self) -> list[tuple[Offer, float]]:
         """Return what each worker says of itself, and how many seconds ago it said so."""

@@ -105,6 +105,8 @@ class Settings(_Layered):
     worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims
     worker_max_child_deaths: int = 3  # a task that ended its child this often is given up
     worker_max_losses: int = 10  # a task that lost its worker this often gets one more run, alone, and is given up then
+    worker_log_format: str | None = None  # of a worker's log lines; as `log.FORMAT` if None
+    worker_log_datefmt: str | None = None  # of their times
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
     include: tuple[str, ...] = ()  # modules with tasks, imported by workers
     imports: tuple[str, ...] = ()  # the same, under its other name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def dead(ctx: click.Context, /, **options: Any) -> None:
     """Show the tasks that were given up or rejected; `requeue` sends them again, `drop` forgets them."""
     if ctx.invoked_subcommand is not None:
-        ctx.obj = merged(ctx, options)
+        ctx.obj = {**(ctx.obj or {}), **merged(ctx, options)}
         return
     letters = _dead_letters(ctx, options).list()
     for letter in letters:

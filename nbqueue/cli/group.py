@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from nbqueue._version import __version__
 from nbqueue.cli.options import Group, global_options
 
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
 # Where help lists each command, and the module of nbqueue/cli that has a function of its name.
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Workers": {"worker": "worker", "status": "queues"},
-    "Tasks and queues": {"result": "tasks", "revoke": "tasks", "dead": "dead"},
-    "Set-up": {"connect": "machine", "down": "machine"},
+    "Tasks and queues": {"call": "tasks", "result": "tasks", "revoke": "tasks", "purge": "queues", "dead": "dead"},
+    "Set-up": {"connect": "machine", "down": "machine", "shell": "shell"},
+}
+# Commands of Celery's that aren't here, and what is to be done instead.
+ELSEWHERE: Final = {
+    "amqp": "use RabbitMQ's own tools, such as rabbitmqadmin; 'nbqueue status' shows queues",
+    "graph": "'nbqueue status' shows workers and queues",
+    "logtool": "worker logs have a line each; see --logfile of 'nbqueue worker'",
+    "migrate": "let workers finish what is queued on the old broker before clients use the new one",
+    "multi": "start each worker with 'nbqueue worker -n NAME --detach --pidfile FILE'",
+    "upgrade": "settings may keep their old names",
 }
 _PLACES: Final = {name: module for section in SECTIONS.values() for name, module in section.items()}
 
@@ -43,6 +56,8 @@ class Commands(Group):
         Raises:
             UsageError: there is none; names the nearest.
         """
+        if args and args[0] in ELSEWHERE and args[0] not in _PLACES:
+            ctx.fail(f"There is no command {args[0]!r} here: {ELSEWHERE[args[0]]}.")
         if args and args[0] not in _PLACES and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], _PLACES, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
@@ -61,10 +76,25 @@ class Commands(Group):
 @click.version_option(__version__, "--version", prog_name="nbqueue")
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> None:
-    """Run tasks of notebooks and programs on pooled workers."""
-    ctx.obj = options
+    """Run tasks of notebooks and programs on pooled workers.
+
+    \b
+    Examples:
+      nbqueue worker -A proj -l info -Q hipri,lopri
+      nbqueue call proj.add -a '[2, 2]'
+      nbqueue -b redis://localhost status
+      nbqueue COMMAND --help
+
+    Exit codes: 0 it went well, 1 it failed, 2 the command line is wrong.
+    """  # noqa: D301 - click's sign for lines to leave as they are
+    ctx.obj = {**(ctx.obj or {}), **options}
 
 
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="nbqueue")
+def main(arguments: Sequence[str] | None = None, *, app: App | None = None) -> None:
+    """Run the command line; it ends with SystemExit.
+
+    Args:
+        arguments: without the program; this process's if None.
+        app: the one that commands use, in place of what `-A` would name.
+    """
+    cli.main(None if arguments is None else list(arguments), prog_name="nbqueue", obj={"app": app})

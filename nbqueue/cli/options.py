@@ -1,6 +1,7 @@
 """What every command shares: the global options, errors in one line, and the app that the options name.
 
-Global options (`-A`, `-b`, `--result-backend`, `--connect`, `--workdir`) may stand before or after the command.
+Global options may stand before or after the command. What Celery's command line takes and has no meaning here is
+accepted, and said once.
 """
 
 from __future__ import annotations
@@ -19,12 +20,34 @@ if TYPE_CHECKING:
     from nbqueue.app import App
 
 F = TypeVar("F", bound=Callable[..., Any])
+_IDLE = "nbqueue.idle"
+
+
+def idle_option(*flags: str, **attributes: Any) -> Callable[[F], F]:
+    """Accept an option of Celery's that has no meaning here; `say_idle` says so if it was given."""
+
+    def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value not in (None, False):
+            ctx.meta.setdefault(_IDLE, []).append(max(param.opts, key=len))
+
+    return click.option(*flags, expose_value=False, callback=note, hidden=True, **attributes)
+
+
+def say_idle(ctx: click.Context) -> None:
+    """Say once which options were given that have no meaning here."""
+    if given := ctx.meta.pop(_IDLE, None):
+        click.echo(f"nbqueue: without meaning here, and doing nothing: {', '.join(given)}", err=True)
 
 
 def global_options(command: F) -> F:
     """Add the options that every command and the group itself take."""
     for option in (
+        idle_option("--skip-checks", is_flag=True),
+        idle_option("--loader", metavar="CLASS"),
+        click.option("-C", "--no-color", is_flag=True, default=None, help="Print no colours."),
+        click.option("-q", "--quiet", is_flag=True, default=None, help="Print results only."),
         click.option("--workdir", metavar="DIR", help="Change to this directory first."),
+        click.option("--config", metavar="MODULE", help="Settings, for an app that names none itself."),
         click.option("--connect", "connection_file", metavar="FILE", help="A connection file: URLs and signing key."),
         click.option("--result-backend", metavar="URL", help="Where results are kept."),
         click.option("-b", "--broker", metavar="URL", help="The broker's URL."),
@@ -34,8 +57,27 @@ def global_options(command: F) -> F:
     return command
 
 
+_GLOBAL = frozenset(
+    {"app_name", "broker", "result_backend", "connection_file", "config", "workdir", "quiet", "no_color"}
+)
+
+
 class Command(click.Command):
-    """A command whose own errors are one line, without a traceback."""
+    """A command whose own errors are one line, without a traceback; help lists its own options before the global."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in two sections, and the commands of a group."""
+        own: list[tuple[str, str]] = []
+        shared: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            if (row := param.get_help_record(ctx)) is not None:
+                (shared if param.name in _GLOBAL else own).append(row)
+        for title, rows in (("Options", own), ("Global options, before or after the command", shared)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
@@ -55,18 +97,44 @@ def merged(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:
     return {name: value if value is not None else before.get(name) for name, value in own.items()}
 
 
+def prepare(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:
+    """Do what global options say before there is an app; return them merged.
+
+    Raises:
+        UsageError: the directory can't be used.
+    """
+    options = merged(ctx, own)
+    say_idle(ctx)
+    if options["no_color"]:
+        ctx.color = False
+    if options["workdir"]:
+        try:
+            os.chdir(options["workdir"])
+        except OSError as exc:
+            raise click.UsageError(f"--workdir {options['workdir']}: {exc.strerror}") from exc
+    if options["config"]:
+        os.environ["CELERY_CONFIG_MODULE"] = options["config"]  # children read it too
+    if options["app_name"] or options["config"]:
+        sys.path.insert(0, str(Path.cwd()))
+    return options
+
+
 def app_of(ctx: click.Context, /, **own: Any) -> App:
     """Return the app that the options name, or one that finds its broker by itself."""
-    options = merged(ctx, own)
-    if options["workdir"]:
-        os.chdir(options["workdir"])
+    return chosen_app(ctx, prepare(ctx, own))
+
+
+def chosen_app(ctx: click.Context, options: dict[str, Any]) -> App:
+    """Return the app that prepared options name."""
     from nbqueue.app import App  # `nbqueue --help` needs none
 
-    if options["app_name"]:
+    app: App
+    if (ctx.obj or {}).get("app") is not None:
+        app = ctx.obj["app"]
+    elif options["app_name"]:
         from nbqueue.execute import find_app
 
-        sys.path.insert(0, str(Path.cwd()))
-        app: App = find_app(options["app_name"])
+        app = find_app(options["app_name"])
     else:
         app = App(by_value=True)
     app.work_follows = False

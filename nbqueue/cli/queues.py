@@ -1,4 +1,4 @@
-"""Workers and queues: `nbqueue status`."""
+"""Workers and queues: `nbqueue status`, `purge`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options
+from nbqueue.cli.options import Command, app_of, global_options, merged, names
 
 
 @click.command(cls=Command)
@@ -36,3 +36,41 @@ def status(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"{reason}: {number}")
     if dead_letters := broker.count_dead():
         click.echo(f"dead letters: {dead_letters} (nbqueue dead)")
+
+
+@click.command(cls=Command)
+@global_options
+@click.option("-f", "--force", is_flag=True, help="Don't ask.")
+@click.option("-Q", "--queues", metavar="A,B", help="These queues. Default: the app's.")
+@click.option("-X", "--exclude-queues", metavar="A,B", help="Not these.")
+@click.option("--all-queues", is_flag=True, help="Every queue that anything was sent to.")
+@click.pass_context
+def purge(
+    ctx: click.Context,
+    /,
+    force: bool,
+    queues: str | None,
+    exclude_queues: str | None,
+    all_queues: bool,
+    **options: Any,
+) -> None:
+    """Drop what waits in queues, delayed tasks too. What runs goes on; nothing brings back what was dropped."""
+    from nbqueue.broker import ServerBroker
+
+    if queues and all_queues:
+        raise click.UsageError("give --queues or --all-queues, not both")
+    app = app_of(ctx, **options)
+    broker = app.broker
+    chosen = names(queues) or list(app.conf.task_queues) or [app.conf.task_default_queue]
+    if all_queues and isinstance(broker, ServerBroker):
+        chosen = sorted(broker.queues())
+    chosen = [queue for queue in chosen if queue not in names(exclude_queues)]
+    if not chosen:
+        click.echo("No queues.")
+        return
+    if not force:
+        click.confirm(f"Drop everything that waits in {', '.join(chosen)}?", abort=True, err=True)
+    dropped = {queue: broker.purge(queue) for queue in chosen}
+    for queue, number in dropped.items():
+        if number or not merged(ctx, options)["quiet"]:
+            click.echo(f"queue {queue}: {number} dropped")

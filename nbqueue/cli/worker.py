@@ -2,28 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import logging
 import os
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options, merged, names
+from nbqueue.cli import daemon
+from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, names, prepare
 from nbqueue.config import Environment, child_environment
 from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.link import told
 from nbqueue.log import LEVELS, setup
 
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
+F = TypeVar("F", bound=Callable[..., Any])
+logger = logging.getLogger(__name__)
+
+
+def idle_options(command: F) -> F:
+    """Accept what Celery's worker takes that has no meaning here."""
+    for option in (
+        idle_option("-O", "--optimization", metavar="NAME"),
+        idle_option("--prefetch-multiplier", metavar="N"),
+        idle_option("--disable-prefetch", is_flag=True),
+        idle_option("--pool-start-method", metavar="METHOD"),
+        idle_option("--without-gossip", is_flag=True),
+        idle_option("--without-mingle", is_flag=True),
+        idle_option("--without-heartbeat", is_flag=True),
+        idle_option("--heartbeat-interval", metavar="S"),
+        idle_option("-S", "--statedb", metavar="FILE"),
+        idle_option("-s", "--schedule-filename", "--schedule", metavar="FILE"),
+        idle_option("--scheduler", metavar="CLASS"),
+    ):
+        command = option(command)
+    return command
+
+
+def process_options(command: F) -> F:
+    """Add the options about the process; they come among the global ones."""
+    for option in (
+        click.option("--ready-fd", type=int, hidden=True),
+        click.option("--executable", metavar="FILE", help="With --detach: another Python."),
+        click.option("--umask", metavar="OCTAL", help="With --detach: for the files that it makes."),
+        click.option("--gid", metavar="GROUP", help="With --detach: run as this group."),
+        click.option("--uid", metavar="USER", help="With --detach: run as this user; only root can say so."),
+        click.option("--pidfile", metavar="FILE", help="Write the process's number here; no second worker takes it."),
+        click.option("-f", "--logfile", metavar="FILE", help="Write the log here instead of to stderr."),
+        click.option("-D", "--detach", is_flag=True, help="Go on in the background."),
+        click.option("--purge", "--discard", is_flag=True, help="First drop what waits in its queues."),
+        click.option("-I", "--include", metavar="A,B", help="Import these modules with tasks too."),
+    ):
+        command = option(command)
+    return command
+
+
+def level(text: str) -> str:
+    """Return a level of logging, in lower case; `fatal` is Celery's other word for `critical`.
+
+    Raises:
+        BadParameter: there is no such level.
+    """
+    found = "critical" if text.lower() == "fatal" else text.lower()
+    if found not in LEVELS:
+        raise click.BadParameter(f"{text!r} is none of {', '.join(LEVELS)}.")
+    return found
+
+
+def cores(text: str) -> int:
+    """Return a number of children; 0 for `auto`, as many as cores.
+
+    Raises:
+        BadParameter: it is no number above 0.
+    """
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or not int(text):
+        raise click.BadParameter(f"{text!r} is neither a number above 0 nor 'auto'.")
+    return int(text)
+
 
 @click.command(cls=Command)
 @global_options
-@click.option("-l", "--loglevel", default="warning", type=click.Choice(LEVELS, case_sensitive=False), show_default=True)
+@process_options
+@idle_options
+@click.option(
+    "-l",
+    "--loglevel",
+    default="warning",
+    type=level,
+    metavar="LEVEL",
+    help="debug, info, warning (the default), error or critical.",
+)
 @click.option("-Q", "--queues", metavar="A,B", help="Listen to these queues, the first first. Default: the app's.")
 @click.option("-X", "--exclude-queues", metavar="A,B", help="Don't listen to these queues.")
 @click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
-@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many children. Default: one a core.")
-@click.option("-n", "--hostname", "name", metavar="NAME", help="The worker's name; @host is added if it has none.")
+@click.option("-c", "--concurrency", type=cores, metavar="N", help="How many children. Default: one a core.")
+@click.option("-n", "--hostname", "name", metavar="NAME", help="Its name, as w1@%h; @host is added if it has none.")
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
 @click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
 @click.option("--soft-time-limit", type=float, metavar="S", help="Raise SoftTimeLimitExceeded in one that does.")
@@ -52,45 +134,106 @@ def worker(
     keeper: bool,
     **options: Any,
 ) -> None:
-    """Start a worker. TERM or Ctrl-C stops it once its tasks have ended; QUIT or a second Ctrl-C at once."""
-    del keeper  # says in a process list who started it
-    # Its interpreter starts while this one loads what a supervisor needs.
-    environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
-    started = start_fork_server(environment, merged(ctx, options)["workdir"])
-    try:
-        gc.disable()  # as in the fork server
-        setup(loglevel)
-        app = app_of(ctx, **options)
-        app_name = merged(ctx, options)["app_name"]
-        modules = dict.fromkeys((*app.conf.imports, *app.conf.include))
-        preload = ([app_name] if app_name else []) + list(modules)
-        for module in modules:
-            importlib.import_module(module)
-        client = told(app.link, app.conf)
-        own = (preload, max_tasks_per_child, max_memory_per_child)
-        started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
-        from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
+    """Start a worker. TERM or Ctrl-C stops it once its tasks have ended; QUIT or a second Ctrl-C at once.
 
-        made = Worker(
-            app,
-            queues=names(queues),
-            all_queues=all_queues,
-            exclude=names(exclude_queues),
-            concurrency=concurrency or 0,
-            name=name or "",
-            preload=preload,
-            grace_s=grace,
-            time_limit=time_limit,
-            soft_time_limit=soft_time_limit,
-            memory_limit=memory_limit,
-            max_tasks_per_child=max_tasks_per_child,
-            max_memory_per_child=max_memory_per_child,
-            started=started,
-        )
-        gc.freeze()  # nor is it looked at ever after
-    except BaseException:
-        started.close()
-        raise
-    finally:
-        gc.enable()
-    ctx.exit(made.run())
+    \b
+    Examples:
+      nbqueue worker                        the embedded server's tasks
+      nbqueue worker -A proj -l info        those of an app in a module
+      nbqueue worker -A proj -Q hi,lo -c 4  from two queues, the first first
+      nbqueue worker -A proj -D --pidfile /run/nbq/%n.pid -f /var/log/nbq/%n.log -n w1
+
+    In names of files %n is the worker's name, %h its host.
+    """  # noqa: D301 - click's sign for lines to leave as they are
+    del keeper  # says in a process list who started it
+    options = prepare(ctx, options)
+    name = daemon.expanded(name or "")
+    log, numbered = (_path(options[option], name) for option in ("logfile", "pidfile"))
+    if options["detach"]:
+        _detach(options, name, log)
+        return
+    _refuse_without_detach(options)
+    with contextlib.ExitStack() as stack:
+        if numbered is not None:
+            stack.enter_context(daemon.pid_file(numbered))
+        if (ctx.obj or {}).get("app") is not None:
+            options["app_name"] = _importable(ctx.obj["app"])
+        # Its interpreter starts while this one loads what a supervisor needs.
+        environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
+        started = start_fork_server(environment)
+        try:
+            gc.disable()  # as in the fork server
+            setup(loglevel, file=log)
+            app = chosen_app(ctx, options)
+            if app.conf.worker_log_format or app.conf.worker_log_datefmt:
+                setup(loglevel, file=log, line=app.conf.worker_log_format, date=app.conf.worker_log_datefmt)
+            modules = dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"])))
+            preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
+            for module in modules:
+                importlib.import_module(module)
+            client = told(app.link, app.conf)
+            own = (preload, max_tasks_per_child, max_memory_per_child)
+            started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
+            from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
+
+            made = Worker(
+                app,
+                queues=names(queues),
+                all_queues=all_queues,
+                exclude=names(exclude_queues),
+                concurrency=concurrency or 0,
+                name=name,
+                preload=preload,
+                grace_s=grace,
+                time_limit=time_limit,
+                soft_time_limit=soft_time_limit,
+                memory_limit=memory_limit,
+                max_tasks_per_child=max_tasks_per_child,
+                max_memory_per_child=max_memory_per_child,
+                started=started,
+            )
+            if options["purge"]:
+                dropped = sum(made.broker.purge(queue) for queue in made.queues)
+                logger.warning("%d messages were dropped from %s", dropped, ", ".join(made.queues))
+            gc.freeze()  # nor is it looked at ever after
+        except BaseException:
+            started.close()
+            raise
+        finally:
+            gc.enable()
+        daemon.tell_ready(options["ready_fd"])
+        ctx.exit(made.run())
+
+
+def _importable(app: App) -> str:
+    """Return what `-A` would say of an app; children find a script beside which they don't start by their path."""
+    from nbqueue.cli.placed import place_of  # only for apps that start their workers themselves
+
+    named, directory = place_of(app)
+    if directory is not None:
+        before = Environment.read().variables.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{directory}{os.pathsep}{before}" if before else str(directory)
+    return named
+
+
+def _path(given: str | None, name: str) -> Path | None:
+    return Path(daemon.expanded(given, name or "worker")).absolute() if given else None
+
+
+def _detach(options: dict[str, Any], name: str, log: Path | None) -> None:
+    """Start the same worker in the background."""
+    from nbqueue import embedded  # a worker in the foreground may need none
+
+    variables = Environment.read().variables
+    if log is None:
+        short = name.partition("@")[0] or "worker"
+        log = embedded.Places.find(variables).logs / f"{short}.log"
+    how = daemon.Detached(log, **{option: options[option] for option in ("uid", "gid", "umask", "executable")})
+    pid = how.start(daemon.without_detach(daemon.command_line()), variables)
+    if not options["quiet"]:
+        click.echo(f"worker started, process {pid}; its log is {log}")
+
+
+def _refuse_without_detach(options: dict[str, Any]) -> None:
+    if alone := [f"--{option}" for option in ("uid", "gid", "umask", "executable") if options[option]]:
+        raise click.UsageError(f"{', '.join(alone)} can only be given with --detach")

@@ -1,0 +1,222 @@
+"""Commands that send, drop and try things out, and workers as programs start them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from nbqueue.cli.tasks import instant
+from tests.end_to_end.test_cli import options_of, run
+from tests.helpers import wait_until
+from tests.workers import ROOT, Site
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.brokers
+def test_call_prints_the_id_of_a_task_that_runs(shared_site: Site) -> None:
+    said = run(shared_site, *options_of(shared_site), "call", "tests.project.add", "-a", "[1]", "-k", '{"y": 2}')
+    assert said.returncode == 0, said.stderr
+    assert shared_site.app.AsyncResult(said.stdout.strip()).get(timeout=10) == 3
+
+
+def test_call_puts_a_task_off_and_lets_it_expire(idle_site: Site) -> None:
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    for words in (("--countdown", "3600"), ("--eta", soon), ("--eta", soon, "--expires", "7200")):
+        said = run(idle_site, "call", "tests.project.add", "-a", "[1, 2]", "-b", idle_site.server.url, *words)
+        assert said.returncode == 0, said.stderr
+    assert idle_site.streams.size("nbqueue").delayed == 3
+
+
+def test_time_without_zone_is_in_the_apps() -> None:
+    oslo = ZoneInfo("Europe/Oslo")
+    assert instant("eta", "2026-07-03T07:00", oslo) == datetime(2026, 7, 3, 5, tzinfo=UTC)
+    assert instant("eta", "2026-07-03T07:00+00:00", oslo) == datetime(2026, 7, 3, 7, tzinfo=UTC)
+    assert instant("expires", "60", oslo) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-a", "[1, 2"), "is no JSON"),
+        (("-a", "{}"), "is no JSON array"),
+        (("-k", "[]"), "is no JSON object"),
+        (("--eta", "soon"), "'soon' is no time; write"),
+        (("--expires", "soon"), "is no time or seconds"),
+    ],
+)
+def test_call_that_can_not_be_read_is_a_usage_error(idle_site: Site, words: tuple[str, ...], says: str) -> None:
+    said = run(idle_site, "call", "tests.project.add", *words)
+    assert said.returncode == 2
+    assert says in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_call_with_an_option_that_can_not_be_used_fails_in_one_line(idle_site: Site) -> None:
+    said = run(idle_site, "-b", idle_site.server.url, "call", "tests.project.add", "--serializer", "jsn")
+    assert said.returncode == 1
+    assert "jsn" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.brokers
+def test_purge_drops_what_waits_and_asks_before(idle_site: Site) -> None:
+    add = "tests.project.add"
+    for number in range(3):
+        idle_site.app.send_task(add, (number, 1))
+    idle_site.app.send_task(add, (1, 1), countdown=3600)
+    idle_site.app.send_task(add, (1, 1), queue="other")
+    words = (*options_of(idle_site), "purge", "-Q", f"{idle_site.queue},other", "-X", "other")
+    refused = run(idle_site, *words)
+    assert refused.returncode == 1
+    assert "Drop everything that waits in" in refused.stderr
+    said = run(idle_site, *words, "-f")
+    assert said.stdout == f"queue {idle_site.queue}: 4 dropped\n", said.stderr
+    assert run(idle_site, *options_of(idle_site), "purge", "-f", "-Q", "other").stdout == "queue other: 1 dropped\n"
+
+
+def test_options_of_celery_without_meaning_are_accepted_and_named_once(idle_site: Site) -> None:
+    said = run(idle_site, "--loader", "app", "status", "--skip-checks", "-b", idle_site.server.url)
+    assert said.returncode == 0
+    assert said.stderr == "nbqueue: without meaning here, and doing nothing: --loader, --skip-checks\n"
+
+
+def test_command_of_celerys_that_is_not_here_says_what_to_do_instead(idle_site: Site) -> None:
+    said = run(idle_site, "multi", "start", "w1")
+    assert said.returncode == 2
+    assert "--detach --pidfile" in said.stderr
+
+
+def test_settings_module_serves_an_app_that_names_none(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(f"BROKER_URL = {idle_site.server.url!r}\nCELERY_DEFAULT_QUEUE = 'mine'\n")
+    sent = run(idle_site, "--config", "settings", "call", "tests.project.add", directory=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    assert idle_site.streams.size("mine").queued == 1
+    wrong = run(idle_site, "--config", "setings", "status", directory=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert "setings" in wrong.stderr
+
+
+def test_shell_knows_the_app_its_tasks_and_the_words_of_a_canvas(shared_site: Site) -> None:
+    for kind in ("--python", "--ipython"):
+        said = subprocess.run(
+            [sys.executable, "-m", "nbqueue", "-A", "tests.project", "-b", shared_site.server.url, "shell", kind],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NBQUEUE_KEY_FILE": str(shared_site.key_file), "TERM": "dumb"},
+            input="print('sum', (add.s(1, 2) | add.s(3))().get(timeout=10), app is celery)\n",
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert "sum 6 True" in said.stdout, said.stderr
+
+
+def test_worker_purges_its_queues_takes_celerys_options_and_writes_its_log_and_number(
+    idle_site: Site, tmp_path: Path
+) -> None:
+    idle_site.app.send_task("tests.project.add", (1, 2))
+    log, pidfile = tmp_path / "%n.log", tmp_path / "%n.pid"
+    worker = idle_site.worker(
+        *("--purge", "-O", "fair", "--without-gossip", "--prefetch-multiplier", "1", "-s", "schedule.db"),
+        *("-I", "tests.pools", "-l", "INFO", "--logfile", str(log), "--pidfile", str(pidfile)),
+    )
+    written = tmp_path / f"{worker.name.split('@')[0]}.log"
+    number = tmp_path / f"{worker.name.split('@')[0]}.pid"
+    assert "1 messages were dropped from nbqueue" in written.read_text()
+    assert int(number.read_text()) == worker.pid
+    assert "-O" not in worker.log.read_text()
+    assert worker.log.read_text().count("without meaning here") == 1
+    second = run(idle_site, "worker", "-b", idle_site.server.url, "--pidfile", str(number))
+    assert second.returncode == 1
+    assert f"process {worker.pid} has it, and runs" in second.stderr
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert not number.exists()
+
+
+def test_number_that_a_killed_worker_left_behind_is_in_nobodys_way(idle_site: Site, tmp_path: Path) -> None:
+    number = tmp_path / "w.pid"
+    first = idle_site.worker("--pidfile", str(number))
+    first.kill()
+    assert number.exists()
+    second = idle_site.worker("--pidfile", str(number))
+    assert int(number.read_text()) == second.pid
+
+
+def test_detached_worker_works_until_it_is_told_to_stop(idle_site: Site, tmp_path: Path) -> None:
+    number, log = tmp_path / "w.pid", tmp_path / "w.log"
+    said = run(
+        idle_site,
+        *("-A", "tests.project", "worker", "-b", idle_site.server.url, "-D", "-n", "behind@%h", "-c", "1"),
+        *("--umask", "027", "--pidfile", str(number), "-f", str(log)),
+    )
+    assert said.returncode == 0, said.stderr
+    pid = int(number.read_text())
+    try:
+        assert said.stdout == f"worker started, process {pid}; its log is {log}\n"
+        assert idle_site.app.send_task("tests.project.add", (1, 2)).get(timeout=20) == 3
+        assert os.getsid(pid) == pid
+        assert number.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not number.exists(), 15, "it to stop")
+
+
+def test_detached_worker_that_can_not_start_says_why(idle_site: Site, tmp_path: Path) -> None:
+    said = run(idle_site, "-A", "no_such_module", "worker", "-D", "-f", str(tmp_path / "w.log"))
+    assert said.returncode == 1
+    assert "the worker ended with code 1" in said.stderr
+    assert "no_such_module" in said.stderr
+    wrong = run(idle_site, "worker", "--uid", "nobody")
+    assert wrong.returncode == 2
+    assert "--uid can only be given with --detach" in wrong.stderr
+
+
+def test_program_runs_a_worker_for_its_own_app(idle_site: Site, tmp_path: Path) -> None:
+    script = tmp_path / "proj.py"
+    script.write_text(
+        "import sys\nfrom nbqueue import Celery\n"
+        f"app = Celery('proj', broker={idle_site.server.url!r}, key_file={str(idle_site.key_file)!r})\n"
+        "@app.task\ndef twice(x):\n    return 2 * x\n"
+        "if __name__ == '__main__':\n    app.worker_main(['worker', '-l', 'info', '-c', '1'])\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(script)], cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
+        )
+    try:
+        assert idle_site.app.send_task("proj.twice", (3,)).get(timeout=20) == 6, (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+def test_worker_main_needs_the_word_worker() -> None:
+    from nbqueue import App
+
+    with pytest.raises(ValueError, match="the word 'worker'"):
+        App(set_as_current=False).worker_main(["-l", "info"])
+
+
+def test_worker_writes_log_lines_in_the_form_that_settings_say(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"from nbqueue import App\napp = App(broker={idle_site.server.url!r}, worker_log_format='mine %(message)s')\n"
+    )
+    log = tmp_path / "log"
+    said = run(
+        idle_site, "-A", "mine", "worker", "-D", "-l", "info", "--pidfile", "w.pid", "-f", str(log), directory=tmp_path
+    )
+    assert said.returncode == 0, said.stderr
+    try:
+        wait_until(lambda: "mine worker-" in log.read_text(), 10, "its first line")
+    finally:
+        os.kill(int((tmp_path / "w.pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: not (tmp_path / "w.pid").exists(), 15, "it to stop")
