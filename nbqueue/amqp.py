@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -129,21 +129,20 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
     """Return an open connection; fails at once where nothing answers.
 
     Args:
-        url: `amqp://` or `amqps://`; certificates are verified, `?ssl_ca_certs=FILE` names who signs them.
+        url: `amqp://` or `amqps://`; certificates are verified, `?ssl_ca_certs=FILE` names who signs them. Its other
+            parameters: ssl_certfile, ssl_keyfile, ssl_cert_reqs, ssl_check_hostname, connect_timeout.
         name: what the server shows of it.
         heartbeat_s: after so long without a sign of life each side gives the other up; 0: never.
         answer_s: how long to wait for any one answer.
     """
     parts = urlsplit(url)
-    tls: dict[str, object] | None = None
-    if parts.scheme == "amqps":
-        authority = parse_qs(parts.query).get("ssl_ca_certs", [None])[0]
-        tls = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname, "ca_certs": authority}
+    given = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    tls = _tls_of(parts.hostname, given) if parts.scheme == "amqps" else None
     client = kombu.Connection(
         parts._replace(scheme="pyamqp", query="").geturl(),
         ssl=tls,
         heartbeat=heartbeat_s,
-        connect_timeout=answer_s,
+        connect_timeout=float(given.get("connect_timeout", answer_s)),
         transport_options={
             "client_properties": {"connection_name": name},
             "read_timeout": answer_s,
@@ -154,6 +153,18 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
     client.port = client.port or (5671 if tls else 5672)
     connection: Connection = Transport(client).establish_connection()
     return connection
+
+
+def _tls_of(host: str | None, given: Mapping[str, str]) -> dict[str, object]:
+    """Return what py-amqp wants to know of an encrypted connection, from the parameters of a URL."""
+    wanted = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL}.get(
+        given.get("ssl_cert_reqs", ""), ssl.CERT_REQUIRED
+    )
+    found: dict[str, object] = {"cert_reqs": wanted, "ca_certs": given.get("ssl_ca_certs")}
+    found |= {name: given[f"ssl_{name}"] for name in ("certfile", "keyfile") if f"ssl_{name}" in given}
+    if wanted is not ssl.CERT_NONE and given.get("ssl_check_hostname", "True").lower() not in ("false", "0", "no"):
+        found["server_hostname"] = host
+    return found
 
 
 def version_of(connection: Connection) -> tuple[int, int]:

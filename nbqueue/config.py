@@ -26,6 +26,7 @@ from nbqueue.routing import priority, queue_names, routers
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 AMQP_SCHEMES: Final = ("amqp", "amqps")
 SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
+TRANSPORT_OPTIONS: Final = ("socket_connect_timeout", "connect_timeout", "socket_keepalive")
 _TRANSPORTS: Final = ("redis", "amqp", "pyamqp", "memory")
 # Where Celery can keep results besides.
 _ELSEWHERE: Final = frozenset(
@@ -75,6 +76,26 @@ class Settings(_Layered):
 
     broker_url: str | None = None
     result_backend: str | None = None
+    broker_read_url: str | None = None  # Celery's; the same as broker_url
+    broker_write_url: str | None = None
+    broker_use_ssl: Any = None  # True, or a dict: see `endpoints.tls_options`
+    broker_transport_options: dict[str, Any] = field(default_factory=dict)  # `TRANSPORT_OPTIONS` have a meaning
+    broker_connection_timeout: float | None = None  # seconds until a server that doesn't answer is away; 5 if None
+    broker_transport: str | None = None  # with the next five what broker_url says at once
+    broker_host: str | None = None
+    broker_port: int | None = None
+    broker_user: str | None = None
+    broker_password: str | None = None
+    broker_vhost: str | None = None
+    redis_backend_use_ssl: Any = None  # as broker_use_ssl
+    result_backend_transport_options: dict[str, Any] = field(default_factory=dict)
+    redis_socket_connect_timeout: float | None = None
+    redis_socket_keepalive: bool | None = None
+    redis_host: str | None = None  # with the next four what result_backend says at once, where that is "redis"
+    redis_port: int | None = None
+    redis_db: int | None = None
+    redis_username: str | None = None
+    redis_password: str | None = None
     key_file: str | None = None
     connection_file: str | None = None
     task_default_queue: str = "nbqueue"
@@ -377,9 +398,55 @@ def _one_url(name: str, value: Any) -> str | None:
     return urls[0]
 
 
+def _optional(name: str, kind: type, word: str) -> Callable[[Any], Any]:
+    """Return what checks a setting that may be None, and else is of a type."""
+
+    def check(value: Any) -> Any:
+        if kind is int and isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if value is not None and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+            raise ImproperlyConfigured(f"{name} must be {word}, not {value!r}")
+        return value
+
+    return check
+
+
+def _tls(name: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        from nbqueue.tls import tls_options  # few need it
+
+        tls_options(name, value)
+        return value or None
+
+    return check
+
+
+def _transport_options(name: str) -> Callable[[Any], dict[str, Any]]:
+    def check(value: Any) -> dict[str, Any]:
+        if value is not None and not isinstance(value, Mapping):
+            raise ImproperlyConfigured(f"{name} must be a dict, not {value!r}")
+        if idle := [str(key) for key in value or () if key not in TRANSPORT_OPTIONS]:
+            logger.warning("%s: without meaning here, and doing nothing: %s", name, ", ".join(sorted(idle)))
+        return dict(value or {})
+
+    return check
+
+
 _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "broker_url": _broker_url,
+    "broker_read_url": _broker_url,
+    "broker_write_url": _broker_url,
     "result_backend": _result_backend,
+    **{name: _tls(name) for name in ("broker_use_ssl", "redis_backend_use_ssl")},
+    **{name: _transport_options(name) for name in ("broker_transport_options", "result_backend_transport_options")},
+    **{name: _optional(name, int, "a number") for name in ("broker_port", "redis_port", "redis_db")},
+    **{
+        name: _optional(name, float, "a number of seconds")
+        for name in ("broker_connection_timeout", "redis_socket_connect_timeout")
+    },
+    "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),
     "result_expires": _expiry,
     "timezone": _time_zone,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nbqueue import endpoints
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, in_the_open, mask, redis_beside, scheme_of
 from nbqueue.signing import read_key_file
 
@@ -54,8 +55,12 @@ class Link:
 
 def told(link: Link, conf: Settings) -> dict[str, Any]:
     """Return what a worker's children need to send calls of their own: JSON, and secret."""
-    own = ("broker_url", "result_backend", "key_file", "connection_file", "include", "imports")
-    settings = {name: value for name, value in conf.changed().items() if name not in own and _is_json(value)}
+    own = ("result_backend", "key_file", "connection_file", "include", "imports")
+    settings = {
+        name: value
+        for name, value in conf.changed().items()
+        if name not in own and not name.startswith(("broker_", "redis_", "result_backend")) and _is_json(value)
+    }
     return {
         "broker_url": link.broker_url,
         "backend_url": link.backend_url,
@@ -91,9 +96,8 @@ def resolve(conf: Settings, environment: Environment, *, work_follows: bool = Fa
     Raises:
         ImproperlyConfigured: what is configured can't be used.
     """
-    # A file that was named is an argument, and wins over the environment.
-    broker = conf.broker_url or (None if conf.connection_file else environment.broker_url)
-    backend = conf.result_backend or environment.result_backend
+    broker = endpoints.broker_url(conf, environment)
+    backend = endpoints.backend_url(conf, environment)
     key_file = conf.key_file or environment.key_file
     file = conf.connection_file or environment.connection_file
     if broker is None:

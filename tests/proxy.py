@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -125,12 +126,19 @@ class Proxy:
         server: where it leads to: a socket's path, or host and port.
         triggered: is set when what `at` says has happened.
         delay_s: how long each piece takes, in either direction.
+        tls: how connections to it are encrypted, as by a server that knows TLS; not at all if None.
     """
 
     def __init__(
-        self, server: Path | tuple[str, int], triggered: threading.Event | None = None, *, delay_s: float = 0.0
+        self,
+        server: Path | tuple[str, int],
+        triggered: threading.Event | None = None,
+        *,
+        delay_s: float = 0.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.server = server
+        self.tls = tls
         self.triggered = triggered or threading.Event()
         self.delay_s = delay_s
         self.passed: Counter[Direction] = Counter()
@@ -219,7 +227,7 @@ class Proxy:
         self._gates = {"up": asyncio.Event(), "down": asyncio.Event()}
         for gate in self._gates.values():
             gate.set()
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
 
     async def _close(self) -> None:
         self._listener.close()

@@ -29,8 +29,8 @@ class RabbitServer:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nbq-rabbit-"))
-        self.port, self.tls_port, distribution, mapper = _free_ports(4)
-        _make_certificate(self.directory)
+        self.port, self.tls_port, distribution, mapper = free_ports(4)
+        make_certificate(self.directory)
         (self.directory / "plugins").write_text("[].\n")
         (self.directory / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
@@ -169,7 +169,7 @@ class RabbitServer:
         return True
 
 
-def _make_certificate(directory: Path) -> None:
+def make_certificate(directory: Path) -> None:
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-days", "2"]
     files = ["-keyout", str(directory / "key.pem"), "-out", str(directory / "certificate.pem")]
@@ -186,7 +186,7 @@ def _control() -> str:
     return str(Path(_binary()).with_name("rabbitmqctl"))
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
