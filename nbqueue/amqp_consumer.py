@@ -143,6 +143,13 @@ class AmqpConsumer:
                 self._channel.auto_decode = False
         self._follow(queues, at_once=True)
 
+    def follow(self, queues: Sequence[str]) -> None:
+        """Take messages of these queues only from now on, and make those that are missing."""
+        self._follow(queues, at_once=True)
+        if self.waiting:
+            with self._translated():
+                self._subscribe(dict.fromkeys(self._lanes, 1))
+
     def listen(self) -> None:
         """Be ready to wait for news."""
         self._listening = True

@@ -71,6 +71,7 @@ from nbqueue.watcher import Offer, Watcher, known_offers
 
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
+    from nbqueue.control import Control as RemoteControl
     from nbqueue.launchers.local import LocalWorker
 
 __all__ = ["App"]
@@ -848,6 +849,13 @@ class App:
             terminate=terminate,
         )
         self.backend.order(sign_control(order, self.signer))
+
+    @property
+    def control(self) -> RemoteControl:
+        """Return what asks workers and tells them what to do: `app.control.inspect().active()` and the like."""
+        from nbqueue.control import Control as RemoteControl  # needed by few, and above this layer
+
+        return RemoteControl(self)
 
     def start_worker(self, concurrency: int = 0, *, queues: Sequence[str] = (), module: str = "") -> LocalWorker:
         """Start a worker process on this machine, which outlives this one; return a handle with `stop()`.

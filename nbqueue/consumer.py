@@ -95,6 +95,9 @@ class Consumer(Claims, Renewable, Protocol):
     def open(self, queues: Sequence[str]) -> None:
         """Connect, and make queues that are missing."""
 
+    def follow(self, queues: Sequence[str]) -> None:
+        """Learn that these queues are listened to from now on, and make those that are missing."""
+
     def listen(self) -> None:
         """Be ready to wait for news."""
 
@@ -183,6 +186,10 @@ class StreamsConsumer:
     def open(self, queues: Sequence[str]) -> None:
         """See that the server answers, and make streams and groups that are missing."""
         self.streams.client.ping()
+        self.streams.ensure_groups(queues)
+
+    def follow(self, queues: Sequence[str]) -> None:
+        """Make streams and groups that are missing."""
         self.streams.ensure_groups(queues)
 
     def listen(self) -> None:

@@ -60,6 +60,11 @@ def ended_key(graph: str) -> str:
     return f"nbq:ended:{graph}"
 
 
+def reply_key(name: str) -> str:
+    """Return the key of the answers to one command."""
+    return f"nbq:reply:{name}"
+
+
 def failed_key(id_: str) -> str:
     """Return the key of the message that is kept of a task that failed."""
     return f"nbq:failed:{id_}"

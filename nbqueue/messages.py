@@ -430,7 +430,8 @@ class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An order to workers, fresh for a minute.
 
     `revoke` (ids, terminate, signal) is for whoever holds the tasks; `shutdown` (terminate: without waiting for what
-    runs), `resize` (size) and `restart` are for the workers named.
+    runs), `resize` (size) and `restart` are for the workers named. `command` is for the workers named, those whose name
+    fits the pattern, or all of them; what each answers goes where `reply` says.
     """
 
     order: str
@@ -441,6 +442,37 @@ class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     signal: str = ""
     workers: tuple[str, ...] = ()
     size: int = 0
+    command: str = ""  # of a `command`: which
+    arguments: dict[str, Any] = {}
+    pattern: str = ""
+    matcher: str = ""  # how the pattern is read: "glob" or "pcre"
+    reply: str = ""  # empty: nobody waits for an answer
+
+
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a worker answers to a command; the body is JSON. `to` is the nonce of the order, so it answers no other."""
+
+    to: str
+    worker: str
+    at: float
+
+
+def sign_reply(reply: Reply, body: bytes, signer: Signer) -> bytes:
+    """Return the JSON text of an answer."""
+    return _encode(FactText(signer.sign("reply", _encode(reply), body), body))
+
+
+def open_reply(text: bytes | str, to: str, signer: Signer) -> tuple[Reply, bytes]:
+    """Return the answer in a JSON text, once its signature holds and it is one to the order with the nonce `to`.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    stored = _decode(_FACT_TEXT, text)
+    reply = _decode(_REPLY, signer.verify("reply", stored.nbq, stored.body))
+    if reply.to != to:
+        raise BadMessage("place", f"an answer of {reply.worker[:80]} to another order")
+    return reply, stored.body
 
 
 def sign_control(order: Control, signer: Signer) -> str:
@@ -636,6 +668,7 @@ _FACTS = msgspec.json.Decoder(Facts)
 _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])
 _CONTROL = msgspec.json.Decoder(Control)
+_REPLY = msgspec.json.Decoder(Reply)
 _AGAIN: Decoder[Again] = msgspec.msgpack.Decoder(Again)
 _FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from typing import Final
 
 from nbqueue import states
 from nbqueue.acks import EARLY, FIRST_LOSS
@@ -14,6 +16,8 @@ from nbqueue.messages import ChildEvent, Outcome
 from nbqueue.pool import Died
 from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.transfers import Transfers
+
+NAMES_KEPT: Final = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ class Outcomes:
         self.ledger = ledger
         self.transfers = transfers
         self.max_child_deaths = max_child_deaths
+        self.totals: Counter[str] = Counter()  # tasks that children have run, by name
 
     def said(self, event: ChildEvent) -> None:
         """Pass on what a task said."""
@@ -50,6 +55,9 @@ class Outcomes:
         if held is None:
             return
         self.work.finished(held, outcome.ended_at - outcome.started_at)
+        self.totals[held.steering.task] += 1
+        if len(self.totals) > NAMES_KEPT:
+            self.totals.clear()
         if held.lost:
             self.work.drop(held)
             return

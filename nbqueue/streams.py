@@ -469,6 +469,11 @@ class Streams:
         *lanes, claimed, delayed = pipe.execute()
         return QueueSize(max(0, sum(lanes) - claimed), claimed, delayed)
 
+    def delayed(self, queue: str, most: int) -> list[tuple[str, float]]:
+        """Return up to `most` delayed messages of a queue, the soonest first: id, and when it is due (Unix seconds)."""
+        found = self.client.zrange(queue_key(queue, "delayed"), 0, most - 1, withscores=True)
+        return [(id_.decode(errors="replace"), due_ms / 1000) for id_, due_ms in found]
+
     def purge(self, queue: str) -> int:
         """Drop every message of a queue that no worker holds; return how many. Claims and groups stay."""
         dropped = 0

@@ -31,12 +31,17 @@ class Terms:
         self.tasks = tasks
         self.limits = limits
         self.default_acks = acks
+        self.told: dict[str, Limits] = {}  # by the name of a task, since somebody has said so from elsewhere
 
     def limits_of(self, steering: Steering) -> Limits:
         """Return what a call may use."""
         registered = None if steering.code else self.tasks.get(steering.task)
         limits = self.limits if registered is None else self.limits.with_those_of(registered)
-        return limits.with_those_of(steering)
+        if not self.told or (told := self.told.get(steering.task)) is None:
+            return limits.with_those_of(steering)
+        # A call that brings its code brings what its task was declared with; of others it is the caller's own word.
+        first, last = (steering, told) if steering.code else (told, steering)
+        return limits.with_those_of(first).with_those_of(last)
 
     def acks_of(self, steering: Steering) -> Acks:
         """Return when the message of a call is acknowledged."""

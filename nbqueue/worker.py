@@ -49,6 +49,7 @@ from nbqueue.messages import (
     python_version,
 )
 from nbqueue.outcomes import Outcomes
+from nbqueue.panel import Panel
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
 from nbqueue.terms import Terms
@@ -97,7 +98,7 @@ class Worker:
         started: a fork server that has been started already.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one line for each part
         self,
         app: App,
         *,
@@ -123,6 +124,7 @@ class Worker:
         self.name = name if "@" in name else f"{name}@{socket.gethostname()}"
         self.all_queues = all_queues
         self.exclude = frozenset(exclude)
+        self._left: set[str] = set()  # queues that were listened to, and are no more
         self.queues = self._chosen(queues or self.conf.task_queues or (self.conf.task_default_queue,))
         self.grace_s = grace_s
         self.started_at = time.time()
@@ -138,6 +140,7 @@ class Worker:
         self.reports = Reporter(self.name, self.signer)
         self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
+        self.panel = Panel(self)
         self._selector = selectors.DefaultSelector()
         environment = child_environment(Environment.read().variables, self.concurrency)
         self.pool = pools.Pool(
@@ -215,6 +218,52 @@ class Worker:
     def stop(self) -> None:
         """Ask for a warm stop, and at the second call for a cold one. Safe in signal handlers."""
         self._stops += 1
+
+    # ---- what may be changed while it works; called from its own loop
+
+    def listen_to(self, queue: str) -> None:
+        """Listen to one more queue.
+
+        Raises:
+            ImproperlyConfigured: there is none of this name, and none may be made.
+        """
+        if not self.conf.task_create_missing_queues:
+            check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
+        self.broker.check_queue(queue)
+        self.exclude -= {queue}
+        self._listen_to([*(one for one in self.queues if one != queue), queue])
+
+    def listen_no_more(self, queue: str) -> None:
+        """Listen to a queue no more; what was claimed of it runs."""
+        self._left.add(queue)
+        if self.all_queues:
+            self.exclude |= {queue}
+        self._listen_to([one for one in self.queues if one != queue])
+
+    def _listen_to(self, queues: list[str]) -> None:
+        self.consumer.follow(queues)
+        self.queues = queues
+        self._drained = False
+        self._show_soon()
+
+    def resize(self, size: int) -> bool:
+        """Have so many children; False if that can't be."""
+        if not 0 < size <= MAX_CHILDREN:
+            return False
+        logger.info("%d children instead of %d", size, self.pool.size)
+        self.work.resize(size)
+        self.concurrency = size
+        self._show_soon()
+        return True
+
+    def restart(self) -> None:
+        """Replace the children, each after the task it is at."""
+        logger.info("the children are replaced")
+        self.work.restart()
+        self._show_soon()
+
+    def _show_soon(self) -> None:
+        self._timers.pop("renew", None)  # those who look on see it at once
 
     def _handle_signals(self, wake: socket.socket) -> Callable[[], None]:
         def handle(number: int, _: object) -> None:
@@ -319,7 +368,7 @@ class Worker:
 
     def _leave(self) -> None:
         self.ledger.flush()
-        self.consumer.leave(self.name, self.queues)
+        self.consumer.leave(self.name, [*self.queues, *self._left.difference(self.queues)])
 
     def _wind_down(self) -> None:
         """Stop claiming and give back what has not started; at the second request also what runs."""
@@ -474,6 +523,8 @@ class Worker:
         """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
         if self._stopping_since is not None or not self._listening or self.consumer.waiting or self.ledger.doubtful:
             return False
+        if not self.queues:
+            return False
         if self.work.gather.until:
             return not self.work.gather.left_s(time.monotonic()) and self.work.room() > 0
         return not (self._drained and not self.consumer.arrived) and self.work.room() > 0
@@ -627,7 +678,7 @@ class Worker:
         for id_, mark in marks.items():
             with contextlib.suppress(BadMessage):
                 order = open_mark(mark, id_, self.signer)
-                self._cancel(id_, order.terminate, order.signal)
+                self.cancel(id_, order.terminate, order.signal)
 
     def _sweep(self) -> None:
         self.out_of_memory.happened(time.monotonic())
@@ -696,25 +747,27 @@ class Worker:
     def _obey(self, order: Control) -> None:
         if order.order == "revoke":
             for id_ in order.ids:
-                self._cancel(id_, order.terminate, order.signal)
+                self.cancel(id_, order.terminate, order.signal)
+            return
+        if order.order == "command":
+            self.panel.obey(order)
             return
         if self.name not in order.workers:
             return
         if order.order == "shutdown":
             self._stops += 2 if order.terminate else 1
-        elif order.order == "resize" and 0 < order.size <= MAX_CHILDREN:
-            logger.info("%d children instead of %d", order.size, self.pool.size)
-            self.work.resize(order.size)
-            self.concurrency = order.size
+        elif order.order == "resize":
+            self.resize(order.size)
         elif order.order == "restart":
-            logger.info("the children are replaced")
-            self.work.restart()
-        self._timers.pop("renew", None)  # those who look on see it at once
+            self.restart()
+        self._show_soon()
 
-    def _cancel(self, id_: str, terminate: bool = False, signal: str = "") -> None:
+    def cancel(self, id_: str, terminate: bool = False, signal: str = "") -> None:
+        """End a task that this worker holds; if it runs, with `terminate` only."""
         held = self.work.by_id.get(id_)
         if held is None or held.revoked:
             return
+        self.panel.is_told(id_)
         if self.work.take_out(held):
             held.revoked = True
             self.outcomes.end(held, states.REVOKED, b"", "cancelled")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import App, progress
+from nbqueue.control import control_command, inspect_command
 from nbqueue.execute import BoundTask
 
 # A machine whose clock is wrong, or is set while it runs, once there is a file that says by how much: this module is
@@ -98,3 +99,20 @@ def stuck() -> None:
 @app.task(bind=True)
 def who(self: BoundTask) -> dict[str, Any]:
     return {"id": self.request.id, "attempt": self.request.attempt, "name": self.name, "queue": self.request.queue}
+
+
+@inspect_command(args=[("factor", int)])
+def load(state: Any, factor: int = 1) -> dict[str, Any]:
+    """Say how much there is to do."""
+    return {"load": factor * len(state.active()), "worker": state.hostname}
+
+
+@control_command(name="doze")
+def take_long(state: Any, seconds: float) -> str:
+    time.sleep(seconds)
+    return "awake"
+
+
+@control_command
+def stumble(state: Any) -> None:
+    raise RuntimeError("over my own feet")

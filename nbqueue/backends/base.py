@@ -140,6 +140,12 @@ class Backend(Protocol):
     def last_order(self) -> str:
         """Return the cursor of the newest order."""
 
+    def reply(self, name: str, text: bytes, ttl_s: float) -> None:
+        """Add a worker's answer to those under this name; they go when no other has come for `ttl_s`."""
+
+    def replies(self, name: str, wait_s: float) -> list[bytes]:
+        """Return the answers that have come since the last call, waiting for one up to `wait_s`."""
+
     def close(self) -> None:
         """Give up connections."""
 

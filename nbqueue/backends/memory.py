@@ -28,6 +28,7 @@ class MemoryBackend:
         self._outputs: dict[str, list[bytes]] = defaultdict(list)
         self._labels: list[Label] = []
         self._orders: list[str] = []
+        self._replies: dict[str, list[bytes]] = {}
         self._stopped = False
         self._blobs: dict[str, dict[int, bytes]] = {}
         self._sealed: dict[str, tuple[int, float]] = {}  # bytes, and until when
@@ -225,6 +226,18 @@ class MemoryBackend:
         """Return the cursor of the newest order."""
         with self._news:
             return str(len(self._orders)) if self._orders else ""
+
+    def reply(self, name: str, text: bytes, ttl_s: float) -> None:
+        """Add an answer to those under this name."""
+        with self._news:
+            self._replies.setdefault(name, []).append(text)
+            self._news.notify_all()
+
+    def replies(self, name: str, wait_s: float) -> list[bytes]:
+        """Return the answers that have come since the last call, waiting for one up to `wait_s`."""
+        with self._news:
+            self._news.wait_for(lambda: name in self._replies, wait_s)
+            return self._replies.pop(name, [])
 
     def close(self) -> None:
         """Do nothing."""

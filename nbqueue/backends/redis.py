@@ -11,7 +11,17 @@ import redis
 
 from nbqueue.backends.base import GAP, Label, Told, chunks
 from nbqueue.config import mask
-from nbqueue.deliveries import CONTROL, KEEPER_TROUBLE, LIVE_S, RECORDS, WORKERS, ended_key, failed_key, group_key
+from nbqueue.deliveries import (
+    CONTROL,
+    KEEPER_TROUBLE,
+    LIVE_S,
+    RECORDS,
+    WORKERS,
+    ended_key,
+    failed_key,
+    group_key,
+    reply_key,
+)
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.wire import Wire, connect
 
@@ -270,6 +280,20 @@ class RedisBackend:
     def last_order(self) -> str:
         """Return the cursor of the newest order."""
         return self._last(CONTROL)
+
+    def reply(self, name: str, text: bytes, ttl_s: float) -> None:
+        """Add a worker's answer to those under this name."""
+        with self._pipeline(transaction=True) as pipe:
+            pipe.rpush(reply_key(name), text)
+            pipe.pexpire(reply_key(name), int(ttl_s * 1000))
+
+    def replies(self, name: str, wait_s: float) -> list[bytes]:
+        """Return the answers that have come since the last call, waiting for one up to `wait_s`."""
+        key = reply_key(name)
+        with self._translated():
+            # 0 would wait for ever
+            found = self._blocking.blpop([key], timeout=min(max(wait_s, 0.001), BLOCK_S))
+            return [] if found is None else [found[1], *(self.client.lpop(key, _CHUNK) or ())]
 
     def close(self) -> None:
         """Give up connections."""

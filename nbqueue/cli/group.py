@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 # Where help lists each command, and the module of nbqueue/cli that has a function of its name.
 SECTIONS: Final[dict[str, dict[str, str]]] = {
-    "Workers": {"worker": "worker", "status": "queues"},
-    "Tasks and queues": {"call": "tasks", "result": "tasks", "revoke": "tasks", "purge": "queues", "dead": "dead"},
+    "Workers": {"worker": "worker", "status": "queues", "inspect": "remote", "control": "remote"},
+    "Tasks and queues": {
+        "call": "tasks",
+        "result": "tasks",
+        "revoke": "tasks",
+        "list": "remote",
+        "purge": "queues",
+        "dead": "dead",
+    },
     "Set-up": {"connect": "machine", "down": "machine", "shell": "shell"},
 }
 # Commands of Celery's that aren't here, and what is to be done instead.

@@ -136,6 +136,20 @@ def test_backend_passes_orders_on(backend: Backend) -> None:
     assert [text for _, text in backend.orders(cursor)] == [b"second"]
 
 
+def test_backend_passes_answers_on_to_whoever_waits_for_them(backend: Backend) -> None:
+    assert backend.replies("one", 0.01) == []
+    for text in (b"a", b"b"):
+        backend.reply("one", text, 60)
+    backend.reply("other", b"c", 60)
+    assert backend.replies("one", 5) == [b"a", b"b"]
+    assert backend.replies("one", 0.01) == []
+    later = threading.Timer(0.1, lambda: backend.reply("one", b"d", 60))
+    later.start()
+    assert backend.replies("one", 5) == [b"d"]
+    later.join()
+    assert backend.replies("other", 5) == [b"c"]
+
+
 def test_wait_shows_what_the_keeper_says_of_a_worker_that_does_not_start(redis_server: RedisServer) -> None:
     backend = RedisBackend(redis_server.url)
     assert backend.trouble() == ""
