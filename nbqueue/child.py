@@ -38,6 +38,8 @@ from nbqueue.memory import rss_bytes
 from nbqueue.messages import ChildEvent, ChildTask, Outcome, encode_said
 from nbqueue.states import REVOKED
 
+# Lets a child write to stderr where it is at. A task may take the signal for its own ends.
+STACKS_SIGNAL: Final[int] = getattr(signal, "SIGUSR2", 0)
 FORK_PAUSE_S: Final = 0.5  # after a fork that failed
 _PR_SET_PDEATHSIG: Final = 1
 _encode = msgspec.msgpack.Encoder().encode
@@ -289,6 +291,9 @@ class Child:
 
         What it has not read then is taken back by its supervisor.
         """
+        with contextlib.suppress(OSError, AttributeError):  # without a stderr there is nowhere to write to
+            # before descriptor 2 is the task's
+            faulthandler.register(STACKS_SIGNAL, os.fdopen(os.dup(2), "w"), all_threads=True)
         self.executor.install_streams(self.errors)
         faulthandler.enable(2, all_threads=False)  # who dies of a signal says which line it was at
         signal.signal(signal.SIGINT, self.interrupts.handle)

@@ -122,6 +122,7 @@ class Settings(_Layered):
     result_expires: float = 7 * 86_400.0
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
     worker_concurrency: int = 0  # 0: as many as cores
+    worker_soft_shutdown_timeout: float = 0.0  # how long a cold stop waits for running tasks
     worker_lease: float = 10.0  # how long a claim holds without renewal
     worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims
     worker_max_child_deaths: int = 3  # a task that ended its child this often is given up
@@ -469,6 +470,7 @@ class Environment:
     key_file: str | None
     connection_file: str | None
     variables: Mapping[str, str] = field(repr=False)
+    remap_sigterm: bool = False  # TERM stops a worker as QUIT does
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -480,6 +482,7 @@ class Environment:
             found.get("NBQUEUE_KEY_FILE") or None,
             found.get("NBQUEUE_CONNECTION_FILE") or None,
             found,
+            found.get("REMAP_SIGTERM") == "SIGQUIT",  # Celery's name
         )
 
 

@@ -146,11 +146,11 @@ class Pool:
         self.size = size
         self.children: dict[int, Child] = {}
         self._selector = selector
-        self._settings = settings
-        self._environment = dict(environment)
+        self.settings = settings
+        self.environment = dict(environment)
         self._started = started
         if started is not None and (
-            started.environment != self._environment or started.told not in (None, self._settings)
+            started.environment != self.environment or started.told not in (None, self.settings)
         ):
             started.close()
             self._started = None
@@ -167,9 +167,9 @@ class Pool:
         """Start the fork server and its children; `Ready` follows for each."""
         started, self._started = self._started, None
         if started is None:
-            started = start_fork_server(self._environment)
+            started = start_fork_server(self.environment)
         if started.told is None:
-            started.tell(self._settings)
+            started.tell(self.settings)
         ours = started.sock
         self._server_ready = False
         self._server = started.process

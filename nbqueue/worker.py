@@ -12,7 +12,6 @@ import os
 import random
 import select
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -52,6 +51,7 @@ from nbqueue.outcomes import Outcomes
 from nbqueue.panel import Panel
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
+from nbqueue.stopping import Reload, signals
 from nbqueue.terms import Terms
 from nbqueue.transfers import Transfers
 from nbqueue.usage import Usage
@@ -142,7 +142,9 @@ class Worker:
         self.orders = Orders(self.signer)
         self.panel = Panel(self)
         self._selector = selectors.DefaultSelector()
-        environment = child_environment(Environment.read().variables, self.concurrency)
+        read = Environment.read()
+        self._remap = read.remap_sigterm
+        environment = child_environment(read.variables, self.concurrency)
         self.pool = pools.Pool(
             self.concurrency,
             self._selector,
@@ -158,6 +160,7 @@ class Worker:
             started=started,
         )
         self.work = Dispatcher(self.pool)
+        self.new_code = Reload(self.pool, self._selector)
         store = BlobStore(app.link.blobs)
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
@@ -179,6 +182,7 @@ class Worker:
         self._stops = 0
         self._usage = Usage()
         self._stopping_since: float | None = None
+        self._pressed_at: float | None = None  # when it was first asked not to wait
         self._offline_since: float | None = None
         self._pause_s = 0.1
         self._renewed_at = 0.0
@@ -187,11 +191,12 @@ class Worker:
     # ---- life
 
     def run(self) -> int:
-        """Work until stopped; return the exit code."""
+        """Work until stopped; return the exit code. `new_code.due` then says whether it is to begin anew."""
         wake_in, wake_out = socket.socketpair()
         wake_in.setblocking(False)
         wake_out.setblocking(False)
-        restore = self._handle_signals(wake_out)
+        handled = signals(self, wake_out, remap=self._remap)
+        handled.__enter__()
         self._selector.register(wake_in, selectors.EVENT_READ, "signal")
         self._signals = wake_in
         try:
@@ -204,7 +209,8 @@ class Worker:
             self._online(self._leave)
             logger.info("%s has stopped", self.name)
         finally:
-            restore()
+            handled.__exit__(None, None, None)
+            self.new_code.close()
             self._close_reads()
             self.transfers.close()
             self.pool.stop(1.0)
@@ -215,9 +221,17 @@ class Worker:
             self.backend.close()
         return 0
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = False) -> None:
         """Ask for a warm stop, and at the second call for a cold one. Safe in signal handlers."""
-        self._stops += 1
+        self._stops = max(2, self._stops + 1) if at_once else self._stops + 1
+
+    def reload(self) -> None:
+        """Ask for a warm stop after which it begins anew, if the code on disk can be used. Safe in signal handlers."""
+        self.new_code.asked = True
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the children."""
+        return [child.pid for child in self.pool.children.values() if child.pid]
 
     # ---- what may be changed while it works; called from its own loop
 
@@ -265,44 +279,37 @@ class Worker:
     def _show_soon(self) -> None:
         self._timers.pop("renew", None)  # those who look on see it at once
 
-    def _handle_signals(self, wake: socket.socket) -> Callable[[], None]:
-        def handle(number: int, _: object) -> None:
-            self._stops += 2 if number == signal.SIGQUIT else 1
-
-        old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-        old = [signal.signal(number, handle) for number in numbers]
-
-        def restore() -> None:
-            signal.set_wakeup_fd(old_fd)
-            for number, before in zip(numbers, old, strict=True):
-                signal.signal(number, before)
-
-        return restore
-
     def _turn(self) -> None:
         self._gather()
         for key, _ in self._selector.select(self._timeout()):
-            if key.data == "signal":
-                with contextlib.suppress(BlockingIOError):
-                    key.fileobj.recv(64)  # type: ignore[union-attr]
-            elif isinstance(key.data, str):
-                # All become readable when the server goes away, and the first closes them.
-                if self._listening:
-                    read = {"claim": self._read_claim, "orders": self._read_orders, "settled": self._read_settled}
-                    self._online(read[key.data])
-            else:
-                for happening in self.pool.events(key):
-                    self._happened(happening)
+            self._read(key)
         if self.work.ready and self._stopping_since is None:
             self.work.hand_out()  # what was claimed ahead, or taken back, to children that have become free
         if self._stops:
             self._wind_down()
+        if self.new_code.asked and not self._stops:
+            self.new_code.begin()
         self._look()
         if self._offline_since is None:
             self._online(self._work)
         elif self._due("reconnect", self._pause_s):
             self._online(self._reconnect)
+
+    def _read(self, key: selectors.SelectorKey) -> None:
+        if key.data == "signal":
+            with contextlib.suppress(BlockingIOError):
+                key.fileobj.recv(64)  # type: ignore[union-attr]
+        elif isinstance(key.data, str):
+            # All become readable when the server goes away, and the first closes them.
+            if self._listening:
+                read = {"claim": self._read_claim, "orders": self._read_orders, "settled": self._read_settled}
+                self._online(read[key.data])
+        elif key.data is self.new_code:
+            if self.new_code.decide():
+                self.stop()
+        else:
+            for happening in self.pool.events(key):
+                self._happened(happening)
 
     def _gather(self) -> None:
         """Sleep through a pause: to be woken for each word of a child costs more than to read them all after it."""
@@ -364,7 +371,14 @@ class Worker:
         """Tell whether what runs is not to be waited for any more."""
         since = self._stopping_since
         overdue = since is not None and self.grace_s is not None and time.monotonic() - since > self.grace_s
-        return self._stops > 1 or overdue
+        if self._stops < 2:
+            return overdue
+        if not self.conf.worker_soft_shutdown_timeout or self._stops > 2:
+            return True
+        if self._pressed_at is None:
+            self._pressed_at = time.monotonic()
+            logger.info("running tasks have %g s left", self.conf.worker_soft_shutdown_timeout)
+        return overdue or time.monotonic() - self._pressed_at >= self.conf.worker_soft_shutdown_timeout
 
     def _leave(self) -> None:
         self.ledger.flush()

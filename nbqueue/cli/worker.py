@@ -136,6 +136,8 @@ def worker(
 ) -> None:
     """Start a worker. TERM or Ctrl-C stops it once its tasks have ended; QUIT or a second Ctrl-C at once.
 
+    HUP has it end its tasks and begin anew with new code; USR1 logs where it and its children are at.
+
     \b
     Examples:
       nbqueue worker                        the embedded server's tasks
@@ -146,6 +148,7 @@ def worker(
     In names of files %n is the worker's name, %h its host.
     """  # noqa: D301 - click's sign for lines to leave as they are
     del keeper  # says in a process list who started it
+    directory = Path.cwd()
     options = prepare(ctx, options)
     name = daemon.expanded(name or "")
     log, numbered = (_path(options[option], name) for option in ("logfile", "pidfile"))
@@ -174,6 +177,7 @@ def worker(
             client = told(app.link, app.conf)
             own = (preload, max_tasks_per_child, max_memory_per_child)
             started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
+            from nbqueue.stopping import begin_anew
             from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
 
             made = Worker(
@@ -202,7 +206,10 @@ def worker(
         finally:
             gc.enable()
         daemon.tell_ready(options["ready_fd"])
-        ctx.exit(made.run())
+        code = made.run()
+    if made.new_code.due:
+        begin_anew(str(directory))
+    ctx.exit(code)
 
 
 def _importable(app: App) -> str:

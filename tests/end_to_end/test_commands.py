@@ -156,6 +156,7 @@ def test_detached_worker_works_until_it_is_told_to_stop(idle_site: Site, tmp_pat
     said = run(
         idle_site,
         *("-A", "tests.project", "worker", "-b", idle_site.server.url, "-D", "-n", "behind@%h", "-c", "1"),
+        *("-l", "info"),
         *("--umask", "027", "--pidfile", str(number), "-f", str(log)),
     )
     assert said.returncode == 0, said.stderr
@@ -165,6 +166,10 @@ def test_detached_worker_works_until_it_is_told_to_stop(idle_site: Site, tmp_pat
         assert idle_site.app.send_task("tests.project.add", (1, 2)).get(timeout=20) == 3
         assert os.getsid(pid) == pid
         assert number.stat().st_mode & 0o777 == 0o640
+        os.kill(pid, signal.SIGHUP)
+        wait_until(lambda: log.read_text().count("child") >= 2, 15, "it to begin anew")
+        assert idle_site.app.send_task("tests.project.add", (1, 2)).get(timeout=20) == 3
+        assert int(number.read_text()) == pid
     finally:
         os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not number.exists(), 15, "it to stop")
