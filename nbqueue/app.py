@@ -891,6 +891,12 @@ class App:
             raise ValueError("worker_main needs the word 'worker' among its arguments, as app.worker_main(['worker'])")
         self.start(words)
 
+    def bugreport(self) -> str:
+        """Return what a report of a defect should say: versions, machine, servers and settings, without secrets."""
+        from nbqueue.bugreport import report  # above this layer, and few call it
+
+        return report(self)
+
     def offers(self) -> list[tuple[Offer, float]]:
         """Return what each worker says of itself, and how many seconds ago it said so."""
         now = self.backend.now()

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 # Where help lists each command, and the module of nbqueue/cli that has a function of its name.
 SECTIONS: Final[dict[str, dict[str, str]]] = {
-    "Workers": {"worker": "worker", "status": "queues", "inspect": "remote", "control": "remote"},
+    "Workers": {
+        "worker": "worker",
+        "status": "queues",
+        "inspect": "remote",
+        "control": "remote",
+    },
     "Tasks and queues": {
         "call": "tasks",
         "result": "tasks",
@@ -26,7 +31,13 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "purge": "queues",
         "dead": "dead",
     },
-    "Set-up": {"connect": "machine", "down": "machine", "shell": "shell"},
+    "Set-up": {
+        "connect": "machine",
+        "report": "doctor",
+        "doctor": "doctor",
+        "shell": "shell",
+        "down": "machine",
+    },
 }
 # Commands of Celery's that aren't here, and what is to be done instead.
 ELSEWHERE: Final = {
