@@ -140,26 +140,31 @@ class BlobStore:
 
     def clean(self, now: float, max_bytes: int) -> int:
         """Remove what nobody names any more, and beyond `max_bytes` what was of no use for longest; return bytes."""
-        removed = total = 0
+        removed = 0
+        for path, size in self.surplus(now, max_bytes):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += size
+        return removed
+
+    def surplus(self, now: float, max_bytes: int) -> Iterator[tuple[Path, int]]:
+        """Yield the files that `clean` removes, each with its size in bytes."""
+        total = 0
         kept: list[tuple[float, int, Path]] = []
         for path in self.directory.glob("*/*"):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 unfinished = path.name.startswith(".")
                 if found.st_mtime < now and not (unfinished and now - found.st_mtime < SPARED_S):
-                    path.unlink()
-                    removed += found.st_size
+                    yield path, found.st_size
                 elif not unfinished:
                     kept.append((found.st_atime, found.st_size, path))
                     total += found.st_size
         for used_at, size, path in sorted(kept):
             if total <= max_bytes or now - used_at < SPARED_S:
                 break
-            with contextlib.suppress(OSError):
-                path.unlink()
-                removed += size
-                total -= size
-        return removed
+            yield path, size
+            total -= size
 
     def path(self, ref: Ref) -> Path:
         """Return where a blob is, or would be."""

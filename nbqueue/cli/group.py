@@ -36,6 +36,8 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "report": "doctor",
         "doctor": "doctor",
         "shell": "shell",
+        "service": "service",
+        "clean": "machine",
         "down": "machine",
     },
 }
@@ -103,7 +105,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
       nbqueue -b redis://localhost status
       nbqueue COMMAND --help
 
-    Exit codes: 0 it went well, 1 it failed, 2 the command line is wrong.
+    Exit codes: 0 it went well, 1 it failed, 2 the command line is wrong, 69 no worker has answered.
     """  # noqa: D301 - click's sign for lines to leave as they are
     ctx.obj = {**(ctx.obj or {}), **options}
 

@@ -1,13 +1,14 @@
-"""What this machine is connected to, and the embedded server on it: `nbqueue connect`, `down`."""
+"""What this machine is connected to, and the embedded server on it: `nbqueue connect`, `clean`, `down`."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options
+from nbqueue.cli.options import Command, app_of, global_options, merged
 
 
 @click.command(cls=Command)
@@ -44,3 +45,33 @@ def down(grace: float, **_: Any) -> None:
 
     for line in embedded.down(embedded.Places.find(Environment.read().variables), grace) or ["Nothing was running."]:
         click.echo(line)
+
+
+@click.command(cls=Command)
+@global_options
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.pass_context
+def clean(ctx: click.Context, /, dry_run: bool, **options: Any) -> None:
+    """Remove what nobody needs any more from your data directory: large data beyond its limit, old logs and the like.
+
+    Workers remove large data by themselves, once an hour; this does it now, and where none runs.
+    """
+    from nbqueue import embedded
+    from nbqueue.cleaning import leftovers, remove
+    from nbqueue.config import Environment
+    from nbqueue.limits import shown_size
+
+    app = app_of(ctx, **options)
+    places = embedded.Places.find(Environment.read().variables)
+    totals: dict[str, tuple[int, int]] = {}
+    for found in leftovers(places, time.time(), int(app.conf.blobs_max_bytes)):
+        if dry_run or remove(found):
+            files, size = totals.get(found.why, (0, 0))
+            totals[found.why] = (files + 1, size + found.size)
+            if not merged(ctx, options)["quiet"]:
+                click.echo(f"{shown_size(found.size):>8}  {found.path}")
+    word = "would be removed" if dry_run else "removed"
+    for why, (files, size) in totals.items():
+        click.echo(f"{word}: {files} files, {shown_size(size)}: {why}")
+    if not totals:
+        click.echo(f"Nothing to remove in {places.data}.")
