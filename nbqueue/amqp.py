@@ -137,7 +137,7 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
     """
     parts = urlsplit(url)
     given = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    tls = _tls_of(parts.hostname, given) if parts.scheme == "amqps" else None
+    tls = tls_of(url)
     client = kombu.Connection(
         parts._replace(scheme="pyamqp", query="").geturl(),
         ssl=tls,
@@ -153,6 +153,14 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
     client.port = client.port or (5671 if tls else 5672)
     connection: Connection = Transport(client).establish_connection()
     return connection
+
+
+def tls_of(url: str) -> dict[str, object] | None:
+    """Return what py-amqp wants to know of an encrypted connection to a URL; None for a plain one."""
+    parts = urlsplit(url)
+    if parts.scheme != "amqps":
+        return None
+    return _tls_of(parts.hostname, {name: values[0] for name, values in parse_qs(parts.query).items()})
 
 
 def _tls_of(host: str | None, given: Mapping[str, str]) -> dict[str, object]:

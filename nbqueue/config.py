@@ -117,6 +117,8 @@ class Settings(_Layered):
     task_acks_late: bool = True  # False: a message counts as acknowledged from its claim on, and never runs again
     task_acks_on_failure_or_timeout: bool = True  # False: what fails is kept, and what runs out of time runs again
     task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
+    worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
+    worker_serve_celery: bool = False  # True: workers follow also those commands of Celery's that change something
     worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0

@@ -1,7 +1,7 @@
-"""Remote control: what clients ask of workers and tell them, and how orders are believed.
+"""Remote control: what clients ask of workers and tell them, and what they wait for in answer.
 
-Orders are signed, fresh for a minute, and each is followed once. `Control` and `Inspect` have Celery's names; what
-workers do about a command is in `nbqueue/panel.py`. `control_command` and `inspect_command` make commands of one's own:
+`Control` and `Inspect` have Celery's names. Commands go as signed orders (`nbqueue/orders.py`); what workers do about
+them is in `nbqueue/panel.py`. `control_command` and `inspect_command` make commands of one's own:
 
     @inspect_command(args=[("factor", int)])
     def load(state, factor=1):
@@ -23,44 +23,15 @@ import msgspec
 from nbqueue import messages
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.messages import new_nonce, open_control, open_reply, sign_control
-from nbqueue.signing import Signer
 from nbqueue.watcher import live_offers
 
 if TYPE_CHECKING:
     from nbqueue.app import App
 
-__all__ = ["Command", "Control", "Inspect", "Orders", "commands", "control_command", "flatten_reply", "inspect_command"]
+__all__ = ["Command", "Control", "Inspect", "commands", "control_command", "flatten_reply", "inspect_command"]
 
-FRESH_S: Final = 60.0
 MATCHERS: Final = ("glob", "pcre")
 Answer = dict[str, Any]  # {worker's name: what it answers}
-
-
-class Orders:
-    """Opens orders for one worker."""
-
-    def __init__(self, signer: Signer) -> None:
-        self.signer = signer
-        self._seen: dict[str, float] = {}
-
-    def open(self, text: bytes, now: float) -> messages.Control:
-        """Return the order in a signed text.
-
-        Args:
-            text: as it came from the stream.
-            now: Unix seconds.
-
-        Raises:
-            BadMessage: it can't be trusted, is old, or came before.
-        """
-        order = open_control(text, self.signer)
-        if abs(now - order.at) > FRESH_S:
-            raise BadMessage("replay", f"an order {now - order.at:.0f} s old")
-        if order.nonce in self._seen:
-            raise BadMessage("replay", "an order that came before")
-        self._seen = {nonce: at for nonce, at in self._seen.items() if now - at < 2 * FRESH_S}
-        self._seen[order.nonce] = now
-        return order
 
 
 # ---- commands

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nbqueue.worker import Worker
 
 REPLY_TTL_S: Final = 60.0
-TOLD_MOST: Final = 10_000
 SAMPLES_MOST: Final = 100
 THREADS_MOST: Final = 8  # commands of the user's own that run at once
 
@@ -68,7 +67,6 @@ class Panel:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._told: deque[str] = deque(maxlen=TOLD_MOST)
         self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES_MOST)
         self._threads = threading.BoundedSemaphore(THREADS_MOST)
 
@@ -77,7 +75,7 @@ class Panel:
     def obey(self, order: Control) -> None:
         """Follow a command if it is for this worker, and answer if somebody waits for it."""
         worker = self.worker
-        if order.workers and worker.name not in order.workers:
+        if (order.workers and worker.name not in order.workers) or not worker.conf.worker_enable_remote_control:
             return
         try:
             if not matches(worker.name, order.pattern, order.matcher or "glob"):
@@ -109,9 +107,14 @@ class Panel:
         else:
             tell(self._answer(name, arguments))
 
-    def is_told(self, id_: str) -> None:
-        """Remember that this worker was told to revoke a task."""
-        self._told.append(id_)
+    def serve(self, name: str, arguments: Mapping[str, Any], tell: Tell) -> None:
+        """Run a command of Celery's, which nobody has signed: one that changes nothing, unless others are allowed."""
+        changes = self.worker.conf.worker_serve_celery
+        if changes and name in ("revoke", "terminate"):
+            given = {**arguments, "terminate": True} if name == "terminate" else dict(arguments)
+            self._in_thread(name, lambda: self._revoke_anywhere(**given), tell)
+        else:
+            self.run(name, arguments, tell, changes=changes)
 
     def _reply(self, order: Control, answer: Any) -> None:
         if not order.reply:
@@ -130,26 +133,37 @@ class Panel:
 
     def _run_own(self, command: Command, run: Callable[..., Any], arguments: Mapping[str, Any], tell: Tell) -> None:
         worker = self.worker
+        state = State(worker.app, worker.name, inspection.active(worker), inspection.reserved(worker))
+        self._in_thread(command.name, lambda: run(state, **arguments), tell)
+
+    def _in_thread(self, name: str, run: Callable[[], Any], tell: Tell) -> None:
         if not self._threads.acquire(blocking=False):
             tell({"error": f"{THREADS_MOST} commands run already"})
             return
-        state = State(worker.app, worker.name, inspection.active(worker), inspection.reserved(worker))
 
         def work() -> None:
             try:
                 try:
-                    answer = run(state, **arguments)
+                    answer = run()
                     msgspec.json.encode(answer, enc_hook=repr)
                 except Exception as exc:
-                    logger.exception("the command %s has failed", command.name)
+                    logger.exception("the command %s has failed", name)
                     answer = {"error": repr(exc)}
                 tell(answer)
             except BackendUnavailable as exc:
-                logger.warning("the answer to %s is lost: %s", command.name, exc)
+                logger.warning("the answer to %s is lost: %s", name, exc)
             finally:
                 self._threads.release()
 
-        threading.Thread(target=work, name=f"nbqueue command {command.name}", daemon=True).start()
+        threading.Thread(target=work, name=f"nbqueue command {name}", daemon=True).start()
+
+    def _revoke_anywhere(
+        self, task_id: list[str] | str, terminate: bool = False, signal: str | int | None = None, **_: Any
+    ) -> Any:
+        """Revoke tasks whoever holds them, as our own clients do."""
+        ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        self.worker.app.control.revoke(ids, terminate=terminate, signal=signal)
+        return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
     # ---- commands that change nothing
 
@@ -172,7 +186,7 @@ class Panel:
         return inspection.scheduled(self.worker)
 
     def _revoked(self) -> Any:
-        return inspection.revoked(self.worker, self._told)
+        return inspection.revoked(self.worker, self.worker.revoked)
 
     def _registered(self, taskinfoitems: list[str] | None = None, builtins: bool = False) -> Any:
         return inspection.registered(self.worker, taskinfoitems or ())
@@ -207,7 +221,7 @@ class Panel:
     def _revoke(self, task_id: list[str] | str, terminate: bool = False, signal: str | int | None = None) -> Any:
         ids = [task_id] if isinstance(task_id, str) else list(task_id)
         name = signal_name(signal)
-        known = [id_ for id_ in ids if id_ in self.worker.work.by_id or id_ in self._told]
+        known = [id_ for id_ in ids if id_ in self.worker.work.by_id or id_ in self.worker.revoked]
         for id_ in ids:
             self.worker.cancel(id_, terminate, name)
         if not terminate:

@@ -29,7 +29,6 @@ from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
 from nbqueue.consumer import CLAIM_MOST, Batch
-from nbqueue.control import Orders
 from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
@@ -47,8 +46,8 @@ from nbqueue.messages import (
     open_mark,
     python_version,
 )
+from nbqueue.orders import Orders
 from nbqueue.outcomes import Outcomes
-from nbqueue.panel import Panel
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
 from nbqueue.stopping import Reload, signals
@@ -60,6 +59,8 @@ from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.panel import Panel
+    from nbqueue.pidbox import Pidbox
 
 STARTED_S: Final = 0.1  # a task that runs longer than this is shown as started
 TELL_S: Final = 0.05  # between two tellings of output
@@ -70,6 +71,7 @@ PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by 
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
+REVOKED_KEPT: Final = 10_000
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
 logger = logging.getLogger(__name__)
@@ -140,7 +142,11 @@ class Worker:
         self.reports = Reporter(self.name, self.signer)
         self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
-        self.panel = Panel(self)
+        self.revoked: deque[str] = deque(maxlen=REVOKED_KEPT)  # ids of what this worker was told to cancel
+        self._panel: Panel | None = None
+        self._pidbox: Pidbox | None = None
+        self._soon: deque[Callable[[], object]] = deque()  # what other threads have left for the loop
+        self._wake: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
         read = Environment.read()
         self._remap = read.remap_sigterm
@@ -198,12 +204,13 @@ class Worker:
         handled = signals(self, wake_out, remap=self._remap)
         handled.__enter__()
         self._selector.register(wake_in, selectors.EVENT_READ, "signal")
-        self._signals = wake_in
+        self._signals, self._wake = wake_in, wake_out
         try:
             self.pool.start()
             self._offline_since = time.monotonic()
             self._online(self._reconnect)
             logger.info("%s: %d children, queues %s", self.name, self.concurrency, ", ".join(self.queues))
+            self._answer_celery()
             while not self._finished():
                 self._turn()
             self._online(self._leave)
@@ -211,6 +218,8 @@ class Worker:
         finally:
             handled.__exit__(None, None, None)
             self.new_code.close()
+            if self._pidbox is not None:
+                self._pidbox.stop()
             self._close_reads()
             self.transfers.close()
             self.pool.stop(1.0)
@@ -232,6 +241,39 @@ class Worker:
     def pids(self) -> list[int]:
         """Return the process ids of the children."""
         return [child.pid for child in self.pool.children.values() if child.pid]
+
+    def call_soon(self, run: Callable[[], object]) -> None:
+        """Have something done in the loop, from any thread."""
+        self._soon.append(run)
+        if self._wake is not None:
+            with contextlib.suppress(OSError):  # one that is full wakes the loop as well; one that is closed has ended
+                self._wake.send(b"\0")
+
+    @property
+    def panel(self) -> Panel:
+        """Return what follows commands, made when the first one comes."""
+        if self._panel is None:
+            from nbqueue.panel import Panel  # noqa: PLC0415 - a worker that is never asked starts 5 ms sooner
+
+            self._panel = Panel(self)
+        return self._panel
+
+    def _answer_celery(self) -> None:
+        """Answer Celery's programs too, where they can be on the broker's server."""
+        from nbqueue.pidbox import Pidbox  # noqa: PLC0415 - loaded once this worker is there
+
+        link = self.app.link
+        if link.embedded or not self.conf.worker_enable_remote_control:
+            return
+        if self.conf.worker_serve_celery:
+            logger.warning("whoever can write to %s may give this worker Celery's commands", mask(link.broker_url))
+        self._pidbox = Pidbox(
+            link.broker_url,
+            self.name,
+            self._client_name,
+            lambda *command: self.call_soon(lambda: self.panel.serve(*command)),
+        )
+        self._pidbox.start()
 
     # ---- what may be changed while it works; called from its own loop
 
@@ -297,8 +339,7 @@ class Worker:
 
     def _read(self, key: selectors.SelectorKey) -> None:
         if key.data == "signal":
-            with contextlib.suppress(BlockingIOError):
-                key.fileobj.recv(64)  # type: ignore[union-attr]
+            self._woken()
         elif isinstance(key.data, str):
             # All become readable when the server goes away, and the first closes them.
             if self._listening:
@@ -310,6 +351,12 @@ class Worker:
         else:
             for happening in self.pool.events(key):
                 self._happened(happening)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._signals.recv(64)
+        while self._soon:
+            self._online(self._soon.popleft())
 
     def _gather(self) -> None:
         """Sleep through a pause: to be woken for each word of a child costs more than to read them all after it."""
@@ -781,7 +828,7 @@ class Worker:
         held = self.work.by_id.get(id_)
         if held is None or held.revoked:
             return
-        self.panel.is_told(id_)
+        self.revoked.append(id_)
         if self.work.take_out(held):
             held.revoked = True
             self.outcomes.end(held, states.REVOKED, b"", "cancelled")

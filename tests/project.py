@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,9 @@ def take_long(state: Any, seconds: float) -> str:
 @control_command
 def stumble(state: Any) -> None:
     raise RuntimeError("over my own feet")
+
+
+@inspect_command
+def loaded(state: Any) -> dict[str, bool]:
+    """Say what this worker has loaded."""
+    return {name: name in sys.modules for name in ("kombu", "redis")}

@@ -114,6 +114,7 @@ def cores(text: str) -> int:
 @click.option(
     "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
 )
+@click.option("--serve-celery", is_flag=True, help="Follow Celery's commands too, which nobody signs.")
 @click.option("--keeper", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
@@ -170,6 +171,8 @@ def worker(
             app = chosen_app(ctx, options)
             if app.conf.worker_log_format or app.conf.worker_log_datefmt:
                 setup(loglevel, file=log, line=app.conf.worker_log_format, date=app.conf.worker_log_datefmt)
+            if options["serve_celery"]:
+                app.conf.worker_serve_celery = True
             modules = dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"])))
             preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
             for module in modules:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.control import FRESH_S, Orders
 from nbqueue.exceptions import BadMessage
 from nbqueue.messages import Control, sign_control
+from nbqueue.orders import FRESH_S, Orders
 from nbqueue.signing import Signer
 
 SIGNER = Signer(b"k" * 32)

@@ -1,0 +1,97 @@
+"""Celery's own programs see workers of nbqueue, and by default can only look."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.workers import ROOT, Site
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.brokers]
+
+
+def celery(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Celery's command line on the site's broker."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("NBQUEUE_")}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "celery", "-b", site.broker_url, *words],
+        cwd=site.server.directory,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def asked(site: Site, *words: str) -> dict[str, Any]:
+    """Return what `celery inspect` or `control` got to hear, once somebody has answered."""
+
+    def answered() -> dict[str, Any]:
+        said = celery(site, *words, "--json", "--timeout", "5", "-d", site.workers[0].name)
+        answers = json.loads(said.stdout) if said.returncode == 0 else {}
+        # of `inspect` one dict, of `control` a list of them
+        return answers if isinstance(answers, dict) else {name: one for each in answers for name, one in each.items()}
+
+    return wait_until(answered, 30, f"an answer to {' '.join(words)}")
+
+
+def loaded(site: Site) -> bool:
+    """Tell whether the worker has loaded kombu."""
+    ((answer,),) = (one.values() for one in site.app.control.broadcast("loaded", reply=True, timeout=5) or ())
+    return bool(answer["kombu"])
+
+
+def test_celery_inspect_sees_workers_and_tasks(shared_site: Site, tmp_path: Path) -> None:
+    worker = shared_site.workers[0].name
+    if not shared_site.on_rabbitmq:
+        assert not loaded(shared_site), "nothing has asked in Celery's way yet"
+    assert asked(shared_site, "inspect", "ping") == {worker: {"ok": "pong"}}
+    said = celery(shared_site, "inspect", "ping", "-d", worker, "-t", "5")
+    assert f"->  {worker}: OK" in said.stdout
+    assert "1 node online." in said.stdout
+    assert loaded(shared_site)
+    assert "tests.project.add" in asked(shared_site, "inspect", "registered")[worker]
+    sent = shared_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    (active,) = asked(shared_site, "inspect", "active")[worker]
+    assert (active["id"], active["name"]) == (sent.id, "tests.project.note")
+    refused = celery(shared_site, "control", "terminate", "KILL", sent.id, "-t", "5", "-d", worker)
+    assert "terminate is not for everyone" in refused.stdout + refused.stderr
+    assert sent.state == "STARTED"
+    sent.revoke(terminate=True)
+    wait_until(sent.ready, 10, "it to end")
+
+
+def test_worker_that_serves_celery_obeys_it(idle_site: Site, tmp_path: Path) -> None:
+    worker = idle_site.worker("--serve-celery", concurrency=1)
+    wait_until(lambda: "may give this worker Celery's commands" in worker.log.read_text(), 5, "a warning")
+    sent = idle_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    waits = idle_site.app.send_task("tests.project.add", (1, 2))
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    asked(idle_site, "inspect", "ping")
+    answer = asked(idle_site, "control", "revoke", waits.id)[worker.name]
+    assert answer == {"ok": f"tasks {waits.id} flagged as revoked"}
+    wait_until(lambda: waits.state == "REVOKED", 10, "a task that waits to be revoked")
+    asked(idle_site, "control", "terminate", "KILL", sent.id)
+    wait_until(lambda: sent.state == "REVOKED", 10, "a task that runs to be stopped")
+    assert asked(idle_site, "control", "pool_grow", "1")[worker.name] == {"ok": "pool will grow"}
+    wait_until(lambda: idle_site.app.offers()[0][0].children == 2, 10, "two children")
+
+
+def test_worker_without_remote_control_answers_nobody(idle_site: Site) -> None:
+    (idle_site.server.directory / "quiet.py").write_text(
+        "from tests.project import app\napp.conf.worker_enable_remote_control = False\n"
+    )
+    idle_site.worker("-I", "quiet", PYTHONPATH=f"{ROOT}{os.pathsep}{idle_site.server.directory}")
+    assert idle_site.app.control.ping(timeout=1) == []
+    said = celery(idle_site, "inspect", "ping", "-t", "1")
+    assert "No nodes replied within time constraint" in said.stdout + said.stderr
