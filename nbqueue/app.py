@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from nbqueue.broker import Broker
     from nbqueue.control import Control as RemoteControl
     from nbqueue.launchers.local import LocalWorker
+    from nbqueue.periodic import Configured, Schedule
 
 __all__ = ["App"]
 
@@ -135,6 +136,8 @@ class App:
         self._blobs: Blobs | None = None
         self._codes: Codes | None = None
         self._signer: Signer | None = None
+        self._schedule: Schedule | None = None
+        self.periodic: list[Configured] = []  # what `add_periodic_task` added
         if set_as_current:
             set_current_app(self)
 
@@ -437,6 +440,41 @@ class App:
         return link.broker_url == link.backend_url and self.broker.size(queue) == QueueSize(0, 0, 0)
 
     @property
+    def beat(self) -> Schedule:
+        """Return the schedule: its entries, and what adds, changes, pauses and removes them."""
+        with self._lock:
+            if self._schedule is None:
+                from nbqueue.periodic import Schedule  # few apps look at it, and it needs the client of a server
+
+                self._schedule = Schedule(self)
+            return self._schedule
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Let beats of this app send a call again and again; return the name of its entry.
+
+        Args:
+            schedule: a `crontab`, a `timedelta`, or a number of seconds.
+            sig: a signature.
+            args: in front of its own.
+            kwargs: beside its own.
+            name: of the entry; of the call if None.
+            options: of `Task.apply_async`, and `policy`, as `Schedule.add` takes it.
+        """
+        from nbqueue.periodic import periodic  # see `beat`
+
+        made = periodic(self, schedule, sig, args, kwargs, name, **options)
+        self.periodic.append(made)
+        return made.name
+
+    @property
     def joined(self) -> bool:
         """Tell whether broker and backend are one Redis, so that a record and an ack are one step."""
         return self.link.joined
@@ -479,9 +517,9 @@ class App:
     def close(self) -> None:
         """Give up threads and connections. Tasks go on; handles can be had again by id."""
         with self._lock:
-            watcher, broker, backend = self._watcher, self._broker, self._backend
-            self._watcher = self._broker = self._backend = self._blobs = None
-        for part in (watcher, broker, backend):
+            watcher, broker, backend, schedule = self._watcher, self._broker, self._backend, self._schedule
+            self._watcher = self._broker = self._backend = self._blobs = self._schedule = None
+        for part in (watcher, broker, backend, schedule):
             if part is not None:
                 part.close()
 

@@ -131,6 +131,7 @@ class Settings(_Layered):
     worker_max_losses: int = 10  # a task that lost its worker this often gets one more run, alone, and is given up then
     worker_log_format: str | None = None  # of a worker's log lines; as `log.FORMAT` if None
     worker_log_datefmt: str | None = None  # of their times
+    beat_schedule: Any = field(default_factory=dict)  # entries by name, as `periodic.configured` takes them
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
     include: tuple[str, ...] = ()  # modules with tasks, imported by workers
     imports: tuple[str, ...] = ()  # the same, under its other name

@@ -228,13 +228,22 @@ def open_graph(text: bytes, id_: str, signer: Signer) -> Drawn:
     """
     stored = decode_fact_text(text)
     signer.verify("graph", stored.nbq, stored.body)
-    try:
-        graph = _GRAPH.decode(stored.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    graph = decode_graph(stored.body)
     if graph.id != id_:
         raise BadMessage("place", f"graph {graph.id} under the id {id_}")
     return draw(graph)
+
+
+def decode_graph(body: bytes) -> Graph:
+    """Return a graph that was packed.
+
+    Raises:
+        BadMessage: it can't be understood.
+    """
+    try:
+        return _GRAPH.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadMessage("fields", str(exc)) from None
 
 
 def encode_given(given: Given) -> bytes:

@@ -70,15 +70,15 @@ class Ids:
         except IndexError:
             many = os.urandom(32 * _DRAWN).hex()
             *self._drawn, text = (many[at : at + 64] for at in range(0, len(many), 64))
-        return _id_of(text), text[32 : 32 + _NONCE]
+        return id_from(text), text[32 : 32 + _NONCE]
 
 
 def new_id() -> str:
     """Return a new task id, in Celery's form: a random UUID (RFC 9562, version 4)."""
-    return _id_of(os.urandom(16).hex())
+    return id_from(os.urandom(16).hex())
 
 
-def _id_of(text: str) -> str:
+def id_from(text: str) -> str:
     """Return an id of 32 random hexadecimal characters; more of them are passed over."""
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:32]}"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from nbqueue.exceptions import ImproperlyConfigured
 
@@ -29,9 +31,45 @@ _YEARS: Final = 41
 class Rule(Protocol):
     """What says when an entry is due."""
 
+    @property
+    def text(self) -> str:
+        """Return the rule as text, as `rule_of` takes it."""
+        ...
+
+    @property
+    def zone(self) -> str:
+        """Return the name of the zone that it is meant in; empty where none was said."""
+        ...
+
     def next_after(self, now: datetime) -> datetime:
         """Return the first instant later than `now` at which the rule is due."""
         ...
+
+
+class schedstate(NamedTuple):  # noqa: N801 - Celery's name
+    """Whether a rule is due, and in how many seconds to look again."""
+
+    is_due: bool
+    next: float
+
+
+class _CelerysRule:
+    """What Celery's schedulers ask a rule."""
+
+    def next_after(self, now: datetime) -> datetime:
+        """Return the first instant later than `now` at which the rule is due."""
+        raise NotImplementedError
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Return the time until the rule is due after it ran last; below 0 if it should have run."""
+        return self.next_after(last_run_at) - datetime.now(UTC)
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Tell whether the rule is due, having run last at `last_run_at`, and when to look again."""
+        now = datetime.now(UTC)
+        due = self.next_after(last_run_at)
+        following = due if due > now else self.next_after(now)
+        return schedstate(due <= now, (following - now).total_seconds())
 
 
 def interval(text: str) -> timedelta:
@@ -51,15 +89,27 @@ def interval(text: str) -> timedelta:
     return timedelta(seconds=total)
 
 
-class schedule:  # noqa: N801 - Celery's name
+class schedule(_CelerysRule):  # noqa: N801 - Celery's name
     """A rule that is due at even intervals.
 
     Args:
         run_every: the interval: a `timedelta`, a number of seconds, or words such as "10m".
+        relative: taken for Celery's sake, as are the next two.
+        nowfun: no clock is asked here.
+        app: needed for nothing.
         start: an instant at which the rule is due; the others lie whole intervals before and after it.
     """
 
-    def __init__(self, run_every: timedelta | float | str, *, start: datetime = _EPOCH) -> None:
+    def __init__(
+        self,
+        run_every: timedelta | float | str,
+        relative: bool = False,
+        nowfun: object = None,
+        app: object = None,
+        *,
+        start: datetime = _EPOCH,
+    ) -> None:
+        del relative, nowfun, app
         self.run_every = _interval(run_every)
         if self.run_every < timedelta(milliseconds=1):
             raise ImproperlyConfigured(f"run_every={run_every!r} is no interval; it must be above 0")
@@ -67,6 +117,33 @@ class schedule:  # noqa: N801 - Celery's name
 
     def __repr__(self) -> str:
         return f"<schedule: every {self.run_every}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, schedule) and (self.run_every, self.start) == (other.run_every, other.start)
+
+    def __hash__(self) -> int:
+        return hash((self.run_every, self.start))
+
+    @property
+    def seconds(self) -> float:
+        """Return the interval."""
+        return self.run_every.total_seconds()
+
+    @property
+    def human_seconds(self) -> str:
+        """Return the interval as people say it: `1 h 30 m`."""
+        return shown_interval(self.seconds)
+
+    @property
+    def text(self) -> str:
+        """Return the rule as text, as `rule_of` takes it."""
+        length = f"every {self.seconds:.3f}".rstrip("0").rstrip(".") + " s"
+        return length if self.start == _EPOCH else f"{length} from {self.start.isoformat()}"
+
+    @property
+    def zone(self) -> str:
+        """Return no zone: an interval is as long in each."""
+        return ""
 
     def next_after(self, now: datetime) -> datetime:
         """Return the first instant later than `now` at which the rule is due."""
@@ -92,6 +169,21 @@ class _Field:
         if not values:
             raise ImproperlyConfigured(f"{self.name}={spec!r} names no value")
         return frozenset(values)
+
+    def text(self, values: frozenset[int]) -> str:
+        """Return what `expand` makes these values of."""
+        if len(values) == self.greatest - self.least + 1:
+            return "*"
+        for step in range(2, self.greatest):
+            if values == frozenset(range(self.least, self.greatest + 1, step)) and len(values) > 2:
+                return f"*/{step}"
+        parts: list[list[int]] = []
+        for value in sorted(values):
+            if parts and parts[-1][1] == value - 1:
+                parts[-1][1] = value
+            else:
+                parts.append([value, value])
+        return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
 
     def _part(self, part: str) -> list[int]:
         if star := _STAR.fullmatch(part):
@@ -132,7 +224,7 @@ _DAY_OF_MONTH: Final = _Field("day_of_month", 1, 31)
 _MONTH_OF_YEAR: Final = _Field("month_of_year", 1, 12, _MONTHS)
 
 
-class crontab:  # noqa: N801 - Celery's name
+class crontab(_CelerysRule):  # noqa: N801 - Celery's name
     """A rule in the manner of cron; like Celery's, due when all of its fields agree.
 
     A local time that a change of the clocks skips is due once, at the first instant after it; one that they repeat is
@@ -144,7 +236,9 @@ class crontab:  # noqa: N801 - Celery's name
         day_of_week: 0-6 from Sunday on, or names: `mon-fri`.
         day_of_month: 1-31, likewise.
         month_of_year: 1-12, or names.
-        tz: the zone of these fields.
+        nowfun: taken for Celery's sake: no clock is asked here.
+        app: taken for Celery's sake.
+        tz: the zone of these fields; that of the app's settings if None, and UTC where there is no app.
     """
 
     def __init__(
@@ -154,20 +248,49 @@ class crontab:  # noqa: N801 - Celery's name
         day_of_week: str | int | Iterable[int] = "*",
         day_of_month: str | int | Iterable[int] = "*",
         month_of_year: str | int | Iterable[int] = "*",
+        nowfun: object = None,
+        app: object = None,
         *,
-        tz: tzinfo = UTC,
+        tz: tzinfo | None = None,
     ) -> None:
+        del nowfun, app
         self.minute = _MINUTE.expand(minute)
         self.hour = _HOUR.expand(hour)
         self.day_of_week = _DAY_OF_WEEK.expand(day_of_week)
         self.day_of_month = _DAY_OF_MONTH.expand(day_of_month)
         self.month_of_year = _MONTH_OF_YEAR.expand(month_of_year)
-        self.tz = tz
+        self.own_zone = tz
+        self.tz = tz or UTC
         if min(self.day_of_month) > max(_LONGEST_MONTH[month - 1] for month in self.month_of_year):
             raise ImproperlyConfigured(f"none of the months {sorted(self.month_of_year)} has a day {day_of_month}")
 
+    def __repr__(self) -> str:
+        return f"<crontab: {self.text[5:]} (m/h/dM/MY/d)>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, crontab) and (self.text, self.tz) == (other.text, other.tz)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    @property
+    def text(self) -> str:
+        """Return the rule as text, as `rule_of` takes it."""
+        fields = (
+            *((_MINUTE, self.minute), (_HOUR, self.hour), (_DAY_OF_MONTH, self.day_of_month)),
+            *((_MONTH_OF_YEAR, self.month_of_year), (_DAY_OF_WEEK, self.day_of_week)),
+        )
+        return f"cron {' '.join(field.text(values) for field, values in fields)}"
+
+    @property
+    def zone(self) -> str:
+        """Return the name of its zone; empty where none was said."""
+        if self.own_zone is None:
+            return ""
+        return "UTC" if self.own_zone is UTC else str(self.own_zone)
+
     @classmethod
-    def from_string(cls, text: str, *, tz: tzinfo = UTC) -> crontab:
+    def from_string(cls, text: str, *, tz: tzinfo | None = None) -> crontab:
         """Return the rule of a line of cron: minute, hour, day of month, month, day of week.
 
         >>> crontab.from_string("0 7 * * mon-fri").next_after(datetime(2026, 7, 3, 8, tzinfo=UTC)).isoformat()
@@ -202,6 +325,81 @@ class crontab:  # noqa: N801 - Celery's name
                     day = date(year, month, number)
                     if day >= first and day.isoweekday() % 7 in self.day_of_week:
                         yield day
+
+
+def rule_of(text: str, zone: str = "UTC") -> Rule:
+    """Return the rule that a text names: `every 10 m`, `cron 0 7 * * mon-fri`, or either without its first word.
+
+    Args:
+        text: an interval, or the five fields of cron.
+        zone: in which these fields are meant.
+
+    Raises:
+        ImproperlyConfigured: it names none, or there is no such zone.
+
+    >>> rule_of("cron 0 7 * * mon-fri", "Europe/Oslo").next_after(datetime(2026, 7, 3, 8, tzinfo=UTC)).isoformat()
+    '2026-07-06T05:00:00+00:00'
+    """
+    words = text.strip()
+    if words.startswith("cron "):
+        words = words[5:]
+    elif words.startswith("every ") or len(words.split()) != 5:
+        length, _, start = words.partition(" from ")
+        try:
+            return schedule(length, start=datetime.fromisoformat(start) if start else _EPOCH)
+        except ValueError as exc:
+            raise ImproperlyConfigured(f"{start!r} is no instant to count intervals from: {exc}") from None
+    return crontab.from_string(words, tz=zone_of(zone))
+
+
+def zone_of(name: str) -> tzinfo:
+    """Return a zone.
+
+    Raises:
+        ImproperlyConfigured: there is none of this name; names the nearest.
+    """
+    if name in ("", "UTC"):
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        near = difflib.get_close_matches(name, available_timezones(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else '; it is a name such as "Europe/Oslo"'
+        raise ImproperlyConfigured(f"there is no time zone {name!r}{hint}") from None
+
+
+def maybe_schedule(found: object, relative: bool = False, app: object = None) -> Rule:
+    """Return what stands for a rule in settings as one: a rule, a `timedelta`, a number of seconds, or text.
+
+    Raises:
+        ImproperlyConfigured: it is none of these.
+    """
+    del relative, app
+    if isinstance(found, str):
+        return rule_of(found, "")
+    if isinstance(found, timedelta | int | float) and not isinstance(found, bool):
+        return schedule(found)
+    if isinstance(found, schedule | crontab):
+        return found
+    raise ImproperlyConfigured(f"{found!r} is no schedule; give a crontab, a timedelta, or a number of seconds")
+
+
+def shown_interval(seconds: float) -> str:
+    """Return an interval as people say it.
+
+    >>> shown_interval(5400), shown_interval(0.5)
+    ('1 h 30 m', '0.5 s')
+    """
+    parts: list[str] = []
+    rest = seconds
+    for unit, length in _UNITS.items():
+        if unit == "s":
+            if rest or not parts:
+                parts.append(f"{rest:g} s")
+        elif rest >= length:
+            parts.append(f"{int(rest // length)} {unit}")
+            rest %= length
+    return " ".join(parts)
 
 
 def next_firings(rule: Rule, now: datetime, count: int) -> list[datetime]:

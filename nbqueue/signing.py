@@ -22,7 +22,10 @@ from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 VERSION = "1"
 KEY_BYTES = 32
 MAX_HEADER_BYTES = 16 * 1024
-KINDS = ("task", "call", "group", "record", "event", "control", "worker", "code", "step", "graph", "saved", "reply")
+KINDS = (
+    *("task", "call", "group", "record", "event", "control", "worker", "code", "step", "graph", "saved", "reply"),
+    *("entry", "stand"),
+)
 
 
 class Signer:

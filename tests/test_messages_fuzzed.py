@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import tracemalloc
@@ -14,6 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbqueue import states
+from nbqueue.entries import (
+    Call,
+    Entry,
+    Run,
+    Stand,
+    digest_of,
+    encode_call,
+    open_call,
+    open_entry,
+    open_stand,
+    sign_entry,
+    sign_stand,
+)
 from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Given, Graph, Join, Node, decode_given, encode_given, kinds_of, open_graph, sign_graph
 from nbqueue.groups import GroupResult, open_saved, sign_saved
@@ -59,6 +73,9 @@ GRAPH: Final = Graph(
     (Node(0, b"args", (1,), (), 0, 0), Node(0, b"args", parent=0)),
     (Join((0,), (1,)),),
 )
+CALL: Final = encode_call(Call(b"{}", BODY))
+ENTRY: Final = Entry(name="e", rule="every 60 s", call=digest_of(CALL), made="m")
+STAND: Final = Stand(name="e", made="m", last_due=1.5, count=1, runs=(Run(1.5, "i"),))
 GROUP: Final = GroupResult("i", [AsyncResult("a")], AsyncResult("b"))
 FAILURE: Final = encode_failure(Failure("OSError", "m", "t", b"cos\nsystem\n(S'true'\ntR."))
 
@@ -113,6 +130,9 @@ DECODERS: Final[dict[str, tuple[bytes, Callable[[bytes], object], str]]] = {
         EACH,
     ),
     "saved": (sign_saved(GROUP, SIGNER), lambda text: open_saved(text, "i", SIGNER), MEANING),
+    "entry": (sign_entry(ENTRY, SIGNER), lambda text: open_entry(text, "e", SIGNER), MEANING),
+    "stand": (sign_stand(STAND, SIGNER), lambda text: open_stand(text, ENTRY, SIGNER), MEANING),
+    "call of an entry": (CALL, lambda data: open_call(data, ENTRY), NOTHING),
     "given": (encode_given(Given("failed", "i", FAILURE, "FAILURE", "m")), decode_given, NOTHING),
     "mark": (
         sign_control(Control(order="revoke", at=1.0, nonce="n", ids=("i",)), SIGNER).encode(),
@@ -254,7 +274,11 @@ def open_signed(kind: str, text: bytes) -> None:
         "record": lambda text: open_fact(text, SIGNER, kind="record"),
         "event": lambda text: open_fact(text, SIGNER, kind="event"),
         "saved": lambda text: open_saved(text, "i", SIGNER),
+        "entry": lambda text: open_entry(text, "e", SIGNER),
+        "stand": lambda text: open_stand(text, ENTRY, SIGNER),
     }
+    if kind in ("entry", "stand"):
+        stored = json.dumps({"nbq": SIGNER.sign(kind, b"", text), "body": base64.b64encode(text).decode()}).encode()
     if kind == "saved":
         stored = b'{"result":%b,"nbq":"%b"}' % (text, SIGNER.sign(kind, b"1", text).encode())
     opened(decode[kind], stored)

@@ -1,0 +1,313 @@
+"""`Beat`: sends what is due. Any number may run; one leads, and each due time fires once, whoever leads.
+
+A firing is one step at the server: it sends what is due and writes that it was, provided that this beat still leads and
+that nobody has changed the entry since it was read. So a beat that was frozen and believes that it leads fires nothing.
+Times are of the server's clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from nbqueue.backends.base import Label
+from nbqueue.entries import (
+    Call,
+    Entry,
+    Firing,
+    Run,
+    Stand,
+    after_firing,
+    blobs_of,
+    firings,
+    ids_of,
+    next_due,
+    open_call,
+    open_entry,
+    open_stand,
+    sent_by,
+    sign_stand,
+)
+from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
+from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox
+from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
+
+__all__ = ["Beat"]
+
+LEASE_S: Final = 4.0
+RENEWAL_S: Final = 1.0
+IDLE_S: Final = 5.0  # between two looks at a schedule that has no entries
+ASIDE_S: Final = 60.0  # an entry that can't be fired is tried again after so long
+BLOBS_AGAIN_S: Final = 86_400.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Known:
+    """An entry as this beat knows it."""
+
+    row: Row
+    entry: Entry
+    stand: Stand
+    due: float  # Unix seconds
+    call: Call | None = None
+    aside_until: float = 0.0  # on the monotonic clock
+
+
+class Beat:
+    """Sends what an app's schedule has, for as long as `run` runs.
+
+    Args:
+        app: whose broker and backend it uses.
+        name: what people are shown; of host and process if empty.
+        sync: put what the app's settings have into the schedule first.
+        lazy: as long as the schedule is empty, ask for nothing but that.
+    """
+
+    def __init__(self, app: App, *, name: str = "", sync: bool = True, lazy: bool = False) -> None:
+        self.app = app
+        self.name = name or f"beat-{os.getpid()}@{socket.gethostname()}"
+        self.me = uuid.uuid4().hex
+        self.sync = sync
+        self.lazy = lazy
+        self.leads = False
+        self.fired = 0
+        self._timetable = open_timetable(app, "nbq-beat")
+        self._known: dict[str, _Known] = {}
+        self._cursor = ""
+        self._ahead_s = 0.0  # of the server's clock over this machine's monotonic one
+        self._stopped = threading.Event()
+        self._pause_s = 0.0
+        self._blobs_kept_at = 0.0
+        self._synced = False
+        self._doubted: set[bytes] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def run(self) -> None:
+        """Send what is due until stopped."""
+        logger.info("%s begins", self.name)
+        while not self._stopped.is_set():
+            try:
+                self.turn()
+                self._pause_s = 0.0
+            except (NBQueueError, OSError) as exc:
+                self._pause_s = min(5.0, max(0.1, 2 * self._pause_s))
+                logger.warning("nothing can be sent for now: %s", exc)
+                self._forget()
+                self._stopped.wait(self._pause_s)
+        with contextlib.suppress(NBQueueError):
+            self._timetable.lead(self.me, self.name, LEASE_S, resign=True)
+        logger.info("%s has stopped", self.name)
+
+    def stop(self) -> None:
+        """Let `run` return within a second. Safe in signal handlers and from any thread."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Give up connections."""
+        self._timetable.close()
+
+    def turn(self, *, wait: bool = True) -> None:
+        """Ask to lead, and if this one does, send what is due; then wait until there may be something to do.
+
+        Raises:
+            BackendUnavailable: the server can't be reached.
+            SendFailed: the broker can't.
+        """
+        if self.sync and not self._synced:
+            self._sync()
+        cursor, wait_s = "$", RENEWAL_S
+        if self.lazy and self._timetable.is_empty():
+            self._forget()
+            wait_s = IDLE_S
+        elif (token := self._ask_to_lead()) != 0:
+            if not self._timetable.joined:
+                send_outbox(self._timetable, self.app.broker.publish)
+            self._fire_due(token)
+            self._keep_blobs()
+            if self.leads:
+                cursor, wait_s = self._cursor or "0", self._until_next()
+        if wait:
+            self._timetable.changed_since(cursor, wait_s)
+
+    def _ask_to_lead(self) -> int:
+        """Ask, and know the schedule if the answer is yes; return the token, 0 where another leads."""
+        lead = self._timetable.lead(self.me, self.name, LEASE_S)
+        self._ahead_s = lead.now - time.monotonic()
+        if not lead.token:
+            if self.leads:
+                logger.warning("%s leads now", lead.leader)
+            self._forget()
+        elif not self.leads or lead.cursor != self._cursor:
+            if not self.leads:
+                logger.info("%s leads", self.name)
+            self.leads = True
+            self._load(lead)
+        return lead.token
+
+    def _sync(self) -> None:
+        """Put what settings have into the schedule."""
+        found = configured(self.app)
+        if found or self.app.main:
+            schedule = Schedule(self.app)
+            try:
+                schedule.sync(found, self.app.main or "")
+            finally:
+                schedule.close()
+        self._synced = True
+
+    def _forget(self) -> None:
+        self.leads = False
+        self._known.clear()
+
+    def _now(self) -> float:
+        return time.monotonic() + self._ahead_s
+
+    def _until_next(self) -> float:
+        """Return how long nothing is due, seconds; no longer than until the lease is to be renewed."""
+        now = self._now()
+        due = [known.due for known in self._known.values() if known.aside_until <= time.monotonic()]
+        return max(0.001, min([RENEWAL_S, *(at - now for at in due)]))
+
+    def _load(self, lead: Lead) -> None:
+        """Read the schedule; what hasn't changed stays as it is known."""
+        self._cursor = lead.cursor
+        rows = self._timetable.rows()
+        for name in self._known.keys() - rows.keys():
+            del self._known[name]
+        for name, row in rows.items():
+            known = self._known.get(name)
+            if known is None or known.row != row:
+                self._learn(name, row)
+
+    def _learn(self, name: str, row: Row) -> None:
+        """Take in one entry as it is stored now."""
+        before = self._known.pop(name, None)
+        try:
+            entry = open_entry(row.entry, name, self.app.signer)
+            stand = open_stand(row.stand, entry, self.app.signer) if row.stand else Stand(name=name, made=entry.made)
+            if entry.enabled:
+                call = before.call if before is not None and before.entry.call == entry.call else None
+                self._known[name] = _Known(row, entry, stand, next_due(entry, stand), call)
+        except (BadMessage, ImproperlyConfigured) as exc:
+            if row.entry not in self._doubted:
+                self._doubted.add(row.entry)
+                logger.warning("entry %r is left out: %s", name[:80], exc)
+
+    def _fire_due(self, token: int) -> None:
+        """Fire what is due, the oldest first."""
+        now = self._now()
+        due = [known for known in self._known.values() if known.due <= now and known.aside_until <= time.monotonic()]
+        for known in sorted(due, key=lambda known: known.due):
+            try:
+                if not self._fire(known, token):
+                    self._forget()
+                    return
+            except (BadMessage, ImproperlyConfigured) as exc:
+                known.aside_until = time.monotonic() + ASIDE_S
+                logger.warning("entry %r can't be fired: %s", known.entry.name[:80], exc)
+
+    def _fire(self, known: _Known, token: int) -> bool:
+        """Fire one entry as often as it is due; tell whether this beat still leads."""
+        for firing in firings(known.entry, known.stand, self._now()):
+            said = self._fire_once(known, firing, token)
+            if said == LEADS_NO_MORE:
+                logger.warning("%s leads no more: somebody else has taken over", self.name)
+                return False
+            if said == CHANGED:
+                self._cursor = ""  # to be read again
+                row = self._timetable.row(known.entry.name)
+                if row is not None:
+                    self._learn(known.entry.name, row)
+                else:
+                    self._known.pop(known.entry.name, None)
+                return True
+        known.due = next_due(known.entry, known.stand)
+        return True
+
+    def _fire_once(self, known: _Known, firing: Firing, token: int) -> int:
+        entry, app = known.entry, self.app
+        if not firing.send:
+            sent, run = None, Run(firing.due, "", firing.missed)
+        else:
+            sent = sent_by(entry, self._call_of(known), *ids_of(entry, firing.due), self._now(), app.signer)
+            run = Run(firing.due, sent.id, firing.missed)
+            if sent.graph is not None:
+                app.backend.store_graph(*sent.graph, app.conf.result_expires)
+        stand = after_firing(known.stand, entry, run)
+        text = sign_stand(stand, app.signer)
+        said = self._timetable.fire(token, entry.name, known.row, text, () if sent is None else sent.messages)
+        if said != FIRED:
+            return said
+        known.stand, known.row = stand, Row(known.row.entry, text)
+        if sent is not None:
+            self.fired += 1
+            logger.info("%s: %s was sent as %s", entry.name, entry.task, sent.id)
+            if not self._timetable.joined:
+                send_outbox(self._timetable, app.broker.publish)
+            if sent.steering.label or sent.steering.identity:
+                app.backend.label(Label(sent.id, sent.steering.label, sent.steering.identity, self._now()))
+        return said
+
+    def _call_of(self, known: _Known) -> Call:
+        if known.call is None:
+            data = self._timetable.call(known.entry.name)
+            if data is None:
+                raise BadMessage("place", f"what entry {known.entry.name[:80]} sends is gone")
+            known.call = open_call(data, known.entry)
+        return known.call
+
+    def _keep_blobs(self) -> None:
+        """Let large data that entries name stay for as long as they do."""
+        if time.monotonic() - self._blobs_kept_at < BLOBS_AGAIN_S and self._blobs_kept_at:
+            return
+        self._blobs_kept_at = time.monotonic()
+        for known in list(self._known.values()):
+            with contextlib.suppress(BadMessage):
+                if refs := blobs_of(self._call_of(known)):
+                    self.app.blobs.keep(refs, time.time() + BLOBS_KEPT_S)
+
+
+class BeatThread:
+    """A beat beside something else in one process, as `worker -B` has it. Used as a context manager.
+
+    Args:
+        options: of `Beat`.
+    """
+
+    def __init__(self, app: App, **options: Any) -> None:
+        self.beat = Beat(app, **options)
+        self._thread = threading.Thread(target=self._run, name="nbqueue beat", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.beat.run()
+        except BackendUnavailable:  # it was closed under it
+            logger.debug("the beat ends", exc_info=True)
+        except Exception:
+            logger.exception("the beat has ended")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.beat.stop()
+        self._thread.join(timeout=7.0)
+        self.beat.close()
