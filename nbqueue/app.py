@@ -63,6 +63,7 @@ from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
+from nbqueue.signals import Signal
 from nbqueue.signing import Signer
 from nbqueue.tasks import OPTIONS, Task, elsewhere
 from nbqueue.times import due_time, expiry_time
@@ -72,7 +73,7 @@ from nbqueue.watcher import Offer, Watcher, known_offers
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
     from nbqueue.control import Control as RemoteControl
-    from nbqueue.launchers.local import LocalWorker
+    from nbqueue.launchers.local import LocalBeat, LocalWorker
     from nbqueue.periodic import Configured, Schedule
 
 __all__ = ["App"]
@@ -138,6 +139,10 @@ class App:
         self._signer: Signer | None = None
         self._schedule: Schedule | None = None
         self.periodic: list[Configured] = []  # what `add_periodic_task` added
+        self.on_configure = Signal("app.on_configure")
+        self.on_after_configure = Signal("app.on_after_configure")
+        self.on_after_finalize = Signal("app.on_after_finalize")
+        self.finalized = False
         if set_as_current:
             set_current_app(self)
 
@@ -448,6 +453,15 @@ class App:
 
                 self._schedule = Schedule(self)
             return self._schedule
+
+    def finalize(self) -> None:
+        """Tell those who are connected to `on_after_configure` and its kin, once; workers and beats do so first."""
+        with self._lock:
+            if self.finalized:
+                return
+            self.finalized = True
+        for signal in (self.on_configure, self.on_after_configure, self.on_after_finalize):
+            signal.send(sender=self)
 
     def add_periodic_task(
         self,
@@ -906,6 +920,16 @@ class App:
         from nbqueue.launchers import local  # needed by few, and above this layer
 
         return local.start_worker(self, concurrency, queues=queues, module=module)
+
+    def start_beat(self, *, module: str = "") -> LocalBeat:
+        """Start a process on this machine that sends what is due, and outlives this one; return a handle with `stop()`.
+
+        Args:
+            module: what `-A` would name, for entries in its settings.
+        """
+        from nbqueue.launchers import local  # see `start_worker`
+
+        return local.start_beat(self, module=module)
 
     def start(self, argv: Sequence[str] | None = None) -> None:
         """Run the command line for this app: `app.start(["worker", "-l", "info"])`; this process's words if None.

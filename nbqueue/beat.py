@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from nbqueue.backends.base import Label
 from nbqueue.entries import (
@@ -35,7 +35,7 @@ from nbqueue.entries import (
     sent_by,
     sign_stand,
 )
-from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
+from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox
 from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
 
@@ -282,32 +282,3 @@ class Beat:
             with contextlib.suppress(BadMessage):
                 if refs := blobs_of(self._call_of(known)):
                     self.app.blobs.keep(refs, time.time() + BLOBS_KEPT_S)
-
-
-class BeatThread:
-    """A beat beside something else in one process, as `worker -B` has it. Used as a context manager.
-
-    Args:
-        options: of `Beat`.
-    """
-
-    def __init__(self, app: App, **options: Any) -> None:
-        self.beat = Beat(app, **options)
-        self._thread = threading.Thread(target=self._run, name="nbqueue beat", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            self.beat.run()
-        except BackendUnavailable:  # it was closed under it
-            logger.debug("the beat ends", exc_info=True)
-        except Exception:
-            logger.exception("the beat has ended")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.beat.stop()
-        self._thread.join(timeout=7.0)
-        self.beat.close()

@@ -19,6 +19,7 @@ COUNTERS: Final = "nbq:counters"
 QUARANTINE: Final = "nbq:quarantine"
 DEAD: Final = "nbq:dead"
 REVOKED: Final = "nbq:revoked"
+SCHEDULED: Final = "nbq:beat:on"  # names of entries of the schedule that aren't paused
 KEEPER_WAKE: Final = "nbq:keeper:wake"
 KEEPER_TROUBLE: Final = "nbq:keeper:trouble"
 RECORDS: Final = "celery-task-meta-"

@@ -26,7 +26,7 @@ from typing import Any, Final
 from nbqueue import embedded, log, server
 from nbqueue.config import Environment
 from nbqueue.connection import Connection
-from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, LANES, QUEUES, WORKERS, queue_key, stream_key
+from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, LANES, QUEUES, SCHEDULED, WORKERS, queue_key, stream_key
 from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.processes import locked, start_child, tail
 from nbqueue.server import ErrorReply, Wire
@@ -51,13 +51,15 @@ class Sight:
 
     Args:
         wanted: queues with something to run now or soon.
-        idle: nothing is queued, running or delayed anywhere, and nobody is connected.
+        idle: nothing is queued, running, delayed or scheduled anywhere, and nobody is connected.
+        scheduled: something is to be sent again and again, which our worker does too.
         serving: for each live worker's name, what tells whether it listens to a queue.
     """
 
     wanted: frozenset[str]
     idle: bool
     serving: dict[str, Callable[[str], bool]]
+    scheduled: bool = False
 
 
 class Keeper:
@@ -186,8 +188,8 @@ class Keeper:
         unserved = {q for q in sight.wanted if not any(listens(q) for listens in sight.serving.values())}
         if self._worker_lives():
             self._shown(sight)
-        elif unserved and time.monotonic() >= self._not_before:
-            self._start_worker(", ".join(sorted(unserved)))
+        elif (unserved or sight.scheduled) and time.monotonic() >= self._not_before:
+            self._start_worker(", ".join(sorted(unserved)) or "what is scheduled")
         if not sight.idle:
             self._idle_since = None
         elif self._idle_since is None:
@@ -198,8 +200,8 @@ class Keeper:
 
     def _look(self) -> Sight:
         assert self._wire is not None
-        names, adverts, now, clients = self._wire.ask(
-            [("SMEMBERS", QUEUES), ("HGETALL", WORKERS), ("TIME",), ("CLIENT", "LIST")]
+        names, adverts, now, clients, entries = self._wire.ask(
+            [("SMEMBERS", QUEUES), ("HGETALL", WORKERS), ("TIME",), ("CLIENT", "LIST"), ("SCARD", SCHEDULED)]
         )
         if now is None:
             raise ErrorReply("the server loads its data")
@@ -213,7 +215,8 @@ class Keeper:
             # entries stay until they are acknowledged: also what a worker held that is no more
             if any(lanes) or (first and float(first[1]) / 1000 <= now_s + AHEAD_S):
                 wanted.add(queue)
-        return Sight(frozenset(wanted), not busy and not self._connected(clients or b""), serving)
+        idle = not busy and not entries and not self._connected(clients or b"")
+        return Sight(frozenset(wanted), idle, serving, bool(entries))
 
     def _sizes(self, queues: Sequence[str]) -> Iterator[list[Any]]:
         """Yield for each queue: entries of each lane, claims, delayed ones, the first of these and its time."""
@@ -261,7 +264,7 @@ class Keeper:
 
     def _own_worker(self) -> list[str]:
         cores = str(server.host_cores())
-        options = ("-n", self.worker_name, "-c", cores, "-l", "info", "--all-queues", "--keeper")
+        options = ("-n", self.worker_name, "-c", cores, "-l", "info", "--all-queues", "--keeper", "-B")
         return embedded.daemon_command("nbqueue.cli", "worker", "--connect", self.places.connection_file, *options)
 
     @property

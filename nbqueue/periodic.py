@@ -545,6 +545,7 @@ def configured(app: App) -> list[Configured]:
     Raises:
         ImproperlyConfigured: one of them can't be understood; names it.
     """
+    app.finalize()
     found = []
     for name, said in dict(app.conf.beat_schedule).items():
         if not isinstance(said, Mapping):

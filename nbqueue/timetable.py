@@ -19,7 +19,6 @@ from nbqueue.wire import Wire, connect
 ENTRIES: Final = "nbq:beat:entries"
 STANDS: Final = "nbq:beat:stands"
 CALLS: Final = "nbq:beat:calls"
-ENABLED: Final = "nbq:beat:on"  # names of those that aren't paused; the keeper counts them
 CHANGES: Final = "nbq:beat:changes"
 OUTBOX: Final = "nbq:beat:outbox"
 DELETED: Final = "nbq:beat:deleted:"

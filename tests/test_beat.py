@@ -11,6 +11,7 @@ import pytest
 
 from nbqueue import App, beat, chain
 from nbqueue.beat import Beat
+from nbqueue.beside import BeatThread
 from nbqueue.exceptions import ImproperlyConfigured, UnknownTask
 from nbqueue.schedules import crontab
 from tests.helpers import wait_until
@@ -169,7 +170,11 @@ def test_settings_come_into_the_schedule_and_leave_it_with_the_app(site: Site) -
         "mornings": {"task": "proj.add", "schedule": crontab(hour=7, minute=30, day_of_week="mon-fri"), "args": (3, 4)},
     }
     app.conf.timezone = "Europe/Oslo"
-    app.add_periodic_task(timedelta(seconds=30), app.tasks["proj.add"].s(5, 6), name="added")
+
+    @app.on_after_configure.connect
+    def set_up(sender: App, **_: Any) -> None:
+        sender.add_periodic_task(timedelta(seconds=30), sender.tasks["proj.add"].s(5, 6), name="added")
+
     with Beat(app) as made:
         made.turn(wait=False)
     found = {entry.name: entry for entry in app.beat.list()}
@@ -238,15 +243,16 @@ def test_beat_that_leads_no_more_fires_nothing(site: Site, leading: Beat, monkey
 
 
 def test_change_takes_effect_at_once(site: Site) -> None:
-    with beat.BeatThread(site.app, sync=False) as running:
-        wait_until(lambda: running.beat.leads, 5, "it to lead")
+    with BeatThread(site.app, sync=False):
+        wait_until(lambda: site.app.beat.leader() is not None, 5, "it to lead")
         site.app.beat.add("quick", 0.5, site.app.task(add).s(1, 1))
         began = time.monotonic()
         wait_until(lambda: site.app.beat.get("quick").count > 1, 5, "two firings")
         assert time.monotonic() - began < 4.0
         site.app.beat.pause("quick")
         count = site.app.beat.get("quick").count
-        assert running.beat._stopped.wait(0.7) is False
+        site.app.beat.add("other", 0.3, site.app.task(add).s(1, 1))
+        wait_until(lambda: site.app.beat.get("other").count > 2, 5, "another to fire")
         assert site.app.beat.get("quick").count == count
 
 

@@ -51,6 +51,7 @@ from nbqueue.messages import (
     open_facts,
     open_group,
     open_mark,
+    open_reply,
     open_stored,
     pack_body,
     sign_code,
@@ -274,6 +275,7 @@ def open_signed(kind: str, text: bytes) -> None:
         "record": lambda text: open_fact(text, SIGNER, kind="record"),
         "event": lambda text: open_fact(text, SIGNER, kind="event"),
         "saved": lambda text: open_saved(text, "i", SIGNER),
+        "reply": lambda text: open_reply(text, "n", SIGNER),
         "entry": lambda text: open_entry(text, "e", SIGNER),
         "stand": lambda text: open_stand(text, ENTRY, SIGNER),
     }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Workers": {
         "worker": "worker",
+        "beat": "beat",
         "status": "queues",
         "inspect": "remote",
         "control": "remote",

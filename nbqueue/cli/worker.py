@@ -115,6 +115,7 @@ def cores(text: str) -> int:
     "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
 )
 @click.option("--serve-celery", is_flag=True, help="Follow Celery's commands too, which nobody signs.")
+@click.option("-B", "--beat", is_flag=True, help="Send what is due too, as nbqueue beat does.")
 @click.option("--keeper", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
@@ -132,6 +133,7 @@ def worker(
     memory_limit: str | None,
     max_tasks_per_child: int | None,
     max_memory_per_child: int | None,
+    beat: bool,
     keeper: bool,
     **options: Any,
 ) -> None:
@@ -148,7 +150,6 @@ def worker(
 
     In names of files %n is the worker's name, %h its host.
     """  # noqa: D301 - click's sign for lines to leave as they are
-    del keeper  # says in a process list who started it
     directory = Path.cwd()
     options = prepare(ctx, options)
     name = daemon.expanded(name or "")
@@ -177,6 +178,7 @@ def worker(
             preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
             for module in modules:
                 importlib.import_module(module)
+            app.finalize()
             client = told(app.link, app.conf)
             own = (preload, max_tasks_per_child, max_memory_per_child)
             started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
@@ -209,10 +211,21 @@ def worker(
         finally:
             gc.enable()
         daemon.tell_ready(options["ready_fd"])
+        stack.enter_context(_beside(app, made.name, wanted=beat, keeper=keeper))
         code = made.run()
     if made.new_code.due:
         begin_anew(str(directory))
     ctx.exit(code)
+
+
+def _beside(app: App, name: str, *, wanted: bool, keeper: bool) -> contextlib.AbstractContextManager[object]:
+    """Return the beat of a worker, to be entered."""
+    if not wanted:
+        return contextlib.nullcontext()
+    from nbqueue.beside import BeatThread  # most workers have none
+
+    # The keeper's worker has one for whatever is scheduled later, and most of them never need it.
+    return BeatThread(app, name=name, sync=not keeper, lazy=keeper)
 
 
 def _importable(app: App) -> str:

@@ -48,6 +48,30 @@ class LocalWorker:
         return self.process.end((signal.SIGTERM, grace_s), *_STEPS)
 
 
+@dataclass(frozen=True)
+class LocalBeat:
+    """A beat process of this machine.
+
+    Args:
+        name: as people are shown it.
+        log: what it writes.
+        process: known by its lock.
+    """
+
+    name: str
+    log: Path
+    process: PidFile
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it lives."""
+        return self.process.held()
+
+    def stop(self, grace_s: float = 5.0) -> bool:
+        """Stop it; another that stands by takes over. Tell whether it is gone."""
+        return self.process.end((signal.SIGTERM, grace_s), (signal.SIGKILL, 2.0))
+
+
 def start_worker(
     app: App, concurrency: int = 0, *, queues: Sequence[str] = (), module: str = "", wait_s: float = START_S
 ) -> LocalWorker:
@@ -90,6 +114,41 @@ def start_worker(
     raise ImproperlyConfigured(f"the worker {name} did not start. The end of its log:\n{tail(log)}")
 
 
+def start_beat(app: App, *, module: str = "", wait_s: float = START_S) -> LocalBeat:
+    """Start a beat for an app; return it once one leads.
+
+    Args:
+        app: whose schedule it sends.
+        module: what `-A` would name, for entries in its settings.
+        wait_s: seconds for it to show itself.
+
+    Raises:
+        ImproperlyConfigured: it ended, or none leads; with the end of its log.
+    """
+    folder, logs = app.link.directory / "workers", app.link.directory / "logs"
+    for directory in (folder, logs):
+        make_private(directory)
+    name, process = _free(folder, "beat")
+    log = logs / f"{name}.log"
+    full_name = f"{name}@{socket.gethostname()}"
+    named = ["-A", module] if module else []
+    started = start_detached(
+        embedded.daemon_command("nbqueue.cli", *named, "beat", "--connect", _file(app, folder), "-n", full_name),
+        process,
+        log=log,
+        environment=embedded.process_environment(Environment.read().variables),
+        cwd=Path.cwd(),
+    )
+    deadline = time.monotonic() + wait_s
+    while started and process.held() and time.monotonic() < deadline:
+        leader = app.beat.leader()
+        if leader is not None and (leader.name == full_name or leader.standby):
+            return LocalBeat(full_name, log, process)
+        time.sleep(0.05)
+    process.end((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0))
+    raise ImproperlyConfigured(f"the beat {name} did not start. The end of its log:\n{tail(log)}")
+
+
 def find_worker(app: App, name: str) -> LocalWorker | None:
     """Return the worker of this name if it was started from a notebook on this machine; else None."""
     short, _, host = name.partition("@")
@@ -105,12 +164,12 @@ def log_of(app: App, name: str) -> Path:
     return app.link.directory / "logs" / ("worker.log" if short == "local" else f"{Path(short).name}.log")
 
 
-def _free(folder: Path) -> tuple[str, PidFile]:
-    """Return the first name that no living worker of this machine has."""
+def _free(folder: Path, kind: str = "local") -> tuple[str, PidFile]:
+    """Return the first name that no living process of this machine has."""
     for number in itertools.count(1):
-        process = PidFile(folder / f"local-{number}.pid")
+        process = PidFile(folder / f"{kind}-{number}.pid")
         if not process.held():
-            return f"local-{number}", process
+            return f"{kind}-{number}", process
     raise AssertionError("unreachable")
 
 

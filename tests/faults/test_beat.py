@@ -1,0 +1,240 @@
+"""Beats that are killed, frozen, doubled and cut off: each due time is sent once."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from nbqueue.exceptions import BackendUnavailable, SendFailed
+from nbqueue.periodic import open_timetable
+from nbqueue.server import Wire
+from tests.helpers import wait_until
+from tests.homes import Home
+from tests.workers import ROOT, Site
+
+pytestmark = pytest.mark.faults
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+class Beats:
+    """Beat processes on a site, by name."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        site = self.site
+        variables = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "NBQUEUE_BROKER_URL": site.broker_url,
+            **({"NBQUEUE_RESULT_BACKEND": site.server.url} if site.on_rabbitmq else {}),
+            "NBQUEUE_KEY_FILE": str(site.key_file),
+        }
+        with (site.server.directory / f"{name}.log").open("w") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "nbqueue", "beat", "-n", name, "-l", "debug"],
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def leader(self) -> str:
+        found = self.site.app.beat.leader()
+        return "" if found is None else found.name
+
+    def wait_for_leader(self, *, other_than: str = "", timeout_s: float = 15.0) -> str:
+        wait_until(lambda: self.leader() not in ("", other_than), timeout_s, "a beat to lead")
+        return self.leader()
+
+    def wait_for_standby(self, number: int) -> None:
+        def standby() -> int:
+            found = self.site.app.beat.leader()
+            return -1 if found is None else found.standby
+
+        wait_until(lambda: standby() == number, 15, f"{number} beats to stand by")
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def beats(site: Site) -> Iterator[Beats]:
+    made = Beats(site)
+    yield made
+    made.end()
+
+
+def sent(site: Site) -> Counter[str]:
+    """Return how often each id was sent: no worker takes any."""
+    with site.server.client() as client:
+        entries: Any = client.xrange(f"nbq:{{{site.queue}}}:n")
+    return Counter(fields[b"i"].decode() for _, fields in entries)
+
+
+def check_once(site: Site, name: str) -> None:
+    """Assert that each due time was sent once, and that none is missing."""
+    entry = site.app.beat.get(name)
+    found = sent(site)
+    assert set(found.values()) == {1}
+    assert len(found) == entry.count
+    assert [run.id for run in entry.runs if run.id] == list(found)[-len(entry.runs) :]
+
+
+def test_three_beats_send_each_due_time_once(site: Site, beats: Beats) -> None:
+    for name in ("a", "b", "c"):
+        beats.start(name)
+    beats.wait_for_standby(2)
+    site.app.beat.add("often", 0.25, site.app.task(nothing))
+    wait_until(lambda: site.app.beat.get("often").count >= 12, 15, "a dozen firings")
+    site.app.beat.pause("often")
+    check_once(site, "often")
+    entry = site.app.beat.get("often")
+    steps = [(b.due_at - a.due_at).total_seconds() for a, b in itertools.pairwise(entry.runs)]
+    assert sum(round(step / 0.25) - 1 for step in steps) == sum(run.missed for run in entry.runs[1:])
+
+
+def test_leader_that_is_killed_is_followed_within_seconds(site: Site, beats: Beats) -> None:
+    beats.start("a")
+    beats.wait_for_leader()
+    beats.start("b")
+    beats.wait_for_standby(1)
+    site.app.beat.add("often", 0.5, site.app.task(nothing), policy="all")
+    wait_until(lambda: site.app.beat.get("often").count >= 2, 15, "firings")
+    beats.processes["a"].kill()
+    began = time.monotonic()
+    assert beats.wait_for_leader(other_than="a") == "b"
+    assert time.monotonic() - began < 10.0
+    count = site.app.beat.get("often").count
+    wait_until(lambda: site.app.beat.get("often").count > count + 8, 15, "missed firings to be made good")
+    site.app.beat.pause("often")
+    check_once(site, "often")
+    due = [run.due_at.timestamp() for run in site.app.beat.get("often").runs]
+    assert all(round(b - a, 3) == 0.5 for a, b in itertools.pairwise(due))
+
+
+def test_leader_that_was_frozen_sends_nothing_twice(site: Site, beats: Beats) -> None:
+    beats.start("a")
+    beats.wait_for_leader()
+    beats.start("b")
+    beats.wait_for_standby(1)
+    site.app.beat.add("often", 0.25, site.app.task(nothing))
+    wait_until(lambda: site.app.beat.get("often").count >= 2, 15, "firings")
+    beats.processes["a"].send_signal(signal.SIGSTOP)
+    assert beats.wait_for_leader(other_than="a") == "b"
+    count = site.app.beat.get("often").count
+    wait_until(lambda: site.app.beat.get("often").count >= count + 2, 15, "firings of the other")
+    beats.processes["a"].send_signal(signal.SIGCONT)
+    beats.wait_for_standby(1)
+    assert beats.leader() == "b"
+    site.app.beat.pause("often")
+    check_once(site, "often")
+
+
+def test_leader_goes_on_when_the_server_was_restarted(site: Site, beats: Beats) -> None:
+    beats.start("a")
+    beats.wait_for_leader()
+    site.app.beat.add("often", 0.25, site.app.task(nothing))
+    wait_until(lambda: site.app.beat.get("often").count >= 2, 15, "firings")
+    site.server.stop()
+    site.server.start()
+
+    def count() -> int:
+        try:
+            return site.app.beat.get("often").count
+        except (BackendUnavailable, SendFailed):
+            return 0
+
+    before = count()
+    wait_until(lambda: count() >= before + 3, 20, "firings after the restart")
+    site.app.beat.pause("often")
+    check_once(site, "often")
+
+
+def test_firing_between_the_record_and_the_queue_is_sent_by_the_next_leader(site: Site, beats: Beats) -> None:
+    """Where queues are elsewhere, a beat may end between the two: what it has fired waits in the outbox."""
+    site.app.beat.add("once", 3600.0, site.app.task(nothing))
+    timetable = open_timetable(site.app, "nbq-test")
+    timetable.joined = False
+    site.app.beat._timetable = timetable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbqueue.periodic.send_outbox", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            site.app.beat.run_now("once")
+    (waiting,) = timetable.outbox()
+    assert not sent(site)
+    from nbqueue.periodic import send_outbox
+
+    assert send_outbox(timetable, site.app.broker.publish) == 1
+    assert send_outbox(timetable, site.app.broker.publish) == 0
+    site.app.broker.publish([waiting])  # as one that was not noted as sent
+    assert sent(site) == {waiting.id: 1}
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+_ADD: Final = """
+from nbqueue import App
+app = App(by_value=True)
+def job():
+    print("ran")
+    return 42
+job.__module__ = "__main__"
+app.beat.add("alone", "every 1 s", app.task(job))
+"""
+
+
+def test_what_is_scheduled_runs_when_nobody_is_there(tmp_path: Path) -> None:
+    with Home() as home:
+        subprocess.run([sys.executable, "-c", _ADD], env=home.variables, cwd=ROOT, check=True)
+        data = str(home.places.data)
+
+        def runs() -> int:
+            done = Wire(home.places.socket, "nbq-test")
+            try:
+                found = done.call("HGET", "nbq:beat:stands", "alone")
+            finally:
+                done.close()
+            return 0 if found is None else len(json.loads(base64.b64decode(json.loads(found)["body"]))["runs"])
+
+        wait_until(lambda: runs() >= 2, 30, f"two runs of what is in {data}")
+        worker = home.places.worker.pid()
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        before = runs()
+        wait_until(lambda: runs() >= before + 2, 30, "the keeper to start another")
+        said = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from nbqueue import App; e = App(by_value=True).beat.get('alone'); print(e.runs[0])",
+            ],
+            env=home.variables,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert "state='SUCCESS'" in said
