@@ -280,6 +280,16 @@ class Publisher:
         """Drop the messages that wait; return how many."""
         return sum(self._ask(queue, level, purge=True) for level in levels)
 
+    def delete(self, queue: str, levels: Iterable[int]) -> None:
+        """Remove the queues of these priorities, with what waits in them."""
+        self.open()
+        assert self._connection is not None
+        with self._connection.channel() as channel:
+            for level in levels:
+                channel.queue_delete(stream_key(queue, lane_of(level)))
+        assert self._queues is not None
+        self._queues.forget()
+
     def open(self) -> None:
         """Connect, unless the connection stands."""
         if self._connection is not None:

@@ -130,6 +130,12 @@ class AmqpBroker(ServerBroker):
         with self._publishing() as publisher:
             return publisher.purge(queue, self._levels(queue)) + self._attempts.purge(queue)
 
+    def forget_queue(self, queue: str) -> None:
+        """Remove a queue that nobody listens to any more, with what waits in it. Nothing of it may be claimed."""
+        with self._publishing() as publisher:
+            publisher.delete(queue, self._levels(queue))
+        super().forget_queue(queue)
+
     def send_kept(self, messages: Sequence[tuple[Outgoing, str]]) -> list[str]:
         """Send messages, each with the id of its map, in place of kept ones; say `sent`, `unknown` or `live`."""
         with self._translated():

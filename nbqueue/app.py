@@ -65,10 +65,11 @@ from nbqueue.routing import Call, Route, Router, check_queue, find_route, router
 from nbqueue.routing import priority as check_priority
 from nbqueue.signals import Signal
 from nbqueue.signing import Signer
+from nbqueue.spread import Spread
 from nbqueue.tasks import OPTIONS, Task, elsewhere
 from nbqueue.times import due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
-from nbqueue.watcher import Offer, Watcher, known_offers
+from nbqueue.watcher import ALIVE_S, Offer, Watcher, known_offers
 
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
@@ -128,6 +129,7 @@ class App:
         self._ids = Ids()
         self.tasks: dict[str, Task] = {}
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
+        self._spread = Spread()
         self._pipelines = threading.local()
         self._lock = threading.RLock()
         self._link: Link | None = None
@@ -280,6 +282,7 @@ class App:
         graph = plans.pack(plan, self, packer)
         drawn = draw(graph)
         for queue in {kind.queue for kind in drawn.kinds}:
+            self._spread.require_one(self.conf, queue, "a canvas")
             self.broker.check_queue(queue)
         for kind, text in zip(drawn.kinds, graph.kinds, strict=True):
             _check_steering(kind, len(text) + max(len(node.id) for node in graph.nodes))
@@ -342,21 +345,30 @@ class App:
         *,
         queue: str | None = None,
         priority: int | None = None,
+        exchange: str | None = None,
+        routing_key: str | None = None,
     ) -> tuple[str, int]:
         """Return the queue and priority of a call: those given, else of the first route for it, else the defaults.
 
+        Where several queues, or a broadcast, are meant, that is a name that only `send` understands.
+
         Raises:
-            ImproperlyConfigured: that queue isn't known, and `task_create_missing_queues` is off.
+            ImproperlyConfigured: that queue isn't known, and `task_create_missing_queues` is off; or no queue is bound
+                to the exchange for this key.
         """
         conf = self.conf
         route = Route()
         if conf.task_routes is not None and (queue is None or priority is None):
             if self._routes[0] is not conf.task_routes:
                 self._routes = (conf.task_routes, routers(conf.task_routes))
-            options = {"queue": queue, "priority": priority}
+            options = {"queue": queue, "priority": priority, "exchange": exchange, "routing_key": routing_key}
             route = find_route(self._routes[1], Call(name, args, kwargs or {}, options))
+        if queue is None and (exchange is not None or routing_key is not None):
+            queue = self._spread.bound(conf, route, exchange, routing_key)
+        elif queue is None and route.queue is None and (route.exchange is not None or route.routing_key is not None):
+            queue = self._spread.bound(conf, route, None, None)
         queue = queue or route.queue or conf.task_default_queue
-        if not conf.task_create_missing_queues:
+        if not conf.task_create_missing_queues and queue not in self._spread:
             check_queue(queue, conf.task_queues or (conf.task_default_queue,))
         found = route.priority if priority is None else priority
         return queue, conf.task_default_priority if found is None else found
@@ -563,6 +575,23 @@ class App:
             retry: try again when the broker can't be reached.
             retry_policy: how often, and how long between.
         """
+        if not self._spread.is_one(self.conf, steering.queue):
+            sent: list[results.AsyncResult] = []
+            for queue in self._queues_of(steering.queue):
+                copy = msgspec.structs.replace(steering, queue=queue)
+                sent.append(
+                    self.send(
+                        copy,
+                        code,
+                        args,
+                        packer,
+                        task_id=None if sent else task_id,
+                        ignore_result=ignore_result,
+                        retry=retry,
+                        retry_policy=retry_policy,
+                    )
+                )
+            return sent[0]
         id_, nonce = self._ids.draw()
         steering = msgspec.structs.replace(steering, id=task_id or id_, nonce=nonce, ignore_result=ignore_result)
         _check_size(steering.shown_name, len(code) + len(args))
@@ -599,6 +628,13 @@ class App:
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
 
+    def _queues_of(self, name: str) -> list[str]:
+        """Return the queues that a name stands for, as they are listened to now."""
+        listened = [
+            queue for offer, age in self.offers() if age <= ALIVE_S and not offer.stopping for queue in offer.queues
+        ]
+        return self._spread.queues(name, listened)
+
     @contextmanager
     def pipeline(self) -> Iterator[Pipeline]:
         """Send what this thread calls in a `with` block while it goes on; confirmed together when the block ends.
@@ -626,6 +662,7 @@ class App:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
+        self._spread.require_one(self.conf, steering.queue, "a map")
         id_, nonce = self._ids.draw()
         group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
         _check_steering(group, len(encode_steering(group)))

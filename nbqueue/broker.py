@@ -137,6 +137,11 @@ class ServerBroker(abc.ABC):
         with self._translated():
             return self.streams.revoke(items)
 
+    def forget_queue(self, queue: str) -> None:
+        """Remove a queue that nobody listens to any more, with what waits in it. Nothing of it may be claimed."""
+        with self._translated():
+            self.streams.forget_queue(queue)
+
     def queues(self) -> set[str]:
         """Return the names of all queues that anything was ever sent to."""
         with self._translated():

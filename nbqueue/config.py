@@ -19,9 +19,10 @@ from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from nbqueue.bindings import KINDS, bound_queues
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.limits import size_bytes
-from nbqueue.routing import priority, queue_names, routers
+from nbqueue.routing import priority, routers
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
 AMQP_SCHEMES: Final = ("amqp", "amqps")
@@ -102,6 +103,10 @@ class Settings(_Layered):
     task_default_priority: int = 0  # 0 to 9, which is the soonest
     task_routes: Any = None  # as `routing.routers` takes it
     task_queues: tuple[str, ...] = ()  # what workers listen to by default; the default queue if empty
+    task_default_exchange: str | None = None  # of queues and calls that name none; the default queue's name if None
+    task_default_exchange_type: str = "direct"  # of that
+    task_default_routing_key: str | None = None  # likewise; the default queue's name if None
+    worker_direct: bool = False  # each worker also listens to a queue of its own, NAME.dq
     task_create_missing_queues: bool = True  # False: a queue that isn't in task_queues is an error
     task_ignore_result: bool = False
     task_always_eager: bool = False  # calls run in the process that makes them
@@ -417,6 +422,12 @@ def _optional(name: str, kind: type, word: str) -> Callable[[Any], Any]:
     return check
 
 
+def _exchange_type(value: Any) -> str:
+    if value not in (None, *KINDS):
+        raise ImproperlyConfigured(f"task_default_exchange_type must be one of {', '.join(KINDS)}, not {value!r}")
+    return value or "direct"
+
+
 def _tls(name: str) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         from nbqueue.tls import tls_options  # few need it
@@ -456,7 +467,9 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,
     "task_routes": _routes,
-    "task_queues": queue_names,
+    "task_default_exchange": _optional("task_default_exchange", str, "a string"),
+    "task_default_exchange_type": _exchange_type,
+    "task_queues": bound_queues,
 }
 _MISSING: Final = object()
 _DEFAULTS: Final[dict[str, Any]] = {

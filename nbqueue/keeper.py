@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any, Final
 
 from nbqueue import embedded, log, server
+from nbqueue.bindings import is_own
 from nbqueue.config import Environment
 from nbqueue.connection import Connection
 from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, LANES, QUEUES, SCHEDULED, WORKERS, queue_key, stream_key
@@ -211,6 +212,9 @@ class Keeper:
         wanted = set()
         busy = False
         for queue, (*lanes, claimed, delayed, first) in zip(queues, self._sizes(queues), strict=True):
+            if is_own(queue):  # no other worker takes what is there
+                busy = busy or bool(claimed)
+                continue
             busy = busy or any(lanes) or bool(claimed or delayed)
             # entries stay until they are acknowledged: also what a worker held that is no more
             if any(lanes) or (first and float(first[1]) / 1000 <= now_s + AHEAD_S):

@@ -1,5 +1,7 @@
 """Where a call goes: its queue and priority, from the call, its task or `task_routes`, in this order.
 
+A queue may also be named by what it is bound to, an exchange and a routing key: see `nbqueue.bindings`.
+
 Source: Celery's user guide, "Routing Tasks".
 """
 
@@ -15,8 +17,9 @@ from typing import Any, Final
 from nbqueue.exceptions import ImproperlyConfigured
 
 MAX_PRIORITY: Final = 9
-# Of AMQP, beside a queue in routes written for Celery.
-_WITHOUT_MEANING: Final = frozenset({"exchange", "exchange_type", "routing_key", "delivery_mode"})
+_NAMED: Final = ("queue", "exchange", "routing_key")
+# Of AMQP, in routes written for Celery.
+_WITHOUT_MEANING: Final = frozenset({"exchange_type", "delivery_mode"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a call goes, as far as a route says."""
+    """Where a call goes, as far as a route says. A queue that it names comes before an exchange."""
 
     queue: str | None = None
     priority: int | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
 
 
 Router = Callable[[Call], Route | None]
@@ -43,9 +48,9 @@ Router = Callable[[Call], Route | None]
 def routers(value: object) -> tuple[Router, ...]:
     """Return what `task_routes` holds: a dict from names or patterns to routes, a function, or a list of them.
 
-    A pattern is a glob or a compiled regular expression. A route is the name of a queue, or a dict with `queue` or
-    `priority`. A function gets name, args, kwargs and options, and returns a route, or None to leave the call to the
-    next; it may be named as `module.function`.
+    A pattern is a glob or a compiled regular expression. A route is the name of a queue, or a dict with `queue`,
+    `exchange`, `routing_key` or `priority`. A function gets name, args, kwargs and options, and returns a route, or
+    None to leave the call to the next; it may be named as `module.function`.
 
     Raises:
         ImproperlyConfigured: it holds something else.
@@ -84,24 +89,6 @@ def priority(value: object) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY):
         raise ImproperlyConfigured(f"priority must be a whole number from 0 to 9, the soonest, not {value!r}")
     return value
-
-
-def queue_names(value: object) -> tuple[str, ...]:
-    """Return the names in `task_queues`: texts, kombu's queues, or a dict from names.
-
-    Raises:
-        ImproperlyConfigured: it holds something else.
-    """
-    if value is None:
-        return ()
-    parts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    names: dict[str, None] = {}
-    for part in parts:
-        name = part if isinstance(part, str) else getattr(part, "name", None)
-        if not isinstance(name, str) or not name:
-            raise ImproperlyConfigured(f"task_queues must hold names of queues, not {part!r}")
-        names[name] = None
-    return tuple(names)
 
 
 def check_queue(queue: str, known: Sequence[str]) -> None:
@@ -148,13 +135,25 @@ def _function(function: Callable[..., Any]) -> Router:
 def _route(target: object) -> Route:
     if isinstance(target, str) and target:
         return Route(target)
+    if not isinstance(target, Mapping) and (name := _name(target)):
+        return Route(name)
     if isinstance(target, Mapping):
-        wrong = sorted(str(name) for name in target.keys() - {"queue", "priority"} - _WITHOUT_MEANING)
-        queue = target.get("queue")
-        queue = getattr(queue, "name", queue)
-        if not wrong and (queue is None or (isinstance(queue, str) and queue)):
-            return Route(queue, priority(target.get("priority")))
-    raise ImproperlyConfigured(f"a route is the name of a queue or a dict with queue or priority, not {target!r}")
+        known = {"queue", "priority", "exchange", "routing_key"}
+        wrong = sorted(str(key) for key in target.keys() - known - _WITHOUT_MEANING)
+        named = [_name(target.get(key)) for key in _NAMED]
+        if not wrong and all(
+            target.get(key) is None or name is not None for key, name in zip(_NAMED, named, strict=True)
+        ):
+            return Route(named[0] or None, priority(target.get("priority")), named[1], named[2])
+    raise ImproperlyConfigured(
+        f"a route is the name of a queue or a dict with queue, exchange, routing_key or priority, not {target!r}"
+    )
+
+
+def _name(value: object) -> str | None:
+    """Return a name: of a queue or exchange as kombu's, or a text."""
+    found = value if isinstance(value, str) else getattr(value, "name", None)
+    return found if isinstance(found, str) else None
 
 
 def _imported(path: str) -> Callable[..., Any]:

@@ -490,6 +490,15 @@ class Streams:
         self.client.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
         return dropped + int(delayed)
 
+    def forget_queue(self, queue: str) -> None:
+        """Remove a queue that nobody listens to any more, with what waits in it. Nothing of it may be claimed."""
+        kinds = ("delayed", "bodies", "claims", "levels", "sweeper", "listeners")
+        keys = [*(stream_key(queue, lane) for lane in LANES), *(queue_key(queue, kind) for kind in kinds)]
+        pipe = self.client.pipeline(transaction=True)
+        pipe.unlink(*keys)
+        pipe.srem(QUEUES, queue)
+        pipe.execute()
+
     def queues(self) -> set[str]:
         """Return the names of all queues that anything was ever sent to."""
         return {name.decode() for name in self.client.smembers(QUEUES)}

@@ -37,7 +37,7 @@ OPTIONS: Final = (
 MAP_OPTIONS: Final = frozenset(
     {
         *("queue", "countdown", "eta", "expires", "serializer", "shadow"),
-        *("time_limit", "soft_time_limit", "memory_limit", "priority"),
+        *("time_limit", "soft_time_limit", "memory_limit", "priority", "exchange", "routing_key"),
     }
 )
 
@@ -45,7 +45,7 @@ MAP_OPTIONS: Final = frozenset(
 _SENT: Final = frozenset(
     {
         *("task_id", "queue", "countdown", "eta", "expires", "serializer", "ignore_result", "shadow"),
-        *("time_limit", "soft_time_limit", "memory_limit", "priority"),
+        *("time_limit", "soft_time_limit", "memory_limit", "priority", "exchange", "routing_key"),
     }
 )
 
@@ -179,6 +179,8 @@ class Task:
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
         priority: int | None = None,
+        exchange: str | None = None,
+        routing_key: str | None = None,
         link: Any = None,
         link_error: Any = None,
         **unknown: Any,
@@ -202,6 +204,8 @@ class Task:
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
             priority: 0 to 9, which is the soonest.
+            exchange: with the next in place of `queue`: it goes to what `task_queues` binds to this exchange
+            routing_key: for this key; the default ones where None.
             link: a signature, or several, that get the value.
             link_error: a signature, or several, that are told of a failure.
             unknown: anything else is an error.
@@ -235,6 +239,8 @@ class Task:
             soft_time_limit=soft_time_limit,
             memory_limit=memory_limit,
             priority=priority,
+            exchange=exchange,
+            routing_key=routing_key,
             call=(args, kwargs),
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
@@ -363,12 +369,17 @@ class Task:
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
         priority: int | None = None,
+        exchange: str | None = None,
+        routing_key: str | None = None,
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
     ) -> tuple[Steering, bytes]:
         now = round(time.time(), 3)  # what a message says of its time takes less room so
         due = due_time(now, countdown, eta)
         given = self.priority if priority is None else check_priority(priority)
-        where, level = self.app.destination(self.name, *call, queue=queue or self.queue, priority=given)
+        queue = queue or (self.queue if exchange is None and routing_key is None else None)
+        where, level = self.app.destination(
+            self.name, *call, queue=queue, priority=given, exchange=exchange, routing_key=routing_key
+        )
         code, digest = self._code(packer) if self.by_value else (b"", "")
         # What travels with its code brings its app's settings; what goes by name finds its worker's.
         limits = (

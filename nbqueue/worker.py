@@ -25,6 +25,7 @@ import redis
 
 from nbqueue import pool as pools
 from nbqueue import states
+from nbqueue.bindings import broadcasts, is_own, own_queue
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
@@ -285,12 +286,14 @@ class Worker:
         """
         if not self.conf.task_create_missing_queues:
             check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
+        queue = own_queue(self.name, queue) if queue in broadcasts(self.conf.task_queues) else queue
         self.broker.check_queue(queue)
         self.exclude -= {queue}
         self._listen_to([*(one for one in self.queues if one != queue), queue])
 
     def listen_no_more(self, queue: str) -> None:
         """Listen to a queue no more; what was claimed of it runs."""
+        queue = own_queue(self.name, queue) if queue in broadcasts(self.conf.task_queues) else queue
         self._left.add(queue)
         if self.all_queues:
             self.exclude |= {queue}
@@ -429,7 +432,11 @@ class Worker:
 
     def _leave(self) -> None:
         self.ledger.flush()
-        self.consumer.leave(self.name, [*self.queues, *self._left.difference(self.queues)])
+        queues = [*self.queues, *self._left.difference(self.queues)]
+        self.consumer.leave(self.name, queues)
+        for queue in broadcasts(self.conf.task_queues):
+            if (own := own_queue(self.name, queue)) in queues:
+                self.broker.forget_queue(own)  # what is said to everybody is not said to who comes later
 
     def _wind_down(self) -> None:
         """Stop claiming and give back what has not started; at the second request also what runs."""
@@ -549,7 +556,8 @@ class Worker:
 
     def _follow_queues(self) -> None:
         if self.all_queues:
-            self.queues = sorted((self.broker.queues() | {self.conf.task_default_queue}) - self.exclude)
+            found = {queue for queue in self.broker.queues() if not is_own(queue)} | {self.conf.task_default_queue}
+            self.queues = self._own(sorted(found - self.exclude))
 
     def _chosen(self, queues: Sequence[str]) -> list[str]:
         """Return the queues to listen to, checked.
@@ -563,7 +571,13 @@ class Worker:
         if not self.conf.task_create_missing_queues:
             for queue in chosen:
                 check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
-        return chosen
+        return self._own(chosen)
+
+    def _own(self, queues: Sequence[str]) -> list[str]:
+        """Return these queues, with those of this worker's own in place of broadcasts, and the one for it alone."""
+        shared = broadcasts(self.conf.task_queues)
+        found = [own_queue(self.name, queue) if queue in shared else str(queue) for queue in queues]
+        return [*found, own_queue(self.name)] if self.conf.worker_direct else found
 
     # ---- claiming
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nbqueue import App
+from nbqueue.bindings import bound_queues
 from nbqueue.config import Settings
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.payloads import Packer
-from nbqueue.routing import Call, Route, find_route, queue_names, routers
+from nbqueue.routing import Call, Route, find_route, routers
 
 
 def route(routes: object, name: str, *args: Any) -> Route:
@@ -45,8 +46,9 @@ def test_function_may_be_named_by_its_path() -> None:
         routers("tests.test_routing.nothing")
 
 
-def test_keys_of_amqp_are_taken_and_mean_nothing() -> None:
-    assert route({"a": {"queue": "q", "routing_key": "q.x", "exchange": "e"}}, "a") == Route("q")
+def test_keys_of_amqp_are_taken() -> None:
+    given = {"queue": "q", "routing_key": "q.x", "exchange": SimpleNamespace(name="e"), "exchange_type": "topic"}
+    assert route({"a": given}, "a") == Route("q", None, "e", "q.x")
 
 
 @pytest.mark.parametrize("wrong", [5, {"a": 5}, {"a": {"que": "x"}}, {5: "q"}, {"a": {"priority": 10}}, [5]])
@@ -56,9 +58,9 @@ def test_routes_that_can_not_be_used_are_refused_when_they_are_set(wrong: object
 
 
 def test_queues_are_names_or_have_one() -> None:
-    assert queue_names(["a", SimpleNamespace(name="b"), "a"]) == ("a", "b")
-    assert queue_names({"a": {}, "b": {}}) == ("a", "b")
-    with pytest.raises(ImproperlyConfigured, match="names of queues, not 5"):
+    assert bound_queues(["a", SimpleNamespace(name="b"), "a"]) == ("a", "b")
+    assert bound_queues({"a": {}, "b": {}}) == ("a", "b")
+    with pytest.raises(ImproperlyConfigured, match="or queues as kombu's, not 5"):
         Settings().task_queues = (5,)  # type: ignore[assignment]
 
 

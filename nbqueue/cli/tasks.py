@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option("--expires", metavar="S|TIME", help="Drop it if it has not started after so many seconds, or by then.")
 @click.option("--serializer", metavar="NAME", help="Of the arguments.")
 @click.option("--queue", metavar="NAME", help="Where it waits. Default: as its routes say.")
-@click.option("--exchange", metavar="NAME", help="As Celery's.")
-@click.option("--routing-key", metavar="KEY", help="As Celery's.")
+@click.option("--exchange", metavar="NAME", help="Instead of a queue: what task_queues binds to this exchange …")
+@click.option("--routing-key", metavar="KEY", help="… for this key.")
 @click.pass_context
 def call(ctx: click.Context, /, name: str, args: str | None, kwargs: str | None, **options: Any) -> None:
     """Send a call of a task by its name, and print its id.

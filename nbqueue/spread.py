@@ -1,0 +1,93 @@
+"""Calls that go to several queues at once: those bound to one exchange, and the workers' own ones of a broadcast.
+
+Each queue gets a copy, which is a task of its own: an id stands for one message here. The handle is that of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nbqueue.bindings import Defaults, broadcasts, exchange_of, is_own, queues_for
+from nbqueue.config import Settings
+from nbqueue.exceptions import ImproperlyConfigured, SendFailed
+from nbqueue.routing import Route
+
+
+class Spread:
+    """Knows, for one app, which names stand for several queues."""
+
+    def __init__(self) -> None:
+        self._several: dict[str, tuple[str, ...]] = {}  # queues by the name that stands for them
+        self._of: object = ()
+        self._broadcasts: frozenset[str] = frozenset()
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self._several
+
+    def bound(self, conf: Settings, route: Route, exchange: str | None, routing_key: str | None) -> str:
+        """Return the queue that is bound to an exchange for a routing key, or a name that stands for several.
+
+        Args:
+            conf: of the app.
+            route: says what the call doesn't.
+            exchange: of the call.
+            routing_key: of the call.
+
+        Raises:
+            ImproperlyConfigured: none is bound so.
+        """
+        defaults = Defaults(
+            conf.task_default_exchange or conf.task_default_queue,
+            conf.task_default_exchange_type,
+            conf.task_default_routing_key or conf.task_default_queue,
+        )
+        if exchange is None:
+            exchange = route.exchange
+            if exchange is None and route.queue is not None:
+                exchange = exchange_of(route.queue, conf.task_queues, defaults)
+        found = queues_for(
+            conf.task_queues, defaults, exchange, route.routing_key if routing_key is None else routing_key
+        )
+        if len(found) == 1:
+            return found[0]
+        name = " + ".join(found)
+        self._several[name] = found
+        return name
+
+    def is_one(self, conf: Settings, queue: str) -> bool:
+        """Tell whether a name stands for one queue, which is nearly always so."""
+        if self._of is not conf.task_queues:
+            self._of, self._broadcasts = conf.task_queues, broadcasts(conf.task_queues)
+        return queue not in self._broadcasts and queue not in self._several
+
+    def require_one(self, conf: Settings, queue: str, what: str) -> None:
+        """Refuse what can't be copied.
+
+        Raises:
+            ImproperlyConfigured: the name stands for several queues.
+        """
+        if not self.is_one(conf, queue):
+            raise ImproperlyConfigured(
+                f"{what} can't go to several queues at once, as {queue!r} means; send single calls"
+            )
+
+    def queues(self, queue: str, listened: Iterable[str]) -> list[str]:
+        """Return the queues that a name stands for.
+
+        Args:
+            queue: the name.
+            listened: queues that living workers listen to.
+
+        Raises:
+            SendFailed: it is a broadcast, and no worker listens.
+        """
+        everyone = set(listened)
+        found: dict[str, None] = {}
+        for part in self._several.get(queue, (queue,)):
+            if part in self._broadcasts:
+                found.update(dict.fromkeys(sorted(own for own in everyone if is_own(own, part))))
+            else:
+                found[part] = None
+        if not found:
+            raise SendFailed(f"not sent: no worker listens to the broadcast {queue!r}")
+        return list(found)
