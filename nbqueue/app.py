@@ -282,7 +282,6 @@ class App:
         graph = plans.pack(plan, self, packer)
         drawn = draw(graph)
         for queue in {kind.queue for kind in drawn.kinds}:
-            self._spread.require_one(self.conf, queue, "a canvas")
             self.broker.check_queue(queue)
         for kind, text in zip(drawn.kinds, graph.kinds, strict=True):
             _check_steering(kind, len(text) + max(len(node.id) for node in graph.nodes))
@@ -628,6 +627,10 @@ class App:
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
         return results.AsyncResult(steering.id, self, watched=watched)
 
+    def require_one_queue(self, queue: str, what: str) -> None:
+        """Raise `ImproperlyConfigured` if a queue's name stands for several, to which `what` can't go."""
+        self._spread.require_one(self.conf, queue, what)
+
     def _queues_of(self, name: str) -> list[str]:
         """Return the queues that a name stands for, as they are listened to now."""
         listened = [
@@ -662,7 +665,7 @@ class App:
         """Send one task for each packed tuple of arguments; what they share travels once."""
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
-        self._spread.require_one(self.conf, steering.queue, "a map")
+        self.require_one_queue(steering.queue, "a map")
         id_, nonce = self._ids.draw()
         group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
         _check_steering(group, len(encode_steering(group)))

@@ -82,6 +82,7 @@ class Settings(_Layered):
     broker_use_ssl: Any = None  # True, or a dict: see `endpoints.tls_options`
     broker_transport_options: dict[str, Any] = field(default_factory=dict)  # `TRANSPORT_OPTIONS` have a meaning
     broker_connection_timeout: float | None = None  # seconds until a server that doesn't answer is away; 5 if None
+    broker_connection_retry_on_startup: bool = True  # False: a worker that doesn't reach its server at once fails
     broker_transport: str | None = None  # with the next five what broker_url says at once
     broker_host: str | None = None
     broker_port: int | None = None
@@ -234,7 +235,7 @@ class Settings(_Layered):
         set_here = {name: getattr(self, name) for layer in self._layers for name in layer}
         return {**self._idle, **set_here, **self.changed()}
 
-    def table(self, *, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
+    def table(self, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
         """Return what was set, by lower-case names, without secrets.
 
         Args:
@@ -244,7 +245,7 @@ class Settings(_Layered):
         found = {**(dict(self.items()) if with_defaults else {}), **self.changes}
         return {name: masked(value, name) if censored else value for name, value in sorted(found.items())}
 
-    def humanize(self, *, with_defaults: bool = False, censored: bool = True) -> str:
+    def humanize(self, with_defaults: bool = False, censored: bool = True) -> str:
         """Return what was set as lines of text; arguments as `table`."""
         return "\n".join(
             f"{name}: {value!r}" for name, value in self.table(with_defaults=with_defaults, censored=censored).items()

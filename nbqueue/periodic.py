@@ -443,6 +443,7 @@ class Schedule:
 
     def packed_message(self, steering: Steering, body: bytes, packer: Packer) -> Packed:
         """Return the call of a message that is sent again and again."""
+        self.app.require_one_queue(steering.queue, "an entry of the schedule")
         call = Call(encode_steering(msgspec.structs.replace(steering, session="")), body)
         return Packed(call, steering.shown_name, steering.queue, packer)
 

@@ -79,6 +79,7 @@ def _kind(found: Signature, shared: Mapping[str, Any], packer: Packer) -> tuple[
     ignore = options.pop("ignore_result", None)
     task = found.type
     steering, code = task.steering_of(packer, (found.args, found.kwargs), options)
+    task.app.require_one_queue(steering.queue, "a canvas")
     expires = found.options.get("expires", task.expires)
     if expires is None:
         until = 0.0

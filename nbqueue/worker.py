@@ -209,7 +209,10 @@ class Worker:
         try:
             self.pool.start()
             self._offline_since = time.monotonic()
-            self._online(self._reconnect)
+            if self.conf.broker_connection_retry_on_startup:
+                self._online(self._reconnect)
+            else:
+                self._reconnect_or_fail()
             logger.info("%s: %d children, queues %s", self.name, self.concurrency, ", ".join(self.queues))
             self._answer_celery()
             while not self._finished():
@@ -499,6 +502,17 @@ class Worker:
             # Never longer than half a lease: others wait a whole one before they take over what seems abandoned.
             longest = min(10.0, self.conf.worker_lease / 2)
             self._pause_s = min(longest, 2 * self._pause_s * random.uniform(0.7, 1.0))  # noqa: S311 - spreads workers
+
+    def _reconnect_or_fail(self) -> None:
+        """Connect.
+
+        Raises:
+            BackendUnavailable: the server can't be reached.
+        """
+        try:
+            self._reconnect()
+        except _OUTAGE as exc:
+            raise BackendUnavailable(f"{exc} It isn't waited for: broker_connection_retry_on_startup is off.") from exc
 
     def _reconnect(self) -> None:
         """Renew before anything else: what was taken over meanwhile stops here, and its outcome is dropped."""

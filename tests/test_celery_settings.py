@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, timedelta, timezone
@@ -17,6 +18,7 @@ from nbqueue import App, Celery
 from nbqueue.celery_settings import KNOWN, new_name, old_name
 from nbqueue.config import NEVER_S, Settings, masked
 from nbqueue.exceptions import ImproperlyConfigured
+from tests.workers import ROOT
 
 OLD = {
     "BROKER_URL": "redis://localhost",
@@ -72,6 +74,12 @@ def test_every_setting_of_celery_is_known_by_each_of_its_names() -> None:
     for name in KNOWN:
         assert new_name(old_name(name), ()) == name
         assert new_name(f"CELERY_{name.upper()}", (), "CELERY") == name
+
+
+def test_every_setting_that_is_known_by_a_field_has_an_effect_somewhere() -> None:
+    fenced = {"config.py", "celery_settings.py"}
+    code = "\n".join(path.read_text() for path in (ROOT / "nbqueue").rglob("*.py") if path.name not in fenced)
+    assert [name for name in Settings().keys() if not re.search(rf"\b{name}\b", code)] == []  # noqa: SIM118 - no dict
 
 
 def test_names_of_both_generations_mean_the_same_mixed_or_not() -> None:

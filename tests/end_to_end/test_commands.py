@@ -225,3 +225,12 @@ def test_worker_writes_log_lines_in_the_form_that_settings_say(idle_site: Site, 
     finally:
         os.kill(int((tmp_path / "w.pid").read_text()), signal.SIGTERM)
     wait_until(lambda: not (tmp_path / "w.pid").exists(), 15, "it to stop")
+
+
+def test_worker_that_is_not_to_wait_for_its_server_fails_at_once(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text("broker_connection_retry_on_startup = False\n")
+    words = ("--config", "settings", "-b", f"redis+socket://{tmp_path}/nobody", "worker")
+    said = run(idle_site, *words, directory=tmp_path)
+    assert said.returncode == 1
+    assert "broker_connection_retry_on_startup is off" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbqueue import App
+from nbqueue import App, group
 from nbqueue.broker import ServerBroker
 from nbqueue.exceptions import ImproperlyConfigured, SendFailed
 from nbqueue.execute import BoundTask
@@ -54,8 +54,17 @@ def test_fanout_sends_a_copy_to_each_queue(idle_site: Site, bound: App, tmp_path
     worker(idle_site)
     assert sent.get(timeout=20) == "paper"
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, 10, "the other copy to run")
+
+
+def test_what_can_not_be_copied_is_refused(bound: App) -> None:
+    task = bound.task(encode, bind=True, queue="everybody")
     with pytest.raises(ImproperlyConfigured, match="a map can't go to several queues at once"):
-        bound.task(encode, bind=True, queue="everybody").map([1])
+        task.map([1])
+    with pytest.raises(ImproperlyConfigured, match="a canvas can't go to several queues at once"):
+        group(task.s(), task.s())()
+    with pytest.raises(ImproperlyConfigured, match="an entry of the schedule can't go to several queues at once"):
+        bound.beat.add("often", 3600.0, task.s())
+    bound.beat.close()
 
 
 def test_broadcast_runs_once_in_every_worker_that_listens(idle_site: Site, bound: App, tmp_path: Path) -> None:
