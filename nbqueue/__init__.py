@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from nbqueue.app import App
     from nbqueue.app import App as Celery
     from nbqueue.canvas import Signature, chain, chord, chunks, group, signature, xmap, xstarmap
-    from nbqueue.current import attach, current_app, shared_task, task
+    from nbqueue.current import attach, shared_task, task
+    from nbqueue.current import proxy as current_app
     from nbqueue.execute import progress, track
+    from nbqueue.request import current_task
     from nbqueue.result import AsyncResult, EagerResult, GroupResult, ResultSet
     from nbqueue.tasks import Task
 
@@ -38,6 +40,7 @@ __all__ = [
     "chord",
     "chunks",
     "current_app",
+    "current_task",
     "group",
     "progress",
     "shared_task",
@@ -66,7 +69,8 @@ _PLACES = {
     "signature": "nbqueue.canvas:signature",
     "xmap": "nbqueue.canvas:xmap",
     "xstarmap": "nbqueue.canvas:xstarmap",
-    "current_app": "nbqueue.current:current_app",
+    "current_app": "nbqueue.current:proxy",
+    "current_task": "nbqueue.request:current_task",
     "progress": "nbqueue.execute:progress",
     "shared_task": "nbqueue.current:shared_task",
     "states": "nbqueue.states:",

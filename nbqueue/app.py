@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
-from nbqueue import canvas, eager, plans, states
+from nbqueue import canvas, declaring, eager, plans, states
 from nbqueue import result as results
 from nbqueue.acks import Acks
 from nbqueue.backends.base import Backend, Label
@@ -23,7 +23,7 @@ from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, scheme_of
 from nbqueue.configuration import Configuration, from_environment, zone
-from nbqueue.current import set_current_app
+from nbqueue.current import Shared, join, set_current_app
 from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, QueueSize, Revocation
 from nbqueue.exceptions import (
     AmbiguousLabel,
@@ -61,12 +61,13 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
+from nbqueue.request import current_request, get_current_task
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
 from nbqueue.routing import priority as check_priority
 from nbqueue.signals import Signal
 from nbqueue.signing import Signer
 from nbqueue.spread import Spread
-from nbqueue.tasks import OPTIONS, Task, elsewhere
+from nbqueue.tasks import Task, elsewhere
 from nbqueue.times import due_time, expiry_time
 from nbqueue.watched import WatchedMap, WatchedTask
 from nbqueue.watcher import ALIVE_S, Offer, Watcher, known_offers
@@ -98,6 +99,8 @@ class App:
         changes: settings, by their names.
         set_as_current: be the app that `@task` uses from now on.
         by_value: functions of modules travel with their code too.
+        strict_typing: arguments are checked where a call is made, unless its task says otherwise.
+        task_cls: the class of its tasks; `Task` if None.
         settings: more of them; other arguments of Celery's app are accepted.
     """
 
@@ -115,6 +118,8 @@ class App:
         changes: Mapping[str, Any] | None = None,
         set_as_current: bool = True,
         by_value: bool = False,
+        strict_typing: bool = True,
+        task_cls: type[Task] | None = None,
         **settings: Any,
     ) -> None:
         self.main = main
@@ -128,6 +133,9 @@ class App:
         self.session = new_nonce()
         self._ids = Ids()
         self.tasks: dict[str, Task] = {}
+        self.strict_typing = strict_typing
+        self.Task = task_cls or Task  # the class of its tasks that name no `base`; may be set
+        self._discovery = declaring.Discovery()
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
         self._spread = Spread()
         self._pipelines = threading.local()
@@ -145,6 +153,8 @@ class App:
         self.on_after_configure = Signal("app.on_after_configure")
         self.on_after_finalize = Signal("app.on_after_finalize")
         self.finalized = False
+        for shared in join(self):
+            self.share(shared)
         if set_as_current:
             set_current_app(self)
 
@@ -202,17 +212,42 @@ class App:
         self, run: Callable[..., Any] | None = None, **options: Any
     ) -> Task | Callable[[Callable[..., Any]], Task]:
         """Make a function a task; used as `@app.task` or `@app.task(queue="gpu")`. See `Task` for the options."""
-        if wrong := sorted(options.keys() - set(OPTIONS)):
-            raise TypeError(f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}")
 
         def register(function: Callable[..., Any]) -> Task:
-            task = Task(self, function, **options)
-            own = ("name", "bind", "by_value")
-            task.given = {option: value for option, value in options.items() if option not in own}
-            self.tasks[task.name] = task
-            return task
+            return declaring.made(self, function, options)
 
         return register if run is None else register(run)
+
+    def register_task(self, task: Task | type[Task], **options: Any) -> Task:
+        """Register a task of a class of one's own, derived from `Task`, with a method `run`."""
+        return declaring.registered(self, task, options)
+
+    def share(self, shared: Shared) -> Task:
+        """Have a task of what `@shared_task` declares."""
+        return declaring.share(self, shared)
+
+    def autodiscover_tasks(
+        self, packages: declaring.Packages = None, related_name: str | None = "tasks", force: bool = False
+    ) -> None:
+        """Let workers import the modules of tasks in these packages, if they have one.
+
+        Args:
+            packages: their names, or a function that returns them; those of Django's applications if None.
+            related_name: the module in each; None for the package itself.
+            force: import them here and now.
+        """
+        self._discovery.add(packages, related_name)
+        if force:
+            self.import_modules()
+
+    def import_modules(self) -> list[str]:
+        """Import what `autodiscover_tasks` looks for, as a worker does; return the modules' names."""
+        return self._discovery.run()
+
+    @property
+    def current_task(self) -> Any:
+        """Return the task that runs in this thread; None where none does."""
+        return get_current_task()
 
     def send_task(
         self,
@@ -233,8 +268,8 @@ class App:
             options: of `Task`, with that.
         """
         if run is not None:
-            return Task(self, run, name=name, **{"by_value": True, **options})
-        return self.tasks.get(name) or Task(self, elsewhere, name=name, by_value=False)
+            return Task.of(self, run, name=name, **{"by_value": True, **options})
+        return self.tasks.get(name) or Task.of(self, elsewhere, name=name, by_value=False)
 
     def signature(self, *args: Any, **options: Any) -> canvas.Signature:
         """Return a call that is not sent yet: `app.signature("tasks.add", args=(2, 2), countdown=10)`."""
@@ -243,8 +278,9 @@ class App:
     def series(self, task: Task, *, starred: bool) -> Task:
         """Return a task that runs another for each of its elements, one after the other."""
         if not task.by_value:
-            return Task(self, elsewhere, name=canvas.XSTARMAP if starred else canvas.XMAP, by_value=False)
-        return Task(self, canvas.in_series(task.run, starred=starred), name=task.name, by_value=True)
+            return Task.of(self, elsewhere, name=canvas.XSTARMAP if starred else canvas.XMAP, by_value=False)
+        run = task if task.bind else task.function
+        return Task.of(self, canvas.in_series(run, starred=starred), name=task.name, by_value=True)
 
     def send_canvas(
         self, found: canvas.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -561,6 +597,7 @@ class App:
         ignore_result: bool = False,
         retry: bool | None = None,
         retry_policy: Mapping[str, float] | None = None,
+        add_to_parent: bool = True,
     ) -> results.AsyncResult:
         """Send one task; return its handle once the broker has it.
 
@@ -573,6 +610,7 @@ class App:
             ignore_result: keep no value.
             retry: try again when the broker can't be reached.
             retry_policy: how often, and how long between.
+            add_to_parent: note it as a child of the task that sends it, if one does.
         """
         if not self._spread.is_one(self.conf, steering.queue):
             sent: list[results.AsyncResult] = []
@@ -588,11 +626,16 @@ class App:
                         ignore_result=ignore_result,
                         retry=retry,
                         retry_policy=retry_policy,
+                        add_to_parent=add_to_parent,
                     )
                 )
             return sent[0]
         id_, nonce = self._ids.draw()
         steering = msgspec.structs.replace(steering, id=task_id or id_, nonce=nonce, ignore_result=ignore_result)
+        if (request := current_request()) is not None:
+            steering = request.on(steering)
+            if add_to_parent:
+                request.add_child(steering.id)
         _check_size(steering.shown_name, len(code) + len(args))
         self._save(packer, steering)
         named = bool(code) and self.joined and self.codes.is_kept(steering.code, code, steering.expires)
@@ -668,6 +711,9 @@ class App:
         self.require_one_queue(steering.queue, "a map")
         id_, nonce = self._ids.draw()
         group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
+        if (request := current_request()) is not None:
+            group = request.on(group)
+            request.add_child(group.id, len(calls))
         _check_steering(group, len(encode_steering(group)))
         watched = WatchedMap(group, self.session)
         self._save(packer, group)

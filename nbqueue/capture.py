@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from operator import itemgetter
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from nbqueue.exceptions import SoftTimeLimitExceeded
 from nbqueue.messages import Output, Progress
@@ -78,6 +78,13 @@ class Interrupts:
             raise late
 
 
+class Flushed(Protocol):
+    """Is what a `Flusher` flushes."""
+
+    def flush(self) -> bool:
+        """Send what waits; tell whether something goes on waiting."""
+
+
 class Recorder:
     """Takes what one task says and sends it on, at most some 20 times a second.
 
@@ -89,7 +96,7 @@ class Recorder:
 
     def __init__(self, send: Send, interrupts: Interrupts | None = None, share: float = 1.0) -> None:
         self._send = send
-        self._interrupts = interrupts or Interrupts()
+        self.interrupts = interrupts or Interrupts()
         self._lock = threading.RLock()
         self._share = share
         self._room = HEAD_CHARACTERS if share == 1.0 else int(HEAD_CHARACTERS * share)
@@ -104,7 +111,7 @@ class Recorder:
 
     def write(self, stream: str, text: str) -> bool:
         """Take text of `stdout` or `stderr`; tell whether somebody has to flush it later."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             if self.closed or not text:
                 return False
             self.in_line = text[-1] != "\n"
@@ -135,7 +142,7 @@ class Recorder:
 
     def leave_out(self, stream: str, size: int) -> None:
         """Take note of text that is not told."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             if self._excess is None:
                 self._exceed(stream, "")
             if self._excess is not None:
@@ -143,7 +150,7 @@ class Recorder:
 
     def flush(self) -> bool:
         """Send what waits; tell whether something goes on waiting."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             self._send_text()
             if self._bars is not None:
                 self._bars.flush()
@@ -182,24 +189,24 @@ class Recorder:
         Args:
             kind: `display_data`, `update_display_data` or `execute_result`.
         """
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             output = Output(kind, data=data, metadata=metadata or {}, id=display_id)
             return not self.closed and self._made_displays().display(output)
 
     def clear(self, *, wait: bool = False) -> None:
         """Take away what was displayed, now or when something new is."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             if not self.closed:
                 self._made_displays().clear(wait=wait)
 
     def open_bar(self) -> tuple[int, int]:
         """Return the number of a new progress bar, and that of the one it is nested in; -1 if in none."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             return self._made_bars().open()
 
     def close_bar(self, number: int) -> None:
         """Forget that a bar is open."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             self._made_bars().close(number)
 
     def progress(self, progress: Progress, *, last: bool = False) -> bool:
@@ -207,12 +214,12 @@ class Recorder:
 
         What comes sooner is held; the answer tells whether somebody has to flush it later.
         """
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             return not self.closed and self._made_bars().progress(progress, last=last)
 
     def close(self) -> None:
         """Send what waits, and take nothing more."""
-        with self._interrupts, self._lock:
+        with self.interrupts, self._lock:
             if self._excess is not None:
                 self._parts += self._excess.take(int(TAIL_CHARACTERS * self._share), time.monotonic())
             if self._parts or self._bars is not None:
@@ -305,12 +312,12 @@ class Flusher:
     """A thread, started at the first need, that flushes recorders shortly after they were written to."""
 
     def __init__(self) -> None:
-        self._due: set[Recorder] = set()
+        self._due: set[Flushed] = set()
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def soon(self, recorder: Recorder) -> None:
+    def soon(self, recorder: Flushed) -> None:
         """Flush `recorder` within 50 ms."""
         with self._lock:
             self._due.add(recorder)

@@ -194,11 +194,14 @@ def _connect(client: dict[str, Any], registries: list[Any]) -> None:
 def _registry(spec: str) -> Any:
     """Return the App that `-A` or `include` names; None for a module that only adds tasks to one elsewhere."""
     try:
-        return find_app(spec)
+        app = find_app(spec)
     except ImproperlyConfigured:
         if spec not in sys.modules:
             raise
         return None
+    if hasattr(app, "import_modules"):
+        app.import_modules()
+    return app
 
 
 def _become_child(parent: int, wait_s: float, descriptors: list[int], server: ForkServer, errors: int) -> NoReturn:

@@ -14,9 +14,7 @@ from nbqueue.exceptions import ImproperlyConfigured
 logger = logging.getLogger(__name__)
 
 # Arguments of Celery's app that name parts which are what they are here.
-WITHOUT_MEANING: Final = frozenset(
-    {"amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "strict_typing", "task_cls", "tasks"}
-)
+WITHOUT_MEANING: Final = frozenset({"amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "tasks"})
 
 
 class Configuration:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from nbqueue import retries, serialization, states
+from nbqueue import callbacks, retries, serialization, stated, states
 from nbqueue.canvas import XMAP, XSTARMAP, Signature, in_series
-from nbqueue.capture import Flusher, Recorder
+from nbqueue.capture import Flushed, Flusher, Recorder
 from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
 from nbqueue.expand import Meeting, Plan, Shape, expand
@@ -43,7 +43,7 @@ _FILES: Final = (*OWN_FILES, "nbqueue/eager.py")
 class _Unwatched(Flusher):
     """Flushes nothing: nobody follows a call that runs here."""
 
-    def soon(self, recorder: Recorder) -> None:
+    def soon(self, recorder: Flushed) -> None:
         """Do nothing."""
 
 
@@ -73,7 +73,7 @@ def run(
         parent: the handle of what came before it.
     """
     id_ = str(options.get("task_id") or uuid.uuid4())
-    loaded = Loaded(task.run, task.retry_options, task.bind)
+    loaded = task.loaded
     while True:
         queue = str(options.get("queue") or task.queue or app.conf.task_default_queue)
         steering = Steering(id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time())
@@ -101,7 +101,7 @@ def _outcome(
     try:
         value = perform(loaded, request, args, kwargs)
         if request.again is not None:
-            return states.RETRY, None, None
+            return _retried(request, request.again)
     except Exception as exc:  # noqa: BLE001 - whatever a task raises is its outcome
         found: BaseException = exc
         try:
@@ -110,11 +110,24 @@ def _outcome(
             found = last
         else:
             if request.again is not None:
-                return states.RETRY, None, None
+                return _retried(request, request.again)
+        if isinstance(found, Ignore) and request.said_end is not None:
+            state, value = request.said_end
+            return (state, value, None) if state == states.SUCCESS else (state, stated.error_of(value), "")
         if isinstance(found, Ignore | Reject):
             return states.IGNORED if isinstance(found, Ignore) else states.REJECTED, found, None
+        if request.hooks:
+            callbacks.failed(request, found)
         return states.FAILURE, found, serialization.format_traceback(found, _FILES)
+    if request.hooks:
+        callbacks.succeeded(request, value)
     return states.SUCCESS, value, None
+
+
+def _retried(request: Request, plan: retries.Plan) -> tuple[str, Any, str | None]:
+    if request.hooks:
+        callbacks.retried(request, plan)
+    return states.RETRY, None, None
 
 
 def _store(app: App, result: EagerResult, steering: Steering, started: float) -> None:
@@ -198,7 +211,7 @@ class _Here:
         first: tuple[Any, ...] = ()
         if how == "error":
             lost = before[0]
-            several = takes_several(task.run)
+            several = takes_several(task.function)
             first = (SimpleNamespace(id=lost.id), lost.result, lost.traceback) if several else (lost.id,)
         elif not call.immutable and how != "nothing":
             first = ([one.result for one in before],) if how == "gather" else (before[0].result,)

@@ -15,14 +15,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from nbqueue import modules, retries, serialization, states
+from nbqueue import callbacks, modules, retries, serialization, stated, states
 from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
@@ -33,10 +30,8 @@ from nbqueue.exceptions import (
     BlobMissing,
     Ignore,
     ImproperlyConfigured,
-    MaxRetriesExceededError,
     NotRegistered,
     Reject,
-    Retry,
 )
 from nbqueue.hooks import AfterImport
 from nbqueue.messages import (
@@ -47,16 +42,37 @@ from nbqueue.messages import (
     Failure,
     Outcome,
     Progress,
-    Steering,
     decode_failure,
     decode_fed,
-    decode_steering,
     encode_again,
     encode_failure,
 )
 from nbqueue.modules import Importer, Module
 from nbqueue.paced import Send
 from nbqueue.payloads import Packer, Ref, modules_of
+from nbqueue.request import (
+    BoundTask,
+    Loaded,
+    Request,
+    begin,
+    current_request,
+    end,
+    leave_task,
+    while_it_runs,
+)
+
+__all__ = [
+    "BoundTask",
+    "Executor",
+    "Loaded",
+    "Request",
+    "current_request",
+    "find_app",
+    "leave_task",
+    "progress",
+    "track",
+    "while_it_runs",
+]
 
 T = TypeVar("T")
 # Files whose frames are machinery, not the task's.
@@ -65,152 +81,9 @@ CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew on
 MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
 _SERIES: Final = ("nbqueue.xmap", "nbqueue.xstarmap")
 OWN_FILES: Final = tuple(
-    f"nbqueue/{name}.py" for name in ("execute", "child", "serialization", "cellrun", "retries", "modules")
+    f"nbqueue/{name}.py"
+    for name in ("execute", "child", "serialization", "cellrun", "retries", "modules", "request", "callbacks", "tasks")
 )
-
-
-class Request:
-    """What a task may know of its own call. Times are Unix seconds."""
-
-    is_eager = False
-
-    def __init__(self, task: ChildTask, recorder: Recorder, flusher: Flusher) -> None:
-        self._task = task
-        self._flusher = flusher
-        self.recorder = recorder
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-        self.retry_options = retries.DEFAULTS
-        self.again: retries.Plan | None = None  # what the task has asked for
-
-    def tell_progress(self, progress: Progress, *, last: bool = False) -> None:
-        """Send how far a bar has come, now or a moment later."""
-        if self.recorder.progress(progress, last=last):
-            self._flusher.soon(self.recorder)
-
-    @cached_property
-    def steering(self) -> Steering:
-        """Return how it was sent."""
-        return decode_steering(self._task.steering)
-
-    @property
-    def id(self) -> str:
-        """Return the task's id."""
-        return self._task.id
-
-    @property
-    def task(self) -> str:
-        """Return the task's name."""
-        return self._task.task
-
-    @property
-    def attempt(self) -> int:
-        """Return how often it was delivered to a worker that began it, this time included."""
-        return self._task.attempt
-
-    @property
-    def retries(self) -> int:
-        """Return how often it was retried."""
-        return self._task.retries
-
-    @property
-    def group(self) -> str | None:
-        """Return the id of the map it belongs to."""
-        return self.steering.id if self._task.index >= 0 else None
-
-    @property
-    def timelimit(self) -> tuple[float | None, float | None]:
-        """Return its hard and soft limit, seconds; None where there is none."""
-        return self._task.time_limit or None, self._task.soft_time_limit or None
-
-    @property
-    def index(self) -> int:
-        """Return its place in the map; -1 outside one."""
-        return self._task.index
-
-    @property
-    def queue(self) -> str:
-        """Return the queue it came through."""
-        return self.steering.queue
-
-    @property
-    def hostname(self) -> str:
-        """Return the host it runs on."""
-        return socket.gethostname()
-
-
-@dataclass(frozen=True, slots=True)
-class BoundTask:
-    """What a task with `bind=True` gets as its first argument in a worker."""
-
-    name: str
-    request: Request
-    MaxRetriesExceededError: ClassVar = MaxRetriesExceededError
-
-    @property
-    def max_retries(self) -> int | None:
-        """Return how often it may be retried; None for as often as it likes."""
-        return self.request.retry_options.max_retries
-
-    @property
-    def default_retry_delay(self) -> float:
-        """Return the seconds until a retry that says nothing else."""
-        return self.request.retry_options.default_retry_delay
-
-    def retry(
-        self,
-        args: Iterable[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        exc: BaseException | None = None,
-        throw: bool = True,
-        eta: datetime | None = None,
-        countdown: float | None = None,
-        max_retries: int | None = None,
-    ) -> Retry:
-        """Run this task again later. The call ends here, unless `throw` is False: then it ends as it will.
-
-        Args:
-            args: other positional arguments; the same if None.
-            kwargs: other keyword arguments; the same if None.
-            exc: why; raised instead if no retries are left.
-            throw: raise `Retry`; False returns it, and whatever the task does afterwards it runs again.
-            eta: the instant, with its zone, before which it must not start.
-            countdown: seconds until it may start; the task's `default_retry_delay` if there is no `eta` either.
-            max_retries: how often it may be retried, instead of the task's own number.
-
-        Raises:
-            Retry: it will run again.
-            MaxRetriesExceededError: no retries are left, and there is no `exc`.
-        """
-        self.request.again = again = retries.plan(
-            self.request, args=args, kwargs=kwargs, exc=exc, eta=eta, countdown=countdown, max_retries=max_retries
-        )
-        if throw:
-            raise again.retry
-        return again.retry
-
-
-_request: ContextVar[Request | None] = ContextVar("nbqueue_request", default=None)
-
-
-def current_request() -> Request | None:
-    """Return the call that runs in this thread, or None outside a task."""
-    return _request.get()
-
-
-@contextlib.contextmanager
-def while_it_runs(request: Request) -> Iterator[None]:
-    """Let a call be the one that runs in this thread."""
-    token = _request.set(request)
-    try:
-        yield
-    finally:
-        _request.reset(token)
-
-
-def leave_task() -> None:
-    """Forget the call that runs in this thread: this process is a fork of the one that runs it."""
-    _request.set(None)
 
 
 def progress(done: float, total: float | None = None, message: str = "") -> None:
@@ -221,7 +94,7 @@ def progress(done: float, total: float | None = None, message: str = "") -> None
         total: how much there is; None if that isn't known.
         message: what is being done.
     """
-    request = _request.get()
+    request = current_request()
     if request is not None:
         finished = total is not None and done >= total
         request.tell_progress(Progress(0, float(done), _number(total), str(message), closed=finished), last=finished)
@@ -235,7 +108,7 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
         total: how many elements there are; asked of `iterable` if None.
         message: what is being done.
     """
-    request = _request.get()
+    request = current_request()
     if total is None:
         with contextlib.suppress(TypeError):
             total = len(iterable)  # type: ignore[arg-type]
@@ -258,14 +131,6 @@ def track(iterable: Iterable[T], total: float | None = None, message: str = "") 
     finally:
         request.recorder.close_bar(bar)
         say(closed=True)
-
-
-class Loaded(NamedTuple):
-    """A function as it is called here. `bind`: it takes the task as its first argument, whatever its caller knows."""
-
-    run: Callable[..., Any]
-    retry_options: retries.RetryOptions
-    bind: bool = False
 
 
 class Registry(Protocol):
@@ -385,12 +250,15 @@ class Executor:
         share = 1.0 if task.index < 0 else MEMBERS_SHARE
         recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
-        token = _request.set(request)
+        request.send = self.send
+        token = begin(request)
         try:
             value, summary = self._call(task, request)
             if request.again is not None:
                 return self._retried(task, request, request.again, started)
             body = self._pack(value, task)
+            if request.hooks:
+                callbacks.succeeded(request, value)
         except KeyboardInterrupt:
             close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
@@ -399,13 +267,15 @@ class Executor:
                 self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
-            return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary)
+            return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary, tuple(request.made))
         finally:
             with self.interrupts:  # one that comes now waits until all is told and the next task can begin
                 self.descriptors.look()
                 recorder.close()
+                if request.pace is not None:
+                    request.pace.close()
                 self.recorder = None
-                _request.reset(token)
+                end(token)
 
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
@@ -453,11 +323,22 @@ class Executor:
             raise
         except BaseException as last:  # noqa: BLE001 - no retries are left, or what is to be retried can't travel
             exc = last
+        if isinstance(exc, Ignore) and request.said_end is not None:
+            return self._said(task, request, *request.said_end, started)
         if isinstance(exc, Ignore | Reject):
             state = states.IGNORED if isinstance(exc, Ignore) else states.REJECTED
             body = b"requeue" if isinstance(exc, Reject) and exc.requeue else b""
             return Outcome(task.seq, state, body, started, time.time(), " ".join(str(exc).split())[:500])
-        return failed(task.seq, exc, started)
+        if request.hooks:
+            callbacks.failed(request, exc)
+        return failed(task.seq, exc, started, request)
+
+    def _said(self, task: ChildTask, request: Request, state: str, meta: Any, started: float) -> Outcome:
+        """Return the end that a task has given itself by `update_state`, before it raised `Ignore`."""
+        if state == states.FAILURE:
+            return failed(task.seq, stated.error_of(meta), started, request)
+        body, summary = self._pack(meta, task), summarize(meta)
+        return Outcome(task.seq, state, body, started, time.time(), "", summary, tuple(request.made))
 
     def _retried(self, task: ChildTask, request: Request, plan: retries.Plan, started: float) -> Outcome:
         """Return the end of a task that is to run again."""
@@ -466,6 +347,8 @@ class Executor:
             packer = Packer(modules_of(task.args))  # what came with the arguments goes on with them
             args = serialization.dumps_args(*plan.call, request.steering.serializer, packer)
             self._keep(packer)
+        if request.hooks:
+            callbacks.retried(request, plan)
         why = failed(task.seq, plan.retry.exc or plan.retry, started)
         limit = -1 if plan.max_retries is None else plan.max_retries
         body = encode_again(Again(why.body, plan.due, limit, args))
@@ -508,7 +391,8 @@ class Executor:
 
     def _in_series(self, *, starred: bool) -> Callable[[str, list[Any]], list[Any]]:
         def run_all(name: str, elements: list[Any]) -> list[Any]:
-            run = self._registered(name).run
+            found = self._registered(name)
+            run = found.task or found.run
             return [run(*element) if starred else run(element) for element in elements]
 
         return run_all
@@ -516,8 +400,8 @@ class Executor:
     def _loaded(self, digest: str) -> Loaded:
         loaded = self.functions.get(digest)
         if loaded is None:
-            function, options = serialization.loads_code_and_beside(self.codes[digest], self._read)
-            loaded = self.functions[digest] = Loaded(function, options or retries.DEFAULTS)
+            function, beside = serialization.loads_code_and_beside(self.codes[digest], self._read)
+            loaded = self.functions[digest] = _brought(function, beside)
         return loaded
 
     def _registered(self, name: str) -> Loaded:
@@ -525,19 +409,32 @@ class Executor:
             return Loaded(self._in_series(starred=name == _SERIES[1]), retries.DEFAULTS)
         for registry in self.registries:
             if name in registry.tasks:
-                task = registry.tasks[name]
-                return Loaded(task.run, task.retry_options, task.bind)
+                found: Loaded = registry.tasks[name].loaded
+                return found
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
 
 
+def _brought(function: Callable[..., Any], beside: Any) -> Loaded:
+    """Return a function that travelled with what came beside it: nothing, how it is retried, or more."""
+    if isinstance(beside, tuple):
+        return Loaded(function, *beside)
+    return Loaded(function, beside or retries.DEFAULTS)
+
+
 def perform(found: Loaded, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a task's function; return its value."""
     request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
-    if found.bind:
-        args = (BoundTask(request.task, request), *args)
-    value = found.run(*args, **kwargs)
+    request.loaded = found
+    if found.hooks:
+        callbacks.before(request)
+    if found.calls:
+        value = found.task(*args, **kwargs)
+    elif found.bind:
+        value = found.run(request.callee(), *args, **kwargs)
+    else:
+        value = found.run(*args, **kwargs)
     if inspect.iscoroutine(value):
         import asyncio  # noqa: PLC0415 - costs a fork server 12 ms at its start, and most tasks are plain functions
 
@@ -557,11 +454,12 @@ def _no_input(prompt: object = "", *_: object) -> str:
     raise RuntimeError(f"a task can't ask for input ({prompt!s}): nobody sits at the worker; pass it as a variable")
 
 
-def failed(seq: int, exc: BaseException, started: float) -> Outcome:
+def failed(seq: int, exc: BaseException, started: float, request: Request | None = None) -> Outcome:
     """Return the end of a task that raised."""
     failure = failure_of(exc)
     line = " ".join(f"{failure.type}: {failure.message}".split())
-    return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500])
+    made = tuple(request.made) if request is not None else ()
+    return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500], "", made)
 
 
 def failure_of(exc: BaseException) -> Failure:

@@ -6,7 +6,7 @@ Source: the names and meanings are those of `celery.result`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -106,13 +106,17 @@ class AsyncResult:
 
     @property
     def result(self) -> Any:
-        """Return the value, the exception of a task that failed or is to be retried, or None before that."""
+        """Return the value, or the exception of a task that failed or is to be retried.
+
+        Before that what goes with a state of the task's own, or None.
+        """
         fact = self.watched.fact
-        if fact is None:
-            latest = self.watched.latest
-            retried = latest is not None and latest.facts.state == states.RETRY
-            return error_of(latest) if latest is not None and retried else self.watched.trouble
-        return outcome_of(fact, self.app)
+        if fact is not None:
+            return outcome_of(fact, self.app)
+        latest = self.watched.latest
+        if latest is None or not latest.body:
+            return self.watched.trouble
+        return error_of(latest) if latest.facts.state == states.RETRY else value_of(latest, self.app)
 
     info = result
 
@@ -160,18 +164,28 @@ class AsyncResult:
 
     @property
     def children(self) -> list[AsyncResult] | None:
-        """Return the handles of the calls that follow it in a canvas; None while nothing is known of it."""
+        """Return the handles of the calls that it has made, and of those that follow it in a canvas.
+
+        None while nothing is known of it.
+        """
         latest = self.watched.latest
         steering = self.watched.steering
+        made = self._made(latest.children) if latest is not None else []
         graph = steering.graph if steering is not None else (latest.facts.graph if latest is not None else "")
         if not graph:
-            return None if latest is None and steering is None else []
+            return None if latest is None and steering is None else made
         text = self.app.backend.load_graph(graph)
         if text is None:
-            return []
+            return made
         node = steering.node if steering is not None else latest.facts.node if latest is not None else -1
         drawn = open_graph(text, graph, self.app.signer).graph
-        return [AsyncResult(drawn.id_of(n), self.app, parent=self) for n in drawn.nodes[node].follow]
+        return made + [AsyncResult(drawn.id_of(n), self.app, parent=self) for n in drawn.nodes[node].follow]
+
+    def _made(self, children: Iterable[tuple[str, bool]]) -> list[Any]:
+        """Return the handles of calls that it has made."""
+        return [
+            self.app.GroupResult(id_) if is_map else AsyncResult(id_, self.app, parent=self) for id_, is_map in children
+        ]
 
     @property
     def exists(self) -> bool:

@@ -13,10 +13,11 @@ Between a supervisor and its children nothing is signed; `ChildTask`, `Outcome` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
@@ -120,6 +121,12 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     graph: str = ""  # id of the canvas it is a call of
     node: int = -1  # its place in that
     acks: Acks | None = None  # what it says of its message itself
+    root: str = ""  # id of the call that it all began with; empty: this one
+    parent: str = ""  # id of the call that made this one
+    headers: dict[str, Any] = {}  # of the caller's own; JSON
+    reply_to: str = ""  # where the caller wants an answer; nothing here sends one
+    argsrepr: str = ""  # arguments as text, where the caller wants others shown
+    kwargsrepr: str = ""
 
     @property
     def shown_name(self) -> str:
@@ -260,6 +267,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     summary: str = ""  # what came out, one line
     eta: float = UNSET  # of what waits, or is to run again: when it may
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
+    children: str = ""  # digest of the text's `children`, which may be many
 
     @property
     def sent(self) -> float:
@@ -276,7 +284,7 @@ class FactText(msgspec.Struct, omit_defaults=True):
     status: str = ""
     result: Any = None
     traceback: str | None = None
-    children: tuple[()] = ()
+    children: Any = ()
     date_done: str | None = None
 
 
@@ -287,7 +295,7 @@ class CeleryText(msgspec.Struct):
     status: str
     result: Any
     traceback: str | None
-    children: tuple[()]
+    children: Any
     date_done: str | None
     nbq: str
     body: bytes
@@ -307,6 +315,7 @@ class Fact(msgspec.Struct, frozen=True, dict=True):
 
     facts: Facts
     body: bytes
+    children: tuple[tuple[str, bool], ...] = ()  # calls that the task has made: ids, and whether it is a map
 
     @cached_property
     def failure(self) -> Failure:
@@ -382,19 +391,46 @@ def open_group(text: bytes, signer: Signer) -> tuple[Steering, bytes]:
     return decode_steering(signer.verify("group", stored.nbq, stored.body)), stored.body
 
 
-def sign_record(facts: Facts, body: bytes, signer: Signer) -> bytes:
-    """Return the JSON text of a record, readable by Celery's clients as far as JSON goes."""
+def sign_record(
+    facts: Facts, body: bytes, signer: Signer, *, children: Sequence[tuple[str, int]] = (), shown: bytes = b""
+) -> bytes:
+    """Return the JSON text of a record, readable by Celery's clients as far as JSON goes.
+
+    Args:
+        facts: what it says.
+        body: value or failure.
+        signer: signs it.
+        children: calls that the task has made: ids, and how many members those of maps have.
+        shown: the value as JSON, for Celery's clients.
+    """
     result: Any = None
     traceback = None
+    made = [[[id_, None], [] if size else None] for id_, size in children]
+    if made:
+        facts = msgspec.structs.replace(facts, children=_children_digest(made))
     if facts.state in (states.FAILURE, states.RETRY):
         failure = decode_failure(body)
         result = {"exc_type": failure.type, "exc_message": [failure.message], "exc_module": "builtins"}
         traceback = failure.traceback
     elif facts.state == states.REVOKED:
         result = {"exc_type": "TaskRevokedError", "exc_message": [facts.error], "exc_module": "celery.exceptions"}
+    elif shown:
+        result = _json_of(shown)
     done = datetime.fromtimestamp(facts.at, UTC).isoformat() if facts.state in states.READY_STATES else None
     header = signer.sign("record", _encode(facts), body)
-    return _encode(CeleryText(facts.id, facts.state, result, traceback, (), done, header, body))
+    return _encode(CeleryText(facts.id, facts.state, result, traceback, made, done, header, body))
+
+
+def _children_digest(children: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(children)).hexdigest()[:32]
+
+
+def _json_of(text: bytes) -> Any:
+    """Return what JSON holds that a child has written; None if it holds nothing."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def open_fact(text: bytes | str, signer: Signer, *, kind: str | None = None) -> Fact:
@@ -423,7 +459,11 @@ def open_stored(stored: FactText, signer: Signer, *, kind: str | None = None) ->
     facts = _decode(_FACTS, signer.verify(kind, stored.nbq, stored.body))
     if (facts.kind == "record") != (kind == "record"):
         raise BadMessage("place", f"a {facts.kind} where a {kind} was expected")
-    return Fact(facts, stored.body)
+    if not facts.children:
+        return Fact(facts, stored.body)
+    if _children_digest(stored.children) != facts.children:
+        raise BadMessage("signature", "the children of a task aren't those that were signed")
+    return Fact(facts, stored.body, tuple((one[0][0], one[1] is not None) for one in stored.children))
 
 
 class Control(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -543,6 +583,18 @@ class Outcome(msgspec.Struct, array_like=True):
     ended_at: float
     error: str = ""
     summary: str = ""
+    children: tuple[tuple[str, int], ...] = ()  # calls that it has made: ids, and members of those that are maps
+
+
+class Stated(msgspec.Struct, array_like=True):
+    """The data of a `state` event: a state of the task's own, the packed value that goes with it, and that as JSON.
+
+    The JSON is empty where there is none.
+    """
+
+    state: str
+    body: bytes
+    shown: bytes = b""
 
 
 class Again(msgspec.Struct, array_like=True):
@@ -555,7 +607,7 @@ class Again(msgspec.Struct, array_like=True):
 
 
 class ChildEvent(msgspec.Struct, array_like=True):
-    """What a task said while it ran: `kind` is `output` or `progress`, `data` one JSON object."""
+    """What a task said while it ran: `kind` is `output`, `progress` or `event`, `data` one JSON object; or `state`."""
 
     seq: int
     kind: str
@@ -634,6 +686,16 @@ def decode_again(body: bytes) -> Again:
     return _decode(_AGAIN, body)
 
 
+def encode_stated(stated: Stated) -> bytes:
+    """Return the data of a `state` event."""
+    return msgspec.msgpack.encode(stated)
+
+
+def decode_stated(data: bytes) -> Stated:
+    """Return the data of a `state` event."""
+    return _decode(_STATED, data)
+
+
 def encode_fed(fed: Fed) -> bytes:
     """Return what goes in front of a call's own arguments."""
     return msgspec.msgpack.encode(fed)
@@ -669,6 +731,7 @@ _FACT_TEXT = msgspec.json.Decoder(FactText)
 _FACT_TEXTS = msgspec.json.Decoder(list[FactText])
 _CONTROL = msgspec.json.Decoder(Control)
 _REPLY = msgspec.json.Decoder(Reply)
+_STATED: Decoder[Stated] = msgspec.msgpack.Decoder(Stated)
 _AGAIN: Decoder[Again] = msgspec.msgpack.Decoder(Again)
 _FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 

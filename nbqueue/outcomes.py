@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from nbqueue import states
 from nbqueue.acks import EARLY, FIRST_LOSS
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.exceptions import NBQueueError
+from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.intake import failure_of
 from nbqueue.ledger import Ledger
 from nbqueue.messages import ChildEvent, Outcome
@@ -46,8 +47,13 @@ class Outcomes:
     def said(self, event: ChildEvent) -> None:
         """Pass on what a task said."""
         held = self.work.held.get(event.seq)
-        if held is not None and not held.lost:
+        if held is None or held.lost:
+            return
+        if event.kind != "state":
             self.ledger.tell(self.reports.said(held, event))
+        elif self.ledger.is_open(held):
+            with contextlib.suppress(BadMessage):  # its child alone can have garbled it
+                self.ledger.settle(self.reports.stated(held, event), held)
 
     def finished(self, outcome: Outcome) -> None:
         """Take the outcome of a task."""

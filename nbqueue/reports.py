@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from nbqueue.messages import (
     Steering,
     Step,
     decode_again,
+    decode_stated,
     pack_body,
     pending_facts,
     sign_event,
@@ -49,6 +51,20 @@ class Reporter:
         """Return that a task has run for so many seconds by now."""
         now = time.time()
         record = self._record(held, states.STARTED, now, started_at=now - seconds)
+        return Settlement(held.delivery, record, held.steering.session, state=states.STARTED, ends=False)
+
+    def stated(self, held: Held, event: ChildEvent) -> Settlement:
+        """Return that a task stands as it has said itself.
+
+        Raises:
+            BadMessage: it has not said it properly.
+        """
+        said = decode_stated(event.data)
+        if said.state in states.READY_STATES:
+            raise BadMessage("fields", f"a task that runs says that it has ended as {said.state[:20]}")
+        held.marked = True
+        facts = self._facts(held, said.state[:64], event.at)
+        record = sign_record(facts, said.body, self.signer, shown=said.shown)
         return Settlement(held.delivery, record, held.steering.session, state=states.STARTED, ends=False)
 
     def said(self, held: Held, event: ChildEvent) -> Told:
@@ -86,6 +102,7 @@ class Reporter:
             started_at=outcome.started_at if outcome else 0.0,
             error=error[:500],
             summary=outcome.summary[:200] if outcome else "",
+            children=outcome.children if outcome else (),
         )
         return Settlement(held.delivery, record, s.session, s.group, state, dead=dead)
 
@@ -176,17 +193,28 @@ class Reporter:
             index=s.index,
             summary=outcome.summary[:200],
         )
-        return sign_record(facts, body, self.signer)
+        return sign_record(facts, body, self.signer, children=outcome.children)
 
-    def _record(self, held: Held, state: str, at: float, body: bytes = b"", **more: object) -> bytes:
-        facts = msgspec.structs.replace(
+    def _record(
+        self,
+        held: Held,
+        state: str,
+        at: float,
+        body: bytes = b"",
+        *,
+        children: Sequence[tuple[str, int]] = (),
+        **more: object,
+    ) -> bytes:
+        return sign_record(self._facts(held, state, at, **more), body, self.signer, children=children)
+
+    def _facts(self, held: Held, state: str, at: float, **more: object) -> Facts:
+        return msgspec.structs.replace(
             pending_facts(held.steering, state, at),
             attempt=held.delivery.attempt,
             worker=self.worker,
             child=held.child,
             **more,
         )
-        return sign_record(facts, body, self.signer)
 
 
 def blobs_of(state: str, body: bytes) -> tuple[Ref, ...]:

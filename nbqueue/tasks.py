@@ -8,17 +8,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
 from nbqueue import canvas, eager, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
-from nbqueue.exceptions import NotPicklable, Retry
-from nbqueue.execute import BoundTask, current_request
+from nbqueue.callbacks import HOOKS, ErrorInfo
+from nbqueue.current import current_app
+from nbqueue.exceptions import NotPicklable, SendFailed
+from nbqueue.extras import EXTRAS, NO_EXTRAS, Extras
 from nbqueue.groups import Composed, GroupResult
 from nbqueue.handles import AsyncResult
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, new_id, python_version
 from nbqueue.payloads import Packer, is_whole
+from nbqueue.request import Loaded, Running
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
 from nbqueue.routing import priority as check_priority
 from nbqueue.times import due_time, expiry_time
@@ -31,13 +35,17 @@ if TYPE_CHECKING:
 __all__ = ["Task"]
 
 OPTIONS: Final = (
-    "name", "bind", "queue", "serializer", "ignore_result", "expires", "by_value", "time_limit", "soft_time_limit",
-    "memory_limit", "priority", *ACK_OPTIONS, *RETRY_OPTIONS,
+    "name", "bind", "queue", "serializer", "ignore_result", "store_errors_even_if_ignored", "track_started", "trail",
+    "send_events", "typing", "throws", "expires", "by_value", "time_limit", "soft_time_limit", "memory_limit",
+    "priority", "resultrepr_maxsize", "shadow_name", *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
 )  # fmt: skip
+_OPTIONS: Final = frozenset(OPTIONS)
+_METHODS: Final = frozenset({*HOOKS, "shadow_name"})
 MAP_OPTIONS: Final = frozenset(
     {
         *("queue", "countdown", "eta", "expires", "serializer", "shadow"),
         *("time_limit", "soft_time_limit", "memory_limit", "priority", "exchange", "routing_key"),
+        *EXTRAS,
     }
 )
 
@@ -46,10 +54,12 @@ _SENT: Final = frozenset(
     {
         *("task_id", "queue", "countdown", "eta", "expires", "serializer", "ignore_result", "shadow"),
         *("time_limit", "soft_time_limit", "memory_limit", "priority", "exchange", "routing_key"),
+        *EXTRAS,
     }
 )
 
 
+_RETRIES: Final = frozenset(RETRY_OPTIONS)
 _LOOK_AGAIN: Final = 100
 
 
@@ -59,17 +69,25 @@ class _Packed(NamedTuple):
     digest: str
 
 
-class Task:
+class Task(Running):
     """A named function that workers can run. Calling it runs it here and now.
 
+    Options are given where it is declared (`@app.task(queue="gpu")`), or stand as attributes in a class of one's own,
+    which is named by `base=`, or has a method `run` and is registered with `app.register_task`. They may be set later,
+    too. Methods named in `nbqueue.callbacks` are called before and after it runs.
+
     Args:
-        app: whose broker it is sent through.
-        run: the function itself.
-        name: unique among the app's tasks; the function's module and name if None.
+        name: unique among the app's tasks; the function's module and name if empty.
         bind: pass the task itself as the first argument.
         queue: where its calls wait; the app's default queue if None.
-        serializer: of arguments: `cloudpickle`, `pickle` or `json`.
+        serializer: of arguments, one of `nbqueue.serialization.SERIALIZERS`; as `task_serializer` says if None.
         ignore_result: keep no value.
+        store_errors_even_if_ignored: accepted; errors are kept in any case.
+        track_started: accepted; a task that runs for longer than 0.1 s is STARTED in any case.
+        trail: note the calls that it makes as its children.
+        send_events: accepted.
+        typing: check arguments where a call is made; as `App.strict_typing` says if None.
+        throws: errors that are expected of it.
         expires: seconds, or an instant, after which a call that has not started is dropped.
         by_value: send the code with each call, so that the worker need not have it. None decides: yes for
             functions of a notebook or script, and for `@task` without an app of one's own.
@@ -78,83 +96,208 @@ class Task:
         memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
             with `MemoryLimitExceeded`.
         priority: 0 to 9, which is the soonest; as a route or `conf.task_default_priority` says if None.
-        more: `acks_late`, `acks_on_failure_or_timeout`, `reject_on_worker_lost`, as `nbqueue.acks.Acks` says them; and
-            `max_retries`, `autoretry_for` and the other options of `nbqueue.retries.RetryOptions`.
+        acks_late: and what else there is of acknowledgement, as `nbqueue.acks.Acks` says it.
+        max_retries: and what else there is of retries, as `nbqueue.retries.RetryOptions` says it.
     """
 
-    def __init__(
-        self,
-        app: App,
-        run: Callable[..., Any],
-        *,
-        name: str | None = None,
-        bind: bool = False,
-        queue: str | None = None,
-        serializer: str | None = None,
-        ignore_result: bool | None = None,
-        expires: float | datetime | None = None,
-        by_value: bool | None = None,
-        time_limit: float | None = None,
-        soft_time_limit: float | None = None,
-        memory_limit: int | str | None = None,
-        priority: int | None = None,
-        **more: Any,
-    ) -> None:
-        self.app = app
-        self.run = run
-        self.given: Mapping[str, Any] = {}  # options that it was declared with, for code that refers to it elsewhere
-        self.name = name or named(run, app.main)
-        self.bind = bind
-        self.queue = queue
-        self.serializer = serializer
-        self.ignore_result = ignore_result
-        self.expires = expires
-        self.time_limit = seconds("time_limit", time_limit)
-        self.soft_time_limit = seconds("soft_time_limit", soft_time_limit)
-        self.priority = check_priority(priority)
-        self.memory_limit = size_bytes("memory_limit", memory_limit)
-        self.acks = Acks.of_options(more)
-        self.retry_options = RetryOptions.of(**more)
-        self._packed: _Packed | None = None
-        self._look_in = 0  # calls until it is looked at again whether its code can be kept
-        self.by_value = app.by_value or run.__module__ == "__main__" if by_value is None else by_value
-        functools.update_wrapper(self, run, updated=())
+    OperationalError: ClassVar = SendFailed
+
+    name: str = ""
+    bind: bool = False
+    by_value: bool = False
+    queue: str | None = None
+    serializer: str | None = None
+    ignore_result: bool | None = None
+    store_errors_even_if_ignored: bool | None = None
+    track_started: bool | None = None
+    trail: bool = True
+    send_events: bool = True
+    typing: bool | None = None
+    throws: Any = ()
+    expires: float | datetime | None = None
+    time_limit: Any = None
+    soft_time_limit: Any = None
+    memory_limit: Any = None
+    priority: int | None = None
+    resultrepr_maxsize: int = 1024
+    acks_late: bool | None = None
+    acks_on_failure_or_timeout: bool | None = None
+    acks_on_failure: bool | None = None
+    acks_on_timeout: bool | None = None
+    reject_on_worker_lost: bool | None = None
+    max_retries: int | None = DEFAULTS.max_retries
+    default_retry_delay: float = DEFAULTS.default_retry_delay
+    autoretry_for: Any = DEFAULTS.autoretry_for
+    dont_autoretry_for: Any = DEFAULTS.dont_autoretry_for
+    retry_kwargs: Mapping[str, Any] = DEFAULTS.retry_kwargs
+    retry_backoff: float = DEFAULTS.retry_backoff
+    retry_backoff_max: float = DEFAULTS.retry_backoff_max
+    retry_jitter: bool = DEFAULTS.retry_jitter
+
+    # What follows from them.
+    function: Callable[..., Any]  # takes the task first if `bind`
+    given: Mapping[str, Any] = {}  # options that it was declared with, for code that refers to it elsewhere
+    acks: Acks | None = None
+    retry_options: RetryOptions = DEFAULTS
+    _app: App | None = None
+    _is_whole = False  # there is more to it than its function and options
+    _typed = True
+    _shadows = False
+    _loaded: Loaded | None = None
+    _packed: _Packed | None = None
+    _look_in = 0  # calls until it is looked at again whether its code can be kept
+
+    def __class_getitem__(cls, _: object) -> type[Self]:
+        return cls
+
+    @classmethod
+    def of(cls, app: App | None, run: Callable[..., Any] | None, **options: Any) -> Self:
+        """Return a task of this class.
+
+        Args:
+            app: whose broker it is sent through; the current app if None.
+            run: its function; the method `run` of this class if None.
+            options: as the class lists them.
+
+        Raises:
+            TypeError: an option doesn't exist, or this can't be a task.
+            ImproperlyConfigured: an option can't be used.
+        """
+        task = cls()
+        task.declare(app, run, options)
+        return task
+
+    def declare(self, app: App | None, run: Callable[..., Any] | None, options: Mapping[str, Any]) -> None:
+        """Be the task of a function, or of this class's own method `run`; see `of`."""
+        own, kind = vars(self), type(self)
+        wrong = sorted(name for name in options if name not in _OPTIONS and not hasattr(self, name))
+        if wrong or (wrong := sorted(name for name in options if name not in _OPTIONS and hasattr(Task, name))):
+            raise TypeError(f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}")
+        own["_app"] = app
+        own["function"] = function = _checked(run) if run is not None else _method(kind)
+        own["given"] = {name: value for name, value in options.items() if name not in ("name", "bind", "by_value")}
+        for name, value in options.items():
+            own[name] = MethodType(value, self) if name in _METHODS and value is not None else value
+        if run is None:
+            own["bind"] = True
+        elif not self.bind:
+            _refuse_method(run)
+            own["run"] = function
+        else:
+            own["run"] = MethodType(function, self)
+        main = app.main if app is not None else None
+        own["name"] = self.name or named(function if run is not None else kind, main)
+        if options.get("by_value") is None:
+            module = (function if run is not None else kind).__module__
+            own["by_value"] = module == "__main__" or (app is not None and app.by_value)
+        if kind is not Task or not _METHODS.isdisjoint(options):
+            own["_is_whole"] = True
+            own["_shadows"] = _is_changed(self, "shadow_name")
+        functools.update_wrapper(self, function if run is not None else kind, updated=())
+        if options or self._is_whole:
+            self._settle()
+        if app is not None and not app.strict_typing and self.typing is None:
+            own["_typed"] = False
+        if kind is not Task:
+            kind.on_bound(app)
+
+    def _settle(self) -> None:
+        """Check the options, and do what follows from them."""
+        own = vars(self)
+        for name, check in (("time_limit", seconds), ("soft_time_limit", seconds), ("memory_limit", size_bytes)):
+            own[name] = check(name, self.given[name] if name in self.given else getattr(self, name) or None)
+        own["priority"] = check_priority(self.priority)
+        own["acks"] = Acks.of_options({name: getattr(self, name) for name in ACK_OPTIONS})
+        own["retry_options"] = RetryOptions.of(**{name: getattr(self, name) for name in RETRY_OPTIONS})
+        own["_typed"] = self.typing is not False
+        own["_loaded"] = own["_packed"] = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in _OPTIONS and "function" in vars(self):
+            self.given = {**self.given, name: value}
+            self._settle()
 
     def __repr__(self) -> str:
         return f"<@task: {self.name}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function here, in this process."""
-        return self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the work: the function that this task was made of, or a method of one's own class."""
+        raise NotImplementedError(f"task {self.name or type(self).__name__} has no method run")
 
     def __reduce__(self) -> Any:
-        return Travelled, (self.run, self.name, self.bind, self.by_value, self.given)
+        if not self._is_whole:
+            return Travelled, (self.function, self.name, self.bind, self.by_value, self.given)
+        function = None if self.function is getattr(type(self), "run", None) else self.function
+        own = {"name": self.name, "bind": self.bind, "by_value": self.by_value}
+        return _remade, (type(self), function, {**self.given, **own})
+
+    @property
+    def app(self) -> App:
+        """Return the app that sends it."""
+        found = self._app
+        return current_app() if found is None else found
+
+    @property
+    def backend(self) -> Any:
+        """Return what keeps its results."""
+        return self.app.backend
 
     @property
     def is_elsewhere(self) -> bool:
         """Tell whether this process has no function of it."""
-        return self.run is elsewhere
+        return self.function is elsewhere
 
     @property
-    def max_retries(self) -> int | None:
-        """Return how often a call may be retried; None for as often as it likes."""
-        return self.retry_options.max_retries
+    def loaded(self) -> Loaded:
+        """Return it as it is called where it runs."""
+        if self._loaded is None:
+            found = Loaded(self.function, self.retry_options, self.bind, self, *self._ways(), self.trail)
+            vars(self)["_loaded"] = found
+        assert self._loaded is not None
+        return self._loaded
 
-    @property
-    def default_retry_delay(self) -> float:
-        """Return the seconds until a retry that says nothing else."""
-        return self.retry_options.default_retry_delay
+    def _ways(self) -> tuple[bool, bool]:
+        """Tell whether it has hooks, and a way of its own to be called."""
+        if not self._is_whole:
+            return False, False
+        return any(_is_changed(self, name) for name in HOOKS), _is_changed(self, "__call__")
 
-    def retry(self, *, exc: BaseException | None = None, **options: Any) -> Retry:
-        """Run the task again later, if it runs in a worker: as `BoundTask.retry`. Called here and now, it just fails.
+    # ---- what a class of one's own may change
 
-        Raises:
-            Retry: it will run again, or would in a worker; there `exc` is raised here instead.
-        """
-        request = current_request()
-        if request is not None and request.task == self.name:
-            return BoundTask(self.name, request).retry(exc=exc, **options)
-        raise exc or Retry(f"{self.name} would be retried in a worker")
+    @classmethod
+    def on_bound(cls, app: App | None) -> None:
+        """Is called when a task of this class has got its app."""
+
+    def before_start(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Is called before it runs; an error here is the task's."""
+
+    def on_success(self, retval: Any, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Is called after it has returned, and before anybody is told (Celery: after)."""
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: ErrorInfo
+    ) -> None:
+        """Is called after it has raised; not if its child was lost or ended by force."""
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: ErrorInfo
+    ) -> None:
+        """Is called when it is to run again."""
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
+    ) -> None:
+        """Is called after the others."""
+
+    def shadow_name(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> str | None:
+        """Return the name that a call is shown under; None for the task's own."""
+
+    # ---- calling it
 
     def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send a call with these arguments; return its handle once the broker has it."""
@@ -164,8 +307,12 @@ class Task:
         self,
         args: Iterable[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        *,
         task_id: str | None = None,
+        producer: object = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         queue: str | None = None,
         countdown: float | None = None,
         eta: datetime | None = None,
@@ -174,16 +321,13 @@ class Task:
         retry_policy: Mapping[str, float] | None = None,
         serializer: str | None = None,
         ignore_result: bool | None = None,
-        shadow: str | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         memory_limit: int | str | None = None,
         priority: int | None = None,
         exchange: str | None = None,
         routing_key: str | None = None,
-        link: Any = None,
-        link_error: Any = None,
-        **unknown: Any,
+        **more: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
 
@@ -191,6 +335,10 @@ class Task:
             args: positional arguments.
             kwargs: keyword arguments.
             task_id: the id to use; while a task of this id lives, sending it again is an error.
+            producer: accepted; calls go by the app's own connections.
+            link: a signature, or several, that get the value.
+            link_error: a signature, or several, that are told of a failure.
+            shadow: the name to show instead of the task's.
             queue: where it waits.
             countdown: seconds before it may start.
             eta: the instant, with its zone, before which it must not start.
@@ -199,16 +347,13 @@ class Task:
             retry_policy: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds).
             serializer: of the arguments: `cloudpickle`, `pickle` or `json`.
             ignore_result: keep no value.
-            shadow: the name to show instead of the task's.
             time_limit: seconds after which it is ended by force.
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
             priority: 0 to 9, which is the soonest.
             exchange: with the next in place of `queue`: it goes to what `task_queues` binds to this exchange
             routing_key: for this key; the default ones where None.
-            link: a signature, or several, that get the value.
-            link_error: a signature, or several, that are told of a failure.
-            unknown: anything else is an error.
+            more: what `nbqueue.extras.Extras` says; anything else is an error.
 
         Raises:
             TypeError: the arguments don't fit the function, or an option doesn't exist.
@@ -216,17 +361,20 @@ class Task:
             SendFailed: the broker can't be reached.
             SendUncertain: it went away before it confirmed.
         """
-        if unknown:
-            raise TypeError(f"apply_async has no option {', '.join(sorted(unknown))}")
-        args, kwargs = tuple(args or ()), dict(kwargs or {})
-        if self.app.conf.task_always_eager:
+        extras = Extras.of(more) if more else NO_EXTRAS
+        args, kwargs, app = tuple(args or ()), dict(kwargs or {}), self.app
+        if shadow is None and self._shadows:
+            options = {name: value for name, value in locals().items() if name in _SENT and value is not None}
+            shadow = self.shadow_name(args, kwargs, options)
+        if app.conf.task_always_eager:
             return self.apply(args, kwargs, link, link_error, task_id=task_id, queue=queue, ignore_result=ignore_result)
         if link or link_error:
             given = {name: value for name, value in locals().items() if name in _SENT and value is not None}
+            given.update((name, value) for name, value in more.items() if name in EXTRAS)
             linked: AsyncResult = self.signature(args, kwargs, link=link, link_error=link_error, **given).apply_async()
             return linked
         self._check_arguments(args, kwargs)
-        packer = Packer(spill=self.app.spill)
+        packer = Packer(spill=app.spill)
         steering, code = self._steering(
             packer,
             queue=queue,
@@ -241,18 +389,20 @@ class Task:
             priority=priority,
             exchange=exchange,
             routing_key=routing_key,
+            extras=extras,
             call=(args, kwargs),
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
-        return self.app.send(
+        return app.send(
             steering,
             code,
             serialization.dumps_args(args, kwargs, steering.serializer, packer, by_value=self.by_value),
             packer,
             task_id=task_id,
-            ignore_result=self.app.conf.task_ignore_result if ignore is None else ignore,
+            ignore_result=app.conf.task_ignore_result if ignore is None else ignore,
             retry=retry,
             retry_policy=retry_policy,
+            add_to_parent=extras.add_to_parent,
         )
 
     def apply(
@@ -371,8 +521,12 @@ class Task:
         priority: int | None = None,
         exchange: str | None = None,
         routing_key: str | None = None,
+        extras: Extras = NO_EXTRAS,
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+        **more: Any,
     ) -> tuple[Steering, bytes]:
+        if more:
+            extras = Extras.of(more)
         now = round(time.time(), 3)  # what a message says of its time takes less room so
         due = due_time(now, countdown, eta)
         given = self.priority if priority is None else check_priority(priority)
@@ -387,7 +541,7 @@ class Task:
             .with_those_of(self)
             .with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
         )
-        return Steering(
+        steering = Steering(
             id="",
             nonce="",
             task=self.name,
@@ -406,7 +560,8 @@ class Task:
             memory_limit=limits.memory_limit,
             priority=level,
             acks=self._sent_acks(),
-        ), code
+        )
+        return (steering if extras is NO_EXTRAS else extras.on(steering)), code
 
     def _sent_acks(self) -> Acks | None:
         """Return what a message says of itself; None for nothing but the defaults."""
@@ -420,28 +575,44 @@ class Task:
         packed = self._packed
         if packed is not None and packed.snapshot.holds():
             return packed.code, packed.digest
+        beside, fixed = self._beside()
         try:
-            options = None if self.retry_options == DEFAULTS else self.retry_options
-            code = serialization.dumps_code(self.run, packer, options)
+            code = serialization.dumps_code(self.function, packer, beside)
         except NotPicklable:
             raise
         except Exception as exc:
             raise NotPicklable(f"Not sent: the code of {self.name} can't travel: {exc}") from exc
         digest = serialization.digest(code)
-        self._packed = None
-        if options is None and is_whole(code) and self._look_in <= 0:
+        own = vars(self)
+        own["_packed"] = None
+        if fixed and is_whole(code) and self._look_in <= 0:
             try:
-                self._packed = _Packed(Snapshot(self.run, Task), code, digest)
+                own["_packed"] = _Packed(Snapshot(self.function, Task), code, digest)
             except Changeable:
-                self._look_in = _LOOK_AGAIN
-        self._look_in -= 1
+                own["_look_in"] = _LOOK_AGAIN
+        own["_look_in"] = self._look_in - 1
         return code, digest
 
+    def _beside(self) -> tuple[Any, bool]:
+        """Return what travels beside its function, and whether that stays the same.
+
+        Nothing, or how it is retried, or what `Loaded` holds of it beside the function.
+        """
+        options = self.retry_options
+        if self._is_whole:
+            return (options, self.bind, self, *self._ways(), self.trail), False
+        traits = {name: value for name, value in self.given.items() if _is_simple(value)} if self.bind else {}
+        if traits.keys() <= _RETRIES and self.trail:
+            return (None, True) if options == DEFAULTS else (options, False)
+        return (options, self.bind, None, False, False, self.trail, traits), options == DEFAULTS
+
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        fewest, most = _arity(self.run)
+        if not self._typed:
+            return
+        fewest, most = _arity(self.function)
         if not kwargs and fewest <= len(args) + self.bind <= most:
             return
-        signature = _signature(self.run)
+        signature = _signature(self.function)
         if signature is None:
             return
         try:
@@ -477,6 +648,65 @@ def _arity(run: Callable[..., Any]) -> tuple[int, float]:
         elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             return 1, 0
     return fewest, most
+
+
+def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that can be a task's.
+
+    Raises:
+        TypeError: it can't; says what to do instead.
+    """
+    name = getattr(run, "__qualname__", repr(run))
+    if isinstance(run, staticmethod | classmethod):
+        raise TypeError(f"{name} is a {type(run).__name__}: make a task of a plain function, outside of the class")
+    if isinstance(run, type):
+        raise TypeError(f"{name} is a class; app.register_task makes a task of a class with a method run")
+    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+        raise TypeError(
+            f"{name} is a generator, and a task has one result: return a list, tell how far it is with progress(), "
+            "or send a call for each element with map()"
+        )
+    if not hasattr(run, "__qualname__") or not hasattr(run, "__module__"):
+        raise TypeError(f"{run!r} has no name of its own: wrap it in a function, and make a task of that")
+    return run
+
+
+def _refuse_method(run: Callable[..., Any]) -> None:
+    """Refuse a function that stands in a class and wants its object: nobody could pass it one.
+
+    Raises:
+        TypeError: it does.
+    """
+    scope, _, _ = getattr(run, "__qualname__", "").rpartition(".")
+    first = next(iter(getattr(getattr(run, "__code__", None), "co_varnames", ())), "")
+    if scope and not scope.endswith("<locals>") and first in ("self", "cls") and not inspect.ismethod(run):
+        raise TypeError(
+            f"{run.__qualname__} is a method, and a task gets no object: make a task of a function that takes the "
+            "object as an argument, or a class of tasks with a method run"
+        )
+
+
+def _method(kind: type[Task]) -> Callable[..., Any]:
+    found: Callable[..., Any] = kind.run
+    if found is Task.run:
+        raise TypeError(f"{kind.__qualname__} has no method run, which does the work of a class of tasks")
+    return found
+
+
+def _is_changed(task: Task, name: str) -> bool:
+    """Tell whether a task has a method of its own in place of the one that all have."""
+    return name in vars(task) or getattr(type(task), name) is not getattr(Task, name)
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) < 100 and all(_is_simple(part) for part in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _remade(kind: type[Task], function: Callable[..., Any] | None, options: dict[str, Any]) -> Task:
+    """Return a task that has travelled."""
+    return kind.of(None, function, **options)
 
 
 def named(run: Callable[..., Any], main: str | None) -> str:

@@ -26,7 +26,7 @@ class Snapshot:
 
     Args:
         run: the function.
-        wrapper: a class whose objects stand for the function that is their `run`.
+        wrapper: a class whose objects stand for the function that is their `function`.
 
     Raises:
         Changeable: it refers to something that can change unseen.
@@ -61,8 +61,10 @@ class Snapshot:
 
     def _value(self, value: object) -> None:
         if isinstance(value, self._wrapper):
-            self._names.append((vars(value), "run", value.run))
-            value = value.run
+            if type(value) is not self._wrapper:
+                raise Changeable(repr(type(value)))
+            self._names += [(vars(value), name, vars(value)[name]) for name in ("function", "given")]
+            value = value.function
         kind = type(value)
         if kind in _ATOMS or kind is BuiltinFunctionType:
             return

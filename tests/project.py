@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nbqueue import App, progress
+from nbqueue import App, Task, progress, shared_task
 from nbqueue.control import control_command, inspect_command
 from nbqueue.execute import BoundTask
 
@@ -123,3 +123,68 @@ def stumble(state: Any) -> None:
 def loaded(state: Any) -> dict[str, bool]:
     """Say what this worker has loaded."""
     return {name: name in sys.modules for name in ("kombu", "redis")}
+
+
+class Noting(Task):
+    """A class of tasks as users write them: an option, something kept between calls, and hooks that leave notes."""
+
+    max_retries = 1
+    default_retry_delay = 0.0
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def before_start(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls += 1
+        self.leave(args, "before_start")
+
+    def on_success(self, retval: Any, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.leave(args, f"on_success {retval}")
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
+    ) -> None:
+        self.leave(args, f"on_failure {exc} {'noted' in str(einfo)}")
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
+    ) -> None:
+        self.leave(args, f"on_retry {exc}")
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
+    ) -> None:
+        self.leave(args, f"after_return {status}")
+
+    @staticmethod
+    def leave(args: tuple[Any, ...], line: str) -> None:
+        with Path(args[0]).open("a") as file:
+            file.write(line + "\n")
+
+
+@app.task(base=Noting, bind=True)
+def noted(self: Noting, path: str, outcome: str) -> str:
+    """End as `outcome` says: with a value, an error, or an error after a retry."""
+    self.leave((path,), f"run {self.request.retries}")
+    if outcome == "retry":
+        raise self.retry(exc=ValueError("again"))
+    if outcome == "fail":
+        raise ValueError("no good")
+    return outcome
+
+
+class Adding(Task):
+    """A task that is a class."""
+
+    name = "project.adding"
+
+    def run(self, x: int, y: int) -> dict[str, Any]:
+        return {"sum": x + y, "id": self.request.id, "name": self.name}
+
+
+app.register_task(Adding)
+
+
+@shared_task
+def shared_double(x: int) -> int:
+    return 2 * x

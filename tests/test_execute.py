@@ -15,7 +15,7 @@ import pytest
 import nbqueue
 from nbqueue import serialization
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.execute import CODES_KEPT, BoundTask, Executor, current_request, find_app
+from nbqueue.execute import CODES_KEPT, BoundTask, Executor, Loaded, current_request, find_app
 from nbqueue.messages import Failure, Outcome, Progress
 from nbqueue.retries import DEFAULTS
 from tests.pools import child_task
@@ -26,7 +26,7 @@ class Runs:
 
     def __init__(self, **registered: Callable[..., Any]) -> None:
         self.events: list[tuple[int, str, bytes]] = []
-        tasks = {name: SimpleNamespace(run=run, retry_options=DEFAULTS, bind=False) for name, run in registered.items()}
+        tasks = {name: SimpleNamespace(loaded=Loaded(run, DEFAULTS)) for name, run in registered.items()}
         self.executor = Executor(lambda *event: self.events.append(event), [SimpleNamespace(tasks=tasks)])
 
     def outcome(self, run: Callable[..., Any] | str, *args: Any, **options: Any) -> Outcome:

@@ -11,7 +11,7 @@ import pytest
 
 from nbqueue import App, serialization, states
 from nbqueue.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, Reject, Retry
-from nbqueue.execute import BoundTask, Executor
+from nbqueue.execute import BoundTask, Executor, Loaded
 from nbqueue.messages import Outcome, decode_again
 from nbqueue.retries import DEFAULTS, Plan, RetryOptions, plan, planned_for
 from tests.pools import child_task
@@ -102,7 +102,7 @@ def test_options_that_can_not_be_used_are_refused_and_named(wrong: dict[str, Any
 
 
 def run(function: Any, *, retries: int = 0, options: RetryOptions = DEFAULTS, bind: bool = True) -> Outcome:
-    registry = SimpleNamespace(tasks={"demo": SimpleNamespace(run=function, retry_options=options, bind=False)})
+    registry = SimpleNamespace(tasks={"demo": SimpleNamespace(loaded=Loaded(function, options))})
     task, _ = child_task("demo", bind=bind)
     task.retries = retries
     return Executor(lambda *_: None, [registry]).execute(task)

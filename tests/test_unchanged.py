@@ -30,7 +30,8 @@ class Wrapper:
     """Stands for a function, as a task does."""
 
     def __init__(self, run: Any) -> None:
-        self.run = run
+        self.function = run
+        self.given: dict[str, Any] = {}
 
 
 def cell(text: str = CELL) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def test_a_package_may_bring_modules_that_were_loaded_since(monkeypatch: pytest.
 def test_function_that_calls_itself_and_its_task() -> None:
     names = cell("def work(n): return n and work(n - 1)")
     names["work"] = Wrapper(names["work"])
-    snapshot = Snapshot(names["work"].run, Wrapper)
+    snapshot = Snapshot(names["work"].function, Wrapper)
     assert snapshot.holds()
-    names["work"].run = abs
+    names["work"].function = abs
     assert not snapshot.holds()

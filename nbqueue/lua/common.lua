@@ -211,8 +211,15 @@ local function enqueue(queue, id, header, body, due_ms, level, counters)
   end
 end
 
+local READY = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
+
+-- Tells whether a task of this state has yet to end; tasks have states of their own, too.
 local function is_live(state)
-  return state == "PENDING" or state == "STARTED" or state == "RETRY" or state == "RECEIVED"
+  return state and state ~= "" and not READY[state]
+end
+
+local function state_of(record)
+  return record and string.match(record, '"status":"([%w_-]+)"')
 end
 
 -- Notes that a call of a canvas has ended. Tells whether it was the last member of its join (-1: it is of none): a set, as a
@@ -304,7 +311,7 @@ end
 local function write_pending(records, ttl_ms, id, nonce, record, wait_ms)
   local old = redis.call("GET", records .. id)
   if old and string.find(old, nonce, 1, true) then return 2 end
-  if old and is_live(string.match(old, '"status":"(%u+)"')) then return -1 end
+  if is_live(state_of(old)) then return -1 end
   redis.call("SET", records .. id, record, "PX", math.max(ttl_ms, LIVE_MS) + math.max(0, wait_ms))
   return 1
 end
@@ -313,7 +320,7 @@ end
 -- "unknown" (no message was kept, or another task of its id has ended otherwise since), or "live".
 local function begin_anew(records, ttl_ms, id, record, group)
   local old = redis.call("GET", records .. id)
-  local state = old and string.match(old, '"status":"(%u+)"')
+  local state = state_of(old)
   if is_live(state) then return "live" end
   if redis.call("HEXISTS", DEAD, id) == 0 and (redis.call("EXISTS", FAILED .. id) == 0 or state ~= "FAILURE") then
     return "unknown"

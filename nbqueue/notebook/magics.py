@@ -274,7 +274,7 @@ class TaskMagics:
         self._keep_from_handle(words.name, variables)
         sources: dict[str, str] = {}
         for value in variables.values():
-            sources |= serialization.sources_of(value.run if isinstance(value, Task) else value)
+            sources |= serialization.sources_of(value.function if isinstance(value, Task) else value)
         anchor = FunctionType(_anchor.__code__, self.shell.user_ns, "anchor")
         anchor.__module__ = "__main__"
         return CellRun(source, filename, variables, words.outputs, anchor, sources, f"%%task {line}\n{cell}")

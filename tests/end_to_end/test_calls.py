@@ -60,7 +60,7 @@ def test_unregistered_name_fails_and_names_what_the_worker_knows(shared_site: Si
 
 
 def test_bound_task_knows_its_own_call(shared_site: Site) -> None:
-    result = shared_site.app.task(project.who.run, bind=True, by_value=False, name="tests.project.who").delay()
+    result = shared_site.app.task(project.who.function, bind=True, by_value=False, name="tests.project.who").delay()
     assert result.get(timeout=10) == {
         "id": result.id,
         "attempt": 1,

@@ -1,0 +1,209 @@
+"""How an app gets its tasks, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from nbqueue import App, Task, current_app, shared_task
+from nbqueue.current import set_current_app
+from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.log import get_task_logger
+from nbqueue.tasks import OPTIONS
+from nbqueue.utils.log import get_task_logger as celerys
+
+
+@pytest.fixture
+def app() -> App:
+    """Return an app that nothing is sent through."""
+    return App("demo", broker="redis+socket:///nowhere", set_as_current=False)
+
+
+@pytest.fixture
+def made_current(app: App) -> Iterator[App]:
+    """Return an app that is the current one."""
+    set_current_app(app)
+    yield app
+    set_current_app(None)
+
+
+def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+class Patient(Task):
+    """A class of tasks with options as attributes."""
+
+    max_retries = 7
+    autoretry_for = (OSError,)
+    time_limit = 5
+    priority = 4
+    acks_late = False
+    tenant = "nobody"
+
+
+def test_attributes_of_a_class_are_options_and_those_given_win(app: App) -> None:
+    task = app.task(add, base=Patient, time_limit=9, tenant="me")
+    assert isinstance(task, Patient)
+    assert (task.max_retries, task.time_limit, task.priority, task.tenant) == (7, 9, 4, "me")
+    assert task.retry_options.autoretry_for == (OSError,)
+    assert task.acks is not None
+    assert task.acks.late is False
+    assert task(1, 2) == 3
+
+
+def test_options_may_be_set_later_and_are_checked_then(app: App) -> None:
+    task = app.task(add)
+    task.max_retries = 1
+    task.priority = 9
+    assert (task.retry_options.max_retries, task._steering(_packer())[0].priority) == (1, 9)
+    with pytest.raises(ImproperlyConfigured, match="max_retries"):
+        task.max_retries = -1
+
+
+def _packer() -> Any:
+    from nbqueue.payloads import Packer
+
+    return Packer()
+
+
+def test_app_has_a_class_for_all_its_tasks(app: App) -> None:
+    assert app.Task is Task
+    app.Task = Patient
+    assert isinstance(app.task(add), Patient)
+    assert isinstance(App("b", task_cls=Patient, set_as_current=False).task(add), Patient)
+    with pytest.raises(TypeError, match=r"derived from nbqueue\.Task"):
+        app.task(add, base=int)
+
+
+def test_class_of_tasks_is_registered_as_a_class_or_as_an_object(app: App) -> None:
+    class Naive(Task):
+        def __init__(self) -> None:
+            self.users = {"george": 1}
+
+        def run(self, user: str) -> int:
+            return self.users[user]
+
+    task = app.register_task(Naive())
+    assert app.tasks[task.name] is task
+    assert task.name.endswith("Naive")
+    assert task("george") == task.run("george") == 1
+    assert app.register_task(Naive, name="short").name == "short"
+    with pytest.raises(TypeError, match="missing a required argument: 'user'"):
+        task.delay()
+    with pytest.raises(TypeError, match="no method run"):
+        app.register_task(Patient)
+    with pytest.raises(TypeError, match=r"derived from nbqueue\.Task"):
+        app.register_task(add)  # type: ignore[arg-type]
+
+
+def test_task_with_its_class_survives_the_way_to_a_worker(app: App) -> None:
+    task = cloudpickle.loads(cloudpickle.dumps(app.task(add, base=Patient, name="far", queue="q")))
+    assert isinstance(task, Patient)
+    assert (task.name, task.queue, task.max_retries, task(1)) == ("far", "q", 7, 2)
+
+
+def test_hooks_may_be_given_as_options(app: App) -> None:
+    seen: list[Any] = []
+
+    def told(self: Task, retval: Any, *_: Any) -> None:
+        seen.append((self.name, retval))
+
+    app.task(add, name="hooked", on_success=told).apply((1, 2))
+    assert seen == [("hooked", 3)]
+
+
+class Things:
+    def method(self, x: int) -> int:
+        return x
+
+    @staticmethod
+    def static(x: int) -> int:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (Things.method, "is a method"),
+        (Things.__dict__["static"], "plain function"),
+        (Things, "register_task"),
+        (lambda: (yield 1), "is a generator"),
+        (functools.partial(add, 1), "no name of its own"),
+    ],
+)
+def test_what_can_not_be_a_task_is_refused_with_what_to_do(app: App, run: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=why):
+        app.task(run)
+
+
+def test_checking_of_arguments_may_be_turned_off(app: App) -> None:
+    for task in (app.task(add, typing=False), App("b", strict_typing=False, set_as_current=False).task(add)):
+        task._check_arguments((1, 2, 3), {})
+    with pytest.raises(TypeError, match="too many"):
+        App("b", strict_typing=False, set_as_current=False).task(add, typing=True)._check_arguments((1, 2, 3), {})
+
+
+def test_name_that_is_shown_may_be_made_of_the_arguments(app: App) -> None:
+    def shown(self: Task, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> str:
+        return f"{self.name} {args[0]}"
+
+    task = app.task(add, shadow_name=shown)
+    assert task._shadows
+    assert task.shadow_name((5,), {}, {}) == f"{task.name} 5"
+
+
+def test_options_are_those_that_classes_may_have() -> None:
+    assert [name for name in OPTIONS if not hasattr(Task, name)] == []
+
+
+def test_shared_task_is_one_of_every_app(made_current: App) -> None:
+    before = App("before", set_as_current=False)
+
+    @shared_task(name="shared.one", bind=True)
+    def one(self: Task, x: int) -> str:
+        return f"{self.name} {x}"
+
+    after = App("after", set_as_current=False)
+    for app in (before, made_current, after):
+        assert app.tasks["shared.one"].app is app
+    assert one(3) == "shared.one 3"
+    assert one.s(1).task == "shared.one"
+    assert one.app is made_current
+    set_current_app(after)
+    assert one.app is after
+    assert current_app.main == "after"
+    assert current_app() is after
+
+
+def test_modules_of_tasks_are_looked_for(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("has_tasks", "has_none"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "has_tasks" / "tasks.py").write_text(
+        "from nbqueue import shared_task\n@shared_task\ndef found(): ...\n"
+    )
+    (tmp_path / "has_tasks" / "broken.py").write_text("import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    app.autodiscover_tasks(["has_tasks", "has_none"])
+    assert "has_tasks.tasks.found" not in app.tasks
+    assert app.import_modules() == ["has_tasks.tasks"]
+    assert "has_tasks.tasks.found" in app.tasks
+    assert app.import_modules() == []
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
+        app.autodiscover_tasks(lambda: ["has_tasks"], related_name="broken", force=True)
+    with pytest.raises(ImproperlyConfigured, match="Django"):
+        app.autodiscover_tasks(force=True)
+    for name in [name for name in sys.modules if name.startswith(("has_tasks", "has_none"))]:
+        del sys.modules[name]
+
+
+def test_task_logger_is_where_celery_has_it() -> None:
+    assert celerys is get_task_logger
+    assert get_task_logger("proj.tasks").name == "nbqueue.task.proj.tasks"
