@@ -62,7 +62,7 @@ from nbqueue.messages import (
 from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
 from nbqueue.request import current_request, get_current_task
-from nbqueue.routing import Call, Route, Router, check_queue, find_route, routers
+from nbqueue.routing import Call, Route, Router, check_queue, find_route, named, routers
 from nbqueue.routing import priority as check_priority
 from nbqueue.signals import Signal
 from nbqueue.signing import Signer
@@ -378,9 +378,9 @@ class App:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        queue: str | None = None,
+        queue: Any = None,
         priority: int | None = None,
-        exchange: str | None = None,
+        exchange: Any = None,
         routing_key: str | None = None,
     ) -> tuple[str, int]:
         """Return the queue and priority of a call: those given, else of the first route for it, else the defaults.
@@ -393,6 +393,10 @@ class App:
         """
         conf = self.conf
         route = Route()
+        if queue is not None and not isinstance(queue, str):
+            queue = named("queue", queue)
+        if exchange is not None and not isinstance(exchange, str):
+            exchange = named("exchange", exchange)
         if conf.task_routes is not None and (queue is None or priority is None):
             if self._routes[0] is not conf.task_routes:
                 self._routes = (conf.task_routes, routers(conf.task_routes))

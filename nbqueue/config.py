@@ -186,6 +186,12 @@ class Settings(_Layered):
         value = None if setting is None else self[setting]
         return default if value is None else value
 
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Return a setting; one that has no value is set to `default` before."""
+        if self.get(name) is None:
+            self[name] = default
+        return self[name]
+
     def update(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Set several settings at once; all are checked before any is taken."""
         self.put({**(values or {}), **more}, Layer.CHANGES)

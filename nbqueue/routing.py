@@ -135,12 +135,12 @@ def _function(function: Callable[..., Any]) -> Router:
 def _route(target: object) -> Route:
     if isinstance(target, str) and target:
         return Route(target)
-    if not isinstance(target, Mapping) and (name := _name(target)):
+    if not isinstance(target, Mapping) and (name := name_of(target)):
         return Route(name)
     if isinstance(target, Mapping):
         known = {"queue", "priority", "exchange", "routing_key"}
         wrong = sorted(str(key) for key in target.keys() - known - _WITHOUT_MEANING)
-        named = [_name(target.get(key)) for key in _NAMED]
+        named = [name_of(target.get(key)) for key in _NAMED]
         if not wrong and all(
             target.get(key) is None or name is not None for key, name in zip(_NAMED, named, strict=True)
         ):
@@ -150,8 +150,19 @@ def _route(target: object) -> Route:
     )
 
 
-def _name(value: object) -> str | None:
-    """Return a name: of a queue or exchange as kombu's, or a text."""
+def named(what: str, value: object) -> str:
+    """Return the name of a queue or exchange that a call is given.
+
+    Raises:
+        ImproperlyConfigured: it is no text, and has no name.
+    """
+    if not (name := name_of(value)):
+        raise ImproperlyConfigured(f"{what} must be a name, or have one as kombu's, not {value!r}")
+    return name
+
+
+def name_of(value: object) -> str | None:
+    """Return a text, or the name of a queue or exchange as kombu's; None for anything else."""
     found = value if isinstance(value, str) else getattr(value, "name", None)
     return found if isinstance(found, str) else None
 

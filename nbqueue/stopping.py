@@ -25,6 +25,7 @@ from nbqueue.pool import Pool
 WRITING_S: Final = 0.05  # a child takes to write where it is at
 
 _READY: Final = "--ready-fd"
+_PURGES: Final = ("--purge", "--discard")
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ def begin_anew(directory: str) -> None:
     if _READY in arguments:  # whoever waited for its start has been told, and the number may be another file's
         at = arguments.index(_READY)
         del arguments[at : at + 2]
+    # What waits now was sent since it was told to drop what waited.
+    arguments = [word for word in arguments if word not in _PURGES]
     os.execv(sys.executable, [sys.executable, *arguments])
 
 

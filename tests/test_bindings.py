@@ -139,6 +139,10 @@ def test_routes_name_exchange_and_key_and_calls_overrule_them() -> None:
     assert made.destination("video.encode") == ("video", 0)
     assert made.destination("video.encode", routing_key="media.audio") == ("audio", 0)
     assert made.destination("video.encode", queue="own") == ("own", 0)
+    assert made.destination("video.encode", queue=Queue("object")) == ("object", 0)
+    assert made.destination("other", exchange=MEDIA, routing_key="media.audio") == ("audio", 0)
+    with pytest.raises(ImproperlyConfigured, match="queue must be a name, or have one as kombu's, not 5"):
+        made.destination("other", queue=5)
     assert made.destination("feed.read") == ("feeds", 0), "a queue that is named comes before an exchange"
     assert made.destination("sound.x", routing_key="media.video") == ("video", 0), "its queue's exchange, another key"
     assert made.destination("made.x") == ("made", 0)

@@ -101,6 +101,11 @@ def test_setting_is_read_and_set_by_attribute_and_by_item_under_either_name() ->
     assert "brokr_url" not in conf
     assert conf.get("broker_url", "unset") == "unset"
     assert conf.changes == {"timezone": "Europe/Oslo", "worker_concurrency": 3}
+    assert (conf.setdefault("timezone", "UTC"), conf.setdefault("CELERY_ROUTES", {"a": "b"})) == (
+        "Europe/Oslo",
+        {"a": "b"},
+    )
+    assert dict(conf)["task_routes"] == {"a": "b"}
 
 
 @pytest.mark.parametrize(

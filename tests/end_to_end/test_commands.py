@@ -142,6 +142,14 @@ def test_worker_purges_its_queues_takes_celerys_options_and_writes_its_log_and_n
     assert not number.exists()
 
 
+def test_worker_that_begins_anew_purges_nothing_more(idle_site: Site) -> None:
+    worker = idle_site.worker("--purge")
+    idle_site.app.send_task("tests.project.add", (1, 2), countdown=3600)
+    worker.signal(signal.SIGHUP)
+    wait_until(lambda: worker.log.read_text().count(": 2 children, queues") == 2, 15, "it to begin anew")
+    assert idle_site.app.broker.size("nbqueue").delayed == 1
+
+
 def test_number_that_a_killed_worker_left_behind_is_in_nobodys_way(idle_site: Site, tmp_path: Path) -> None:
     number = tmp_path / "w.pid"
     first = idle_site.worker("--pidfile", str(number))
