@@ -29,6 +29,7 @@ from nbqueue.config import mask
 from nbqueue.consumer import Batch
 from nbqueue.deliveries import Delivery, Outgoing, Settlement, lane_of, stream_key
 from nbqueue.exceptions import BackendUnavailable, SendFailed, SendUncertain
+from nbqueue.rates import Gates
 
 LOOK_S: Final = 0.5  # between two looks for delayed messages and for priorities that were not in use before
 HOLD_S: Final = 10.0  # a delayed message that somebody sends on is sent by others after this
@@ -279,6 +280,23 @@ class AmqpConsumer:
             if (got := self._taken.pop(delivery.entry, None)) is not None:
                 self._answer(got, back=True)
         return sum(held)
+
+    def pass_gates(self, items: Sequence[tuple[Delivery, Gates]]) -> list[bool]:
+        """Let claimed tasks through, or keep them on Redis until they may run."""
+        known = [(self._taken[delivery.entry], gates) for delivery, gates in items if delivery.entry in self._taken]
+        said = self.attempts.pass_gates([(got.delivery, gates, got.level, got.counters) for got, gates in known])
+        wait = [got for (got, _), passed in zip(known, said, strict=True) if not passed]
+        for got in wait:
+            self._taken.pop(got.delivery.entry, None)
+        self._acknowledge(wait)
+        if wait:
+            self._look_at = 0.0
+        return [delivery.entry in self._taken for delivery, _ in items]
+
+    def unlock(self, locks: Sequence[str]) -> None:
+        """Let those go on that wait for these locks, whose holders have ended."""
+        self.attempts.streams.unlock(locks, elsewhere=True)
+        self._look_at = 0.0
 
     def put_off(self, deliveries: Sequence[Delivery], delay_ms: int) -> None:
         """Keep messages that this worker can't judge on Redis for a while, so that others see them."""

@@ -61,6 +61,7 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
+from nbqueue.rates import NO_RATE, per_second
 from nbqueue.request import current_request, get_current_task
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, named, routers
 from nbqueue.routing import priority as check_priority
@@ -366,6 +367,12 @@ class App:
         """Return the limits that the settings say."""
         conf = self.conf
         return Limits(conf.task_time_limit, conf.task_soft_time_limit, conf.task_memory_limit)
+
+    @property
+    def default_rate(self) -> float:
+        """Return how many calls of a task may begin a second, as the settings say; 0.0: any number."""
+        rate = self.conf.task_default_rate_limit
+        return per_second(rate) if rate else NO_RATE
 
     @property
     def default_acks(self) -> Acks:

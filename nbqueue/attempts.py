@@ -17,6 +17,7 @@ import redis
 
 from nbqueue import states
 from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, queue_key
+from nbqueue.rates import Gates
 from nbqueue.streams import Streams, run_script
 
 LEASES: Final = "nbq:leases"
@@ -139,6 +140,19 @@ class Attempts:
         ]
         self._run("amqp_put_off", (rows,), *raw)
 
+    def pass_gates(self, items: Sequence[tuple[Delivery, Gates, int, tuple[int, int, int]]]) -> list[bool]:
+        """Let claimed tasks through, or keep them until they may be sent again, and end their claims.
+
+        Args:
+            items: each with its gates, its priority and the counters that it carries.
+        """
+        raw = [part for delivery, *_ in items for part in (delivery.header, delivery.body)]
+        rows = [
+            (d.queue, d.id, d.entry, gates.name, gates.rate, gates.lock, level, *counters)
+            for d, gates, level, counters in items
+        ]
+        return [passed == 1 for passed in self._run("amqp_gates", (rows,), *raw)]
+
     def levels(self, queues: Sequence[str]) -> dict[str, list[int]]:
         """Return the priorities of each queue that were ever used, the highest first, 0 always among them."""
         pipe = self.client.pipeline(transaction=False)
@@ -231,7 +245,7 @@ class Attempts:
         """Return how many messages of a queue are claimed, and how many are delayed."""
         pipe = self.client.pipeline(transaction=False)
         pipe.hlen(queue_key(queue, "claims"))
-        pipe.zcard(queue_key(queue, "delayed"))
+        pipe.hlen(queue_key(queue, "bodies"))
         claimed, delayed = pipe.execute()
         return claimed, delayed
 
@@ -249,7 +263,7 @@ class Attempts:
     def purge(self, queue: str) -> int:
         """Drop the delayed messages of a queue; return how many."""
         pipe = self.client.pipeline(transaction=True)
-        pipe.zcard(queue_key(queue, "delayed"))
+        pipe.hlen(queue_key(queue, "bodies"))
         pipe.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
         return int(pipe.execute()[0])
 

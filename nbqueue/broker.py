@@ -84,6 +84,10 @@ class ServerBroker(abc.ABC):
     def streams(self) -> Streams:
         """Return what is kept on Redis."""
 
+    def set_rate(self, name: str, rate: float | None) -> None:
+        """Set how many tasks of a name may begin a second in all workers; 0.0: any number, None: as they say."""
+        self.streams.set_rate(name, rate, elsewhere=self.url != self.redis_url)
+
     @abc.abstractmethod
     def open_consumer(self, name: str, lease_s: float) -> Consumer:
         """Return what a worker needs of its queues.

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from nbqueue.bindings import KINDS, bound_queues
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.limits import size_bytes
+from nbqueue.rates import per_second
 from nbqueue.routing import priority, routers
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
@@ -125,6 +126,8 @@ class Settings(_Layered):
     task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
     worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
     worker_serve_celery: bool = False  # True: workers follow also those commands of Celery's that change something
+    task_default_rate_limit: str | float | None = None  # of tasks that say nothing: "10/m", or a number a second
+    worker_disable_rate_limits: bool = False  # a worker that keeps none
     worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0
@@ -471,6 +474,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),
     "result_expires": _expiry,
     "timezone": _time_zone,
+    "task_default_rate_limit": lambda value: value if per_second(value) else None,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,
     "task_routes": _routes,

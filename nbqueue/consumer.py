@@ -13,6 +13,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from nbqueue.deliveries import WORKERS, Delivery, Settlement
+from nbqueue.rates import Gates
 from nbqueue.streams import CLAIM_MOST, FEW, Streams
 from nbqueue.wire import BlockingRead, connect
 
@@ -55,6 +56,9 @@ class Claims(Protocol):
 
     def end_settle(self) -> list[bool]:
         """Return what `settle` would have returned, once its answer has come."""
+
+    def unlock(self, locks: Sequence[str]) -> None:
+        """Let those go on that wait for these locks, whose holders have ended."""
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""
@@ -123,6 +127,9 @@ class Consumer(Claims, Renewable, Protocol):
     def tend(self) -> None:
         """Do what is due by the clock; called some times a second, also while a server can't be used."""
 
+    def pass_gates(self, items: Sequence[tuple[Delivery, Gates]]) -> list[bool]:
+        """Let claimed tasks through, or have them wait at the server, claimed no more: tell which may run."""
+
     def put_off(self, deliveries: Sequence[Delivery], delay_ms: int) -> None:
         """Return messages that this worker can't judge (another key, a newer version) so that others see them."""
 
@@ -175,6 +182,8 @@ class StreamsConsumer:
         self.lapsed = streams.lapsed
         self.reap = streams.reap
         self.put_off = streams.put_off
+        self.pass_gates = streams.pass_gates
+        self.unlock = streams.unlock
         self.quarantine = streams.quarantine
         self.count = streams.count
 

@@ -18,6 +18,7 @@ CONTROL: Final = "nbq:control"
 COUNTERS: Final = "nbq:counters"
 QUARANTINE: Final = "nbq:quarantine"
 DEAD: Final = "nbq:dead"
+RATES: Final = "nbq:rates"
 REVOKED: Final = "nbq:revoked"
 SCHEDULED: Final = "nbq:beat:on"  # names of entries of the schedule that aren't paused
 KEEPER_WAKE: Final = "nbq:keeper:wake"
@@ -42,7 +43,7 @@ def lane_of(priority: int) -> str:
 
 
 def queue_key(queue: str, what: str) -> str:
-    """Return the key of a queue's `delayed`, `bodies`, `claims`, `levels`, `sweeper` or `listeners`."""
+    """Return the key of a queue's `delayed`, `bodies`, `claims`, `levels`, `sweeper`, `listeners` or `gate:…`."""
     return f"nbq:{{{queue}}}:{what}"
 
 

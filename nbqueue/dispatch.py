@@ -49,6 +49,7 @@ class Held(msgspec.Struct, eq=False):
     lost: bool = False  # its lease: whatever comes of it is dropped
     limits: Limits = NO_LIMITS
     acks: Acks = DEFAULT_ACKS
+    lock: str = ""  # that it holds until it ends
     fault: tuple[str, str] | None = None  # why its child is being ended: an error's name and text
     stops: list[int] = []  # signals still to send
     stop_at: float = 0.0  # when the next of them is due

@@ -13,9 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from nbqueue.messages import Steering
+from nbqueue.rates import lock_name
 
 EXTRAS: Final = frozenset(
-    {"headers", "reply_to", "argsrepr", "kwargsrepr", "root_id", "parent_id", "compression", "add_to_parent"}
+    {"headers", "reply_to", "argsrepr", "kwargsrepr", "root_id", "parent_id", "compression", "add_to_parent", "lock"}
 )
 # Accepted, and without meaning: calls go by the app's own connections, and canvases are graphs.
 IDLE: Final = frozenset(
@@ -40,6 +41,7 @@ class Extras:
         parent_id: the call that made it; the task which sends it if None.
         compression: of the arguments.
         add_to_parent: note it as a child of the task which sends it.
+        lock: another than its task's.
     """
 
     headers: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Extras:
     parent_id: str = ""
     compression: str | None = None
     add_to_parent: bool = True
+    lock: str = ""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Extras:
@@ -64,6 +67,8 @@ class Extras:
         for name, value in known.items():
             if name not in ("headers", "add_to_parent") and not isinstance(value, str):
                 raise TypeError(f"{name} must be a string, not {value!r}")
+        if "lock" in known:
+            lock_name(known["lock"])
         if "headers" in known:
             known["headers"] = _headers(known["headers"])
         return cls(**known)
@@ -78,6 +83,7 @@ class Extras:
             kwargsrepr=self.kwargsrepr,
             root=self.root_id,
             parent=self.parent_id,
+            lock=self.lock or steering.lock,
         )
 
 

@@ -125,6 +125,8 @@ class Ledger:
             self.streams.give_back([held.delivery for held in back], charge)
             self._returns = [item for item in self._returns if item[1] != charge]
             self._close(back)
+            if locks := {held.lock for held in back if held.lock}:
+                self.streams.unlock(sorted(locks))
             came_back = True
         return came_back
 
@@ -144,6 +146,8 @@ class Ledger:
                 logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
         self.ended.update(settlement.state for held, settlement in batch if held is not None and settlement.ends)
         self._close(held for held, settlement in batch if held is not None and settlement.ends)
+        if locks := {held.lock for held, settlement in batch if held is not None and held.lock and settlement.ends}:
+            self.streams.unlock(sorted(locks))
         return any(settlement.state == RETRY for _, settlement in batch)
 
     def _close(self, tasks: Iterable[Held]) -> None:

@@ -127,6 +127,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     reply_to: str = ""  # where the caller wants an answer; nothing here sends one
     argsrepr: str = ""  # arguments as text, where the caller wants others shown
     kwargsrepr: str = ""
+    rate_limit: float = UNSET  # tasks of its name a second; 0.0: as its worker says
+    lock: str = ""  # of those with the same lock one runs at a time
 
     @property
     def shown_name(self) -> str:

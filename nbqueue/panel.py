@@ -19,7 +19,7 @@ import msgspec
 
 from nbqueue import inspection
 from nbqueue.control import ALIASES, Command, commands, matches, signal_name
-from nbqueue.exceptions import BackendUnavailable, NBQueueError
+from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, NBQueueError
 from nbqueue.limits import Limits, seconds
 from nbqueue.messages import Control, Reply, sign_reply
 
@@ -232,7 +232,13 @@ class Panel:
         return self._revoke(task_id, terminate=True, signal=signal)
 
     def _rate_limit(self, task_name: str, rate_limit: float | str | None) -> Any:
-        return {"error": f"the rate of {task_name} can't be changed while its worker runs; declare it with the task"}
+        if task_name not in self.worker.app.tasks and task_name not in self.worker.outcomes.totals:
+            return {"error": "unknown task"}
+        try:
+            self.worker.set_rate_limit(task_name, rate_limit or 0)
+        except ImproperlyConfigured as exc:
+            return {"error": f"Invalid rate limit string: {exc}"}
+        return {"ok": "new rate limit set successfully"}
 
     def _time_limit(self, task_name: str, soft: float | None = None, hard: float | None = None) -> Any:
         if task_name not in self.worker.app.tasks and task_name not in self.worker.outcomes.totals:

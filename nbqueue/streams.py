@@ -33,6 +33,7 @@ from nbqueue.deliveries import (
     LIVE_S,
     QUARANTINE,
     QUEUES,
+    RATES,
     RECORDS,
     REVOKED,
     SENT,
@@ -49,6 +50,7 @@ from nbqueue.deliveries import (
     queue_key,
     stream_key,
 )
+from nbqueue.rates import Gates
 from nbqueue.wire import Command, Wire
 
 LISTENS_MS = 1_000  # a consumer that has room asks at least that often
@@ -387,6 +389,32 @@ class Streams:
             found += [(queue, lane, row["message_id"].decode()) for row in reply]
         return found
 
+    def pass_gates(self, items: Sequence[tuple[Delivery, Gates]]) -> list[bool]:
+        """Let claimed tasks through, or have them wait, claimed no more; tell which may run."""
+        rows = [(d.queue, d.lane, d.entry, d.id, gates.name, gates.rate, gates.lock) for d, gates in items]
+        return [passed == 1 for passed in self._run("gates", (rows,))]
+
+    def unlock(self, locks: Sequence[str], *, elsewhere: bool = False) -> None:
+        """Let those go on that wait for these locks, whose holders have ended.
+
+        Args:
+            locks: their names.
+            elsewhere: messages are on another broker than this.
+        """
+        self._run("unlock", (locks, int(elsewhere)))
+
+    def set_rate(self, name: str, rate: float | None, *, elsewhere: bool = False) -> None:
+        """Set how many tasks of a name may begin a second; 0.0: any number, None: as they say themselves."""
+        self._run("rates", (name, "" if rate is None else repr(rate), int(elsewhere)))
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates that were set; what isn't a number was written by somebody else, and is passed over."""
+        found = {}
+        for name, rate in self.client.hgetall(RATES).items():
+            with contextlib.suppress(ValueError):
+                found[name.decode(errors="replace")] = float(rate)
+        return found
+
     def put_off(self, deliveries: Sequence[Delivery], delay_ms: int) -> None:
         """Return messages that this worker can't judge (another key, a newer version) so that others see them."""
         self._run("put_off", (delay_ms, [(d.queue, d.lane, d.entry) for d in deliveries]))
@@ -465,7 +493,7 @@ class Streams:
         for lane in LANES:
             pipe.xlen(stream_key(queue, lane))
         pipe.hlen(queue_key(queue, "claims"))
-        pipe.zcard(queue_key(queue, "delayed"))
+        pipe.hlen(queue_key(queue, "bodies"))  # of those delayed, and of those at gates
         *lanes, claimed, delayed = pipe.execute()
         return QueueSize(max(0, sum(lanes) - claimed), claimed, delayed)
 
@@ -486,7 +514,7 @@ class Streams:
             kept = {row["message_id"] for row in pending}
             while rows := [entry for entry, _ in self.client.xrange(name, count=1000 + len(kept)) if entry not in kept]:
                 dropped += int(self.client.xdel(name, *rows))
-        delayed = self.client.zcard(queue_key(queue, "delayed"))
+        delayed = self.client.hlen(queue_key(queue, "bodies"))
         self.client.delete(queue_key(queue, "delayed"), queue_key(queue, "bodies"))
         return dropped + int(delayed)
 

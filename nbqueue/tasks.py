@@ -22,6 +22,7 @@ from nbqueue.handles import AsyncResult
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, new_id, python_version
 from nbqueue.payloads import Packer, is_whole
+from nbqueue.rates import NO_RATE, lock_name, per_second
 from nbqueue.request import Loaded, Running
 from nbqueue.retries import DEFAULTS, RETRY_OPTIONS, RetryOptions
 from nbqueue.routing import priority as check_priority
@@ -37,7 +38,7 @@ __all__ = ["Task"]
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "ignore_result", "store_errors_even_if_ignored", "track_started", "trail",
     "send_events", "typing", "throws", "expires", "by_value", "time_limit", "soft_time_limit", "memory_limit",
-    "priority", "resultrepr_maxsize", "shadow_name", *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
+    "priority", "rate_limit", "lock", "resultrepr_maxsize", "shadow_name", *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
 )  # fmt: skip
 _OPTIONS: Final = frozenset(OPTIONS)
 _METHODS: Final = frozenset({*HOOKS, "shadow_name"})
@@ -96,6 +97,8 @@ class Task(Running):
         memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
             with `MemoryLimitExceeded`.
         priority: 0 to 9, which is the soonest; as a route or `conf.task_default_priority` says if None.
+        rate_limit: of all its calls, in all workers: tasks a second, or a text such as "10/m"; those over it wait.
+        lock: of all calls with a lock of this name, of whatever task, one runs at a time in all workers.
         acks_late: and what else there is of acknowledgement, as `nbqueue.acks.Acks` says it.
         max_retries: and what else there is of retries, as `nbqueue.retries.RetryOptions` says it.
     """
@@ -119,6 +122,8 @@ class Task(Running):
     soft_time_limit: Any = None
     memory_limit: Any = None
     priority: int | None = None
+    rate_limit: float | str | None = None
+    lock: str | None = None
     resultrepr_maxsize: int = 1024
     acks_late: bool | None = None
     acks_on_failure_or_timeout: bool | None = None
@@ -138,6 +143,7 @@ class Task(Running):
     function: Callable[..., Any]  # takes the task first if `bind`
     given: Mapping[str, Any] = {}  # options that it was declared with, for code that refers to it elsewhere
     acks: Acks | None = None
+    rate: float = NO_RATE  # tasks a second
     retry_options: RetryOptions = DEFAULTS
     _app: App | None = None
     _is_whole = False  # there is more to it than its function and options
@@ -207,6 +213,7 @@ class Task(Running):
         for name, check in (("time_limit", seconds), ("soft_time_limit", seconds), ("memory_limit", size_bytes)):
             own[name] = check(name, self.given[name] if name in self.given else getattr(self, name) or None)
         own["priority"] = check_priority(self.priority)
+        own["rate"], own["lock"] = per_second(self.rate_limit), lock_name(self.lock) or None
         own["acks"] = Acks.of_options({name: getattr(self, name) for name in ACK_OPTIONS})
         own["retry_options"] = RetryOptions.of(**{name: getattr(self, name) for name in RETRY_OPTIONS})
         own["_typed"] = self.typing is not False
@@ -560,6 +567,8 @@ class Task(Running):
             memory_limit=limits.memory_limit,
             priority=level,
             acks=self._sent_acks(),
+            rate_limit=self.rate or (self.app.default_rate if self.by_value else NO_RATE),
+            lock=self.lock or "",
         )
         return (steering if extras is NO_EXTRAS else extras.on(steering)), code
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from nbqueue.acks import Acks
 from nbqueue.limits import Limited, Limits
 from nbqueue.messages import Steering
+from nbqueue.rates import NO_RATE, Gates
 
 
 class Registered(Limited, Protocol):
@@ -17,6 +18,14 @@ class Registered(Limited, Protocol):
     def acks(self) -> Acks | None:
         """Return what it says of its message."""
 
+    @property
+    def rate(self) -> float:
+        """Return how many may begin a second; 0.0: it says nothing."""
+
+    @property
+    def lock(self) -> str | None:
+        """Return its lock."""
+
 
 class Terms:
     """Those of one worker.
@@ -25,12 +34,19 @@ class Terms:
         tasks: by name, of its project.
         limits: of what says nothing itself.
         acks: likewise, complete.
+        rate: likewise.
+        rates: whether rates are kept.
     """
 
-    def __init__(self, tasks: Mapping[str, Registered], limits: Limits, acks: Acks) -> None:
+    def __init__(
+        self, tasks: Mapping[str, Registered], limits: Limits, acks: Acks, rate: float = NO_RATE, *, rates: bool = True
+    ) -> None:
         self.tasks = tasks
         self.limits = limits
         self.default_acks = acks
+        self.rate = rate
+        self.rates = rates
+        self.told_rates: dict[str, float] = {}  # by the name of a task, in all workers; 0.0: no limit
         self.told: dict[str, Limits] = {}  # by the name of a task, since somebody has said so from elsewhere
 
     def limits_of(self, steering: Steering) -> Limits:
@@ -50,3 +66,17 @@ class Terms:
         if registered is not None and registered.acks is not None:
             acks = registered.acks.or_else(acks)
         return acks if steering.acks is None else steering.acks.or_else(acks)
+
+    def gates_of(self, steering: Steering) -> Gates | None:
+        """Return what a call has to pass before it runs; None, as most have nothing."""
+        rate, lock, name = steering.rate_limit, steering.lock, steering.task
+        if not steering.code and (registered := self.tasks.get(name)) is not None:
+            rate, lock = rate or registered.rate, lock or registered.lock or ""
+        rate = rate or self.rate
+        if self.told_rates:
+            rate = self.told_rates.get(name, rate)
+        if not self.rates:
+            rate = NO_RATE
+        if not rate and not lock:
+            return None
+        return Gates(name if rate else "", rate, lock)

@@ -34,6 +34,7 @@ from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.forkserver import ChildSettings, ForkServer
+from nbqueue.gatekeeper import Gatekeeper
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
@@ -49,6 +50,7 @@ from nbqueue.messages import (
 )
 from nbqueue.orders import Orders
 from nbqueue.outcomes import Outcomes
+from nbqueue.rates import per_second
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
 from nbqueue.stopping import Reload, signals
@@ -172,8 +174,15 @@ class Worker:
         self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
-        self.terms = Terms(app.tasks, app.default_limits.with_those_of(own_limits), app.default_acks)
+        self.terms = Terms(
+            app.tasks,
+            app.default_limits.with_those_of(own_limits),
+            app.default_acks,
+            app.default_rate,
+            rates=not self.conf.worker_disable_rate_limits,
+        )
         self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses, self.terms.acks_of)
+        self.gates = Gatekeeper(self.consumer, self.terms, self.broker.streams)
         self.out_of_memory = OutOfMemory()
         self.ledger = Ledger(self.consumer, self.backend, self.work)
         self.outcomes = Outcomes(
@@ -318,6 +327,16 @@ class Worker:
         self._show_soon()
         return True
 
+    def set_rate_limit(self, name: str, limit: float | str | None) -> None:
+        """Let so many tasks of a name begin a second, in all workers; 0: any number, None: as they say themselves.
+
+        Raises:
+            ImproperlyConfigured: it is no rate.
+        """
+        self.broker.set_rate(name, None if limit is None else per_second(limit))
+        self.gates.look()
+        self._drained = False
+
     def restart(self) -> None:
         """Replace the children, each after the task it is at."""
         logger.info("the children are replaced")
@@ -385,6 +404,7 @@ class Worker:
                 held.marked = False  # its record is written anew, or would expire while it runs
         if self._due("renew", self.conf.worker_renewal):
             self._renew()
+            self.gates.look()
             self._sweep()
 
     def _clean(self) -> None:
@@ -520,6 +540,7 @@ class Worker:
         self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
         self._follow_queues()
         self._renew()
+        self.gates.look()
         self.consumer.open(self.queues)
         self.leases.forget(time.monotonic())
         self._open_reads()
@@ -648,6 +669,8 @@ class Worker:
         refused: list[tuple[Delivery, str]] = []
         try:
             repeats = self._judge(undecided, put_off, refused)
+            if self.gates.pass_on(self._hold):
+                self._drained = False  # there is room again, and the next may be due sooner
             self.work.hand_out()
             self.ledger.give_back(self.work.surplus())
             if put_off:
@@ -655,7 +678,8 @@ class Worker:
             if refused:
                 self.consumer.quarantine(refused)
         except _OUTAGE:
-            self.consumer.abandon([*undecided, *put_off, *(delivery for delivery, _ in refused)])
+            gated = [task.delivery for task in self.gates.give_up()]
+            self.consumer.abandon([*undecided, *put_off, *gated, *(delivery for delivery, _ in refused)])
             raise
         if repeats:
             self.consumer.count("repeat", repeats)
@@ -668,7 +692,8 @@ class Worker:
             delivery = undecided[0]
             match self.intake.judge(delivery, now):
                 case Accepted() as task:
-                    self._hold(task)
+                    if not self.gates.stops(task):
+                        self._hold(task)
                 case Ended(steering=steering, state=state, error=error, body=body, dead=dead) as end:
                     settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
                     self.ledger.settle(
@@ -688,7 +713,7 @@ class Worker:
             undecided.popleft()
         return repeats
 
-    def _hold(self, task: Accepted) -> None:
+    def _hold(self, task: Accepted, lock: str = "") -> None:
         self._seq += 1
         s = task.steering
         limits = self.terms.limits_of(s)
@@ -714,6 +739,7 @@ class Worker:
             pools.Job(self._seq, child_task, task.code),
             limits=limits,
             acks=self.terms.acks_of(s),
+            lock=lock,
             alone=task.alone,
             drawn=task.drawn,
         )

@@ -47,6 +47,21 @@ def once(folder: str, name: str, seconds: float = 0.0) -> str:
     return name
 
 
+@app.task(lock="one at a time")
+def alone(folder: str, name: str, seconds: float = 0.0) -> tuple[float, float]:
+    """Leave a file for each run; return when it began and ended."""
+    began = time.time()
+    (Path(folder) / f"{name}.{time.time_ns()}").touch()
+    time.sleep(seconds)
+    return began, time.time()
+
+
+@app.task(rate_limit="1200/m")
+def measured() -> float:
+    """Return when it ran."""
+    return time.time()
+
+
 @app.task
 def deadly(folder: str, name: str, times: int) -> str:
     """End its own process the first `times` times."""

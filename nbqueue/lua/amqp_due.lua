@@ -7,8 +7,13 @@ local lent, next_due = {}, -1
 for _, queue in ipairs(queues) do
   local delayed, bodies = key(queue, "delayed"), key(queue, "bodies")
   for _, member in ipairs(redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, limit)) do
+    if is_timer(member) then gates().tick(queue, string.sub(member, 2), now, true) end
+  end
+  for _, member in ipairs(redis.call("ZRANGEBYSCORE", delayed, "-inf", now, "LIMIT", 0, limit)) do
     local id, header, body, level, counters = opened(redis.call("HGET", bodies, member) or "", member)
-    if id then
+    if is_timer(member) then
+      id = nil -- more than can go at once waits at it
+    elseif id then
       redis.call("ZADD", delayed, now + hold_ms, member)
       local c = counters or {1, 0, 0}
       table.insert(lent, {queue, member, id, header, body, c[1], c[2], c[3], level})

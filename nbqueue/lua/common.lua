@@ -284,8 +284,148 @@ local function opened(packed, member)
   return parts[3], parts[1], parts[2], level_of(parts[7]), {whole(parts[4], 1), whole(parts[5], 0), whole(parts[6], 0)}
 end
 
+-- What follows is about gates, where tasks wait that were claimed and may not run yet: `r:NAME` for the next token of a rate,
+-- `l:NAME` for a lock. A gate has a list of waiting messages in each queue, and a timer among that queue's delayed ones.
+local function is_timer(member) return string.byte(member) == 1 end
+
+-- Made only where a task has a gate: each run of a script makes the functions anew that stand outside.
+local function gates()
+  local LOCK_LOOK_MS = 2000 -- between two looks at a lock whose release nobody has told of: its holder was lost, or gave its task back
+  local RESERVED_MS = 10000 -- whom a lock was promised has to come for it
+  local LAPSED_MS = 60000 -- after its lease nobody comes back
+  local BURST_MS = 100 -- so much of a rate may come at once
+  local ENDED = {SUCCESS = 1, FAILURE = 1, REVOKED = 1, REJECTED = 1, IGNORED = 1}
+
+  local function is_over(id)
+    local record = redis.call("GET", "celery-task-meta-" .. id)
+    local state = record and string.match(record, '"status":"(%u+)"')
+    return (state and ENDED[state]) or redis.call("HEXISTS", "nbq:revoked", id) == 1
+  end
+
+  -- The tokens a second of a rate: as was told while workers run, or else as the task says. 0: no limit.
+  local function per_second(name, own) return tonumber(redis.call("HGET", "nbq:rates", name) or own) or 0 end
+
+  local function next_token(name) return tonumber(redis.call("HGET", "nbq:rate:" .. name, "next") or 0) end
+
+  local function spend_token(name, rate, now)
+    local bucket = "nbq:rate:" .. name
+    local next = math.max(next_token(name), now - BURST_MS) + 1000 / rate
+    redis.call("HSET", bucket, "next", string.format("%.3f", next))
+    redis.call("PEXPIRE", bucket, math.ceil(math.max(0, next - now)) + 86400000)
+  end
+
+  -- A lock is held for as long as its holder's claim holds: what ends that, or takes it away, frees the lock.
+  local function lock_is_free(lock, queue, id, now)
+    local of, holder, place, until_ms = unpack(redis.call("HMGET", "nbq:lock:" .. lock, "q", "i", "p", "u"))
+    if not of or (holder == id and of == queue) then return true end
+    if place == "" then return tonumber(until_ms) <= now end
+    if redis.call("HGET", key(of, "claims"), holder) ~= place then return true end
+    -- Over AMQP a claim is ended by who gets its message again, which the server may have lost.
+    local whose = string.match(place, "^(.*)#")
+    return whose and tonumber(redis.call("ZSCORE", "nbq:leases", whose) or 0) < now - LAPSED_MS
+  end
+
+  local function take_lock(lock, queue, id, place, until_ms)
+    redis.call("HSET", "nbq:lock:" .. lock, "q", queue, "i", id, "p", place, "u", until_ms)
+    redis.call("PEXPIRE", "nbq:lock:" .. lock, LIVE_MS)
+  end
+
+  -- Puts what waited at a gate in front of its queue; on a broker that is elsewhere, among what is due.
+  local function let_go(queue, member, elsewhere)
+    if elsewhere then
+      redis.call("ZADD", key(queue, "delayed"), 0, member)
+      return
+    end
+    local id, header, body, level, c = opened(redis.call("HGET", key(queue, "bodies"), member), member)
+    redis.call("HDEL", key(queue, "bodies"), member)
+    redis.call("XADD", key(queue, "r"), "*", "i", id, "h", header, "b", body, "a", c[1], "c", c[2], "w", c[3], "p", level)
+  end
+
+  -- Tells when a gate opens for the task that is next, and if that is now gives it what it waited for.
+  local function open_for(kind, name, queue, id, now)
+    if kind == "l" then
+      if not lock_is_free(name, queue, id, now) then return now + LOCK_LOOK_MS end
+      take_lock(name, queue, id, "", now + RESERVED_MS)
+      return now
+    end
+    local rate = per_second(name, redis.call("HGET", "nbq:rate:" .. name, "own"))
+    if rate <= 0 then return now end
+    local next = next_token(name)
+    if next > now then return next end
+    spend_token(name, rate, now)
+    redis.call("SET", "nbq:permit:" .. id, "1", "PX", LIVE_MS)
+    return now
+  end
+
+  -- Lets those of a queue go that may, in their order, and sets the timer for the next one.
+  local function tick(queue, gate, now, elsewhere)
+    local list, timers, timer = key(queue, "gate:" .. gate), key(queue, "delayed"), "\1" .. gate
+    local kind, name = string.sub(gate, 1, 1), string.sub(gate, 3)
+    redis.call("ZREM", timers, timer)
+    for _ = 1, 100 do
+      local member = redis.call("LINDEX", list, 0)
+      if not member then
+        redis.call("SREM", "nbq:gate:" .. gate, queue)
+        return
+      end
+      local packed = redis.call("HGET", key(queue, "bodies"), member)
+      local id = packed and opened(packed, member)
+      if id and not is_over(id) then -- what has ended is let go too, for free: who claims it sees that
+        local opens = open_for(kind, name, queue, id, now)
+        if opens > now then
+          redis.call("ZADD", timers, opens, timer)
+          return
+        end
+      end
+      redis.call("LPOP", list)
+      if id then let_go(queue, member, elsewhere) end
+    end
+    redis.call("ZADD", timers, now, timer)
+  end
+
+  -- Tells at which gate a claimed task has to wait; nil: it may run, and has what its gates give.
+  local function gate_for(queue, id, place, name, own, lock, now)
+    local mine = lock ~= "" and redis.call("HGET", "nbq:lock:" .. lock, "i") == id
+    if lock ~= "" and not mine then
+      if redis.call("EXISTS", "nbq:gate:l:" .. lock) == 1 or not lock_is_free(lock, queue, id, now) then return "l:" .. lock end
+    end
+    local rate = name ~= "" and per_second(name, own) or 0
+    if rate > 0 and redis.call("DEL", "nbq:permit:" .. id) == 0 then
+      if redis.call("EXISTS", "nbq:gate:r:" .. name) == 1 or next_token(name) > now then
+        redis.call("HSET", "nbq:rate:" .. name, "own", own)
+        if mine then redis.call("DEL", "nbq:lock:" .. lock) end
+        return "r:" .. name
+      end
+      spend_token(name, rate, now)
+    end
+    if lock ~= "" then take_lock(lock, queue, id, place, 0) end
+    return nil
+  end
+
+  -- Lets a message wait at a gate; one that has waited before goes first.
+  local function wait_at(queue, gate, member, packed, first)
+    redis.call("HSET", key(queue, "bodies"), member, packed)
+    redis.call(first and "LPUSH" or "RPUSH", key(queue, "gate:" .. gate), member)
+    redis.call("SADD", "nbq:gate:" .. gate, queue)
+  end
+
+  local function unlock(lock, now, elsewhere)
+    local of, holder, place = unpack(redis.call("HMGET", "nbq:lock:" .. lock, "q", "i", "p"))
+    if of and place ~= "" and redis.call("HGET", key(of, "claims"), holder) ~= place then
+      redis.call("DEL", "nbq:lock:" .. lock)
+    end
+    for _, queue in ipairs(redis.call("SMEMBERS", "nbq:gate:l:" .. lock)) do tick(queue, "l:" .. lock, now, elsewhere) end
+  end
+
+  return {tick = tick, gate_for = gate_for, wait_at = wait_at, unlock = unlock, next_token = next_token}
+end
+
 -- Puts a delayed message on its queue, from where workers take it; false if it isn't delayed.
 local function release(queue, member)
+  if is_timer(member) then
+    gates().tick(queue, string.sub(member, 2), now_ms(), false)
+    return false
+  end
   local packed = redis.call("HGET", key(queue, "bodies"), member)
   local there = redis.call("ZREM", key(queue, "delayed"), member) == 1
   redis.call("HDEL", key(queue, "bodies"), member)
