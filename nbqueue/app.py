@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import tzinfo
 from functools import cached_property
@@ -76,6 +78,8 @@ from nbqueue.watcher import ALIVE_S, Offer, Watcher, known_offers
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
     from nbqueue.control import Control as RemoteControl
+    from nbqueue.emitter import Emitter
+    from nbqueue.events import Events
     from nbqueue.launchers.local import LocalBeat, LocalWorker
     from nbqueue.periodic import Configured, Schedule
 
@@ -145,6 +149,7 @@ class App:
         self._broker: Broker | None = None
         self._backend: Backend | None = None
         self._watcher: Watcher | None = None
+        self._emitter: Emitter | None = None
         self._blobs: Blobs | None = None
         self._codes: Codes | None = None
         self._signer: Signer | None = None
@@ -345,6 +350,7 @@ class App:
             for task in watched:
                 self.watcher.unwatch(task)
             raise
+        self._tell_sent(drawn.steering(Step(graph.id, head, 0, graph.sent_at, 0.0)) for head in plan.heads)
         return sent
 
     def run_canvas(
@@ -589,9 +595,9 @@ class App:
     def close(self) -> None:
         """Give up threads and connections. Tasks go on; handles can be had again by id."""
         with self._lock:
-            watcher, broker, backend, schedule = self._watcher, self._broker, self._backend, self._schedule
-            self._watcher = self._broker = self._backend = self._blobs = self._schedule = None
-        for part in (watcher, broker, backend, schedule):
+            parts = (self._watcher, self._broker, self._backend, self._schedule, self._emitter)
+            self._watcher = self._broker = self._backend = self._blobs = self._schedule = self._emitter = None
+        for part in parts:
             if part is not None:
                 part.close()
 
@@ -670,6 +676,8 @@ class App:
         pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
         if pipeline is not None:
             pipeline.add(outgoing, mine)
+            if self.conf.task_send_sent_event:
+                self._tell_sent((steering,))
             return results.AsyncResult(steering.id, self, watched=watched)
         try:
             verdict = self._publish([outgoing], retry, retry_policy)[0]
@@ -679,6 +687,8 @@ class App:
         if verdict == LIVE:
             self.watcher.unwatch(mine)
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
+        if self.conf.task_send_sent_event:
+            self._tell_sent((steering,))
         return results.AsyncResult(steering.id, self, watched=watched)
 
     def require_one_queue(self, queue: str, what: str) -> None:
@@ -756,6 +766,7 @@ class App:
                 if start:
                     exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
                 raise
+        self._tell_sent(group.member(index) for index in range(len(calls)))
         sent = results.GroupResult(group.id, app=self, watched=watched)
         if self.show is not None:
             self.show(sent)
@@ -998,6 +1009,43 @@ class App:
             terminate=terminate,
         )
         self.backend.order(sign_control(order, self.signer))
+
+    @property
+    def events(self) -> Events:
+        """Return what reads and sends Celery's events: `app.events.Receiver(connection, handlers={...})`."""
+        from nbqueue.events import Events  # needed by few, and above this layer
+
+        return Events(self)
+
+    @property
+    def emitter(self) -> Emitter:
+        """Return what sends events of this client, made at first use."""
+        with self._lock:
+            if self._emitter is None:
+                from nbqueue.emitter import Emitter  # few clients send any
+
+                host = socket.gethostname()
+                self._emitter = Emitter(self.link.broker_url, f"gen{os.getpid()}@{host}", "nbq-client")
+            return self._emitter
+
+    def connection(self, url: str | None = None) -> Any:
+        """Return a `kombu.Connection` to the broker's server, for events and the like; tasks don't go this way.
+
+        Args:
+            url: of another server.
+        """
+        from nbqueue.stock import kombu_connection  # loads kombu
+
+        return kombu_connection(url or self.link.broker_url)
+
+    connection_for_read = connection_for_write = connection
+
+    def _tell_sent(self, calls: Iterable[Steering]) -> None:
+        """Tell whoever watches that calls were sent, if the settings say so."""
+        if self.conf.task_send_sent_event:
+            from nbqueue.publishing import tell_sent  # few clients do
+
+            tell_sent(self.emitter, calls)
 
     @property
     def control(self) -> RemoteControl:

@@ -125,6 +125,8 @@ class Settings(_Layered):
     task_acks_on_failure_or_timeout: bool = True  # False: what fails is kept, and what runs out of time runs again
     task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
     worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
+    worker_send_task_events: bool = False  # True: workers send Celery's events, for monitors
+    task_send_sent_event: bool = False  # True: clients send an event for each call
     worker_serve_celery: bool = False  # True: workers follow also those commands of Celery's that change something
     task_default_rate_limit: str | float | None = None  # of tasks that say nothing: "10/m", or a number a second
     worker_disable_rate_limits: bool = False  # a worker that keeps none

@@ -40,8 +40,8 @@ def info(held: Held, worker: Worker) -> dict[str, Any]:
     return {
         "id": s.id,
         "name": s.task,
-        "args": None,
-        "kwargs": None,
+        "args": s.argsrepr or None,
+        "kwargs": s.kwargsrepr or None,
         "type": s.task,
         "hostname": worker.name,
         "time_start": began,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nbqueue import states
 from nbqueue.acks import EARLY, FIRST_LOSS
@@ -17,6 +17,9 @@ from nbqueue.messages import ChildEvent, Outcome
 from nbqueue.pool import Died
 from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.transfers import Transfers
+
+if TYPE_CHECKING:
+    from nbqueue.herald import Herald
 
 NAMES_KEPT: Final = 10_000
 
@@ -43,6 +46,7 @@ class Outcomes:
         self.transfers = transfers
         self.max_child_deaths = max_child_deaths
         self.totals: Counter[str] = Counter()  # tasks that children have run, by name
+        self.herald: Herald | None = None  # tells those who watch, if anybody does
 
     def said(self, event: ChildEvent) -> None:
         """Pass on what a task said."""
@@ -104,6 +108,8 @@ class Outcomes:
         """End a task; `dead` keeps its message."""
         settlement = self.reports.ended(held, state, body, error, outcome, dead=dead)
         settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
+        if self.herald is not None and self.ledger.is_open(held):
+            self.herald.ended(held, state, body, error, outcome)
         self.ledger.settle(settlement, held)
 
     def fail(self, held: Held, error: str, text: str, outcome: Outcome | None = None, *, dead: bool = False) -> None:
@@ -142,8 +148,12 @@ class Outcomes:
     def _settle(self, held: Held, outcome: Outcome, state: str, error: str, body: bytes) -> None:
         """Do what an outcome asks for: end the task, run it again, or return it to its queue."""
         if state == states.RETRY:
+            if self.herald is not None:
+                self.herald.retried(held, outcome)
             self.ledger.settle(self.reports.retried(held, outcome), held)
         elif state == states.REJECTED and body:
+            if self.herald is not None:
+                self.herald.given_back(held)
             self.ledger.give_back([held], "task")
         else:
             kept = state == states.REJECTED or (state == states.FAILURE and not held.acks.on_failure and held.acks.late)

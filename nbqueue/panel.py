@@ -98,7 +98,7 @@ class Panel:
         command = commands().get(name)
         if command is None and name != "hello":
             tell({"error": f"there is no command {name!r}; there are {', '.join(sorted(commands()))}"})
-        elif command is not None and command.kind != "inspect" and not changes:
+        elif command is not None and command.kind != "inspect" and name != "heartbeat" and not changes:
             tell(
                 {"error": f"{name} is not for everyone: start this worker with --serve-celery, or use nbqueue control"}
             )
@@ -171,10 +171,10 @@ class Panel:
         return {"ok": "pong"}
 
     def _hello(self, from_node: str = "", revoked: object = None) -> Any:
-        return {"revoked": [], "clock": 0}
+        return {"revoked": [], "clock": self.worker.clock}
 
     def _clock(self) -> Any:
-        return {"clock": 0}
+        return {"clock": self.worker.clock}
 
     def _active(self, safe: bool | None = None) -> Any:
         return inspection.active(self.worker)
@@ -195,7 +195,7 @@ class Panel:
         return inspection.active_queues(self.worker)
 
     def _stats(self) -> Any:
-        return inspection.stats(self.worker, dict(self.worker.outcomes.totals), 0)
+        return inspection.stats(self.worker, dict(self.worker.outcomes.totals), self.worker.clock)
 
     def _query_task(self, ids: list[str] | str) -> Any:
         return inspection.query_task(self.worker, ids)
@@ -284,10 +284,15 @@ class Panel:
         return {"ok": f"{self.worker.name}, pid {os.getpid()}, stops once its tasks have ended"}
 
     def _enable_events(self) -> Any:
-        return {"error": "events are not available"}
+        already = self.worker.herald is not None and self.worker.herald.tells
+        self.worker.tell_of_tasks(events=True)
+        return {"ok": f"task events {'already ' if already else ''}enabled"}
 
     def _disable_events(self) -> Any:
-        return {"error": "events are not available"}
+        already = self.worker.herald is None or not self.worker.herald.tells
+        self.worker.tell_of_tasks(events=False)
+        return {"ok": f"task events {'already ' if already else ''}disabled"}
 
     def _heartbeat(self) -> Any:
-        return {"error": "events are not available"}
+        self.worker.beat()
+        return {"ok": "heartbeat sent"}

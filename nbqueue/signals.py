@@ -189,6 +189,7 @@ task_received: Final = Signal("task_received", {"request"})
 task_revoked: Final = Signal("task_revoked", {"request", "terminated", "signum", "expired"})
 task_rejected: Final = Signal("task_rejected", {"message", "exc"})
 task_unknown: Final = Signal("task_unknown", {"message", "exc", "name", "id"})
+OF_SUPERVISOR: Final = (task_received, task_revoked, task_rejected, task_unknown)
 
 # In the child that runs the task; the sender is the task.
 task_prerun: Final = Signal("task_prerun", {"task_id", "task", "args", "kwargs"})

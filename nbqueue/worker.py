@@ -53,6 +53,7 @@ from nbqueue.outcomes import Outcomes
 from nbqueue.rates import per_second
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
+from nbqueue.signals import OF_SUPERVISOR
 from nbqueue.stopping import Reload, signals
 from nbqueue.terms import Terms
 from nbqueue.transfers import Transfers
@@ -62,6 +63,8 @@ from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.emitter import Emitter
+    from nbqueue.herald import Herald
     from nbqueue.panel import Panel
     from nbqueue.pidbox import Pidbox
 
@@ -75,6 +78,7 @@ CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs an
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
 MAX_CHILDREN: Final = 1_000
 REVOKED_KEPT: Final = 10_000
+HEARTBEAT_S: Final = 2.0  # between two events that say that it lives
 MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
 logger = logging.getLogger(__name__)
@@ -147,6 +151,8 @@ class Worker:
         self.orders = Orders(self.signer)
         self.revoked: deque[str] = deque(maxlen=REVOKED_KEPT)  # ids of what this worker was told to cancel
         self._panel: Panel | None = None
+        self.herald: Herald | None = None
+        self._emitter: Emitter | None = None
         self._pidbox: Pidbox | None = None
         self._soon: deque[Callable[[], object]] = deque()  # what other threads have left for the loop
         self._wake: socket.socket | None = None
@@ -224,6 +230,7 @@ class Worker:
                 self._reconnect_or_fail()
             logger.info("%s: %d children, queues %s", self.name, self.concurrency, ", ".join(self.queues))
             self._answer_celery()
+            self.tell_of_tasks()
             while not self._finished():
                 self._turn()
             self._online(self._leave)
@@ -233,6 +240,10 @@ class Worker:
             self.new_code.close()
             if self._pidbox is not None:
                 self._pidbox.stop()
+            if self.herald is not None:
+                self.herald.worker("offline", self._busy())
+            if self._emitter is not None:
+                self._emitter.close()
             self._close_reads()
             self.transfers.close()
             self.pool.stop(1.0)
@@ -270,6 +281,48 @@ class Worker:
 
             self._panel = Panel(self)
         return self._panel
+
+    @property
+    def emitter(self) -> Emitter:
+        """Return what sends events, made when the first one is sent."""
+        if self._emitter is None:
+            from nbqueue.emitter import Emitter  # noqa: PLC0415 - few workers send any
+
+            self._emitter = Emitter(self.app.link.broker_url, self.name, self._client_name)
+        return self._emitter
+
+    def tell_of_tasks(self, *, events: bool | None = None) -> None:
+        """Tell of tasks from now on, if anybody wants to hear of them.
+
+        Args:
+            events: send Celery's; None: as the settings say.
+        """
+        sends = self.conf.worker_send_task_events if events is None else events
+        if self.herald is not None:
+            self.herald.emitter = self.emitter if sends else self.herald.emitter
+            self.herald.tasks = sends
+            return
+        if not sends and not any(signal.receivers for signal in OF_SUPERVISOR):
+            return
+        from nbqueue.herald import Herald  # noqa: PLC0415 - as above
+
+        self.herald = self.outcomes.herald = Herald(self.name, self.emitter if sends else None, tasks=sends)
+        self.herald.worker("online", self._busy())
+
+    def _busy(self) -> int:
+        return sum(bool(child.jobs) for child in self.pool.children.values())
+
+    def beat(self) -> None:
+        """Send an event that shows that this worker lives."""
+        from nbqueue.herald import Herald  # noqa: PLC0415 - as above
+
+        told = self.herald if self.herald is not None and self.herald.emitter is not None else None
+        (told or Herald(self.name, self.emitter)).worker("heartbeat", self._busy())
+
+    @property
+    def clock(self) -> int:
+        """Return the logical clock of events."""
+        return 0 if self._emitter is None else self._emitter.clock
 
     def _answer_celery(self) -> None:
         """Answer Celery's programs too, where they can be on the broker's server."""
@@ -402,6 +455,8 @@ class Worker:
         if self._due("mark", MARK_S):
             for held in self.work.held.values():
                 held.marked = False  # its record is written anew, or would expire while it runs
+        if self.herald is not None and self.herald.emitter is not None and self._due("heartbeat", HEARTBEAT_S):
+            self.beat()
         if self._due("renew", self.conf.worker_renewal):
             self._renew()
             self.gates.look()
@@ -497,6 +552,8 @@ class Worker:
         self.work.press(now)
         self.guard.look(now)
         for held, ran_s in self.work.started(now, STARTED_S):
+            if self.herald is not None:
+                self.herald.started(held, time.time() - ran_s)
             self.ledger.settle(self.reports.started(held, ran_s), held)
         if now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
             self.work.go_on()
@@ -695,6 +752,8 @@ class Worker:
                     if not self.gates.stops(task):
                         self._hold(task)
                 case Ended(steering=steering, state=state, error=error, body=body, dead=dead) as end:
+                    if self.herald is not None:
+                        self.herald.never_began(steering, state, error, body)
                     settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
                     self.ledger.settle(
                         self.reports.followed(
@@ -709,6 +768,8 @@ class Worker:
                     put_off.append(delivery)
                 case Refused(reason=reason):
                     logger.warning("a message was refused: %s", reason)
+                    if self.herald is not None:
+                        self.herald.refused(delivery, reason)
                     refused.append((delivery, reason))
             undecided.popleft()
         return repeats
@@ -743,6 +804,8 @@ class Worker:
             alone=task.alone,
             drawn=task.drawn,
         )
+        if self.herald is not None:
+            self.herald.received(held)
         self.work.add(held, waits=bool(task.blobs))
         if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
             self.work.resume(held)
@@ -827,7 +890,7 @@ class Worker:
             tuple(self.queues),
             self.all_queues and not self.exclude,
             self.concurrency,
-            sum(bool(child.jobs) for child in self.pool.children.values()),
+            self._busy(),
             self.started_at,
             python_version(),
             self.ledger.ended[states.SUCCESS],

@@ -23,6 +23,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "status": "queues",
         "inspect": "remote",
         "control": "remote",
+        "events": "watching",
     },
     "Tasks and queues": {
         "call": "tasks",

@@ -114,6 +114,7 @@ def cores(text: str) -> int:
 @click.option(
     "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
 )
+@click.option("-E", "--task-events", "--events", is_flag=True, help="Send Celery's events, for monitors.")
 @click.option("--serve-celery", is_flag=True, help="Follow Celery's commands too, which nobody signs.")
 @click.option("-B", "--beat", is_flag=True, help="Send what is due too, as nbqueue beat does.")
 @click.option("--keeper", is_flag=True, hidden=True)
@@ -172,8 +173,7 @@ def worker(
             app = chosen_app(ctx, options)
             if app.conf.worker_log_format or app.conf.worker_log_datefmt:
                 setup(loglevel, file=log, line=app.conf.worker_log_format, date=app.conf.worker_log_datefmt)
-            if options["serve_celery"]:
-                app.conf.worker_serve_celery = True
+            _set(app, options)
             modules = dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"])))
             preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
             for module in modules:
@@ -226,6 +226,13 @@ def _beside(app: App, name: str, *, wanted: bool, keeper: bool) -> contextlib.Ab
 
     # The keeper's worker has one for whatever is scheduled later, and most of them never need it.
     return BeatThread(app, name=name, sync=not keeper, lazy=keeper)
+
+
+def _set(app: App, options: dict[str, Any]) -> None:
+    """Set what options say that there are settings for."""
+    for option, setting in (("task_events", "worker_send_task_events"), ("serve_celery", "worker_serve_celery")):
+        if options[option]:
+            setattr(app.conf, setting, True)
 
 
 def _importable(app: App) -> str:

@@ -1,0 +1,53 @@
+"""What workers and tasks tell: `nbqueue events`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Final
+
+import click
+
+from nbqueue.cli.options import Command, app_of, global_options, printable
+
+_FIRST: Final = frozenset({"type", "uuid", "name", "hostname", "timestamp"})
+_QUIET: Final = frozenset({"local_received", "utcoffset", "clock", "pid"})
+
+
+@click.command(cls=Command)
+@global_options
+@click.option("-d", "--dump", is_flag=True, help="Print events as they come; there is no other way here.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Write each as a line of JSON.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
+@click.option("--timeout", type=float, metavar="S", help="Stop when nothing has come for so long.")
+@click.pass_context
+def events(
+    ctx: click.Context, /, dump: bool, as_json: bool, limit: int | None, timeout: float | None, **options: Any
+) -> None:
+    """Print Celery's events as they come, of workers that send some: nbqueue worker -E, or control enable_events."""
+    del dump
+    app = app_of(ctx, **options)
+    shown = 0
+    with app.connection() as connection:
+
+        def show(event: dict[str, Any]) -> None:
+            nonlocal shown
+            if limit is not None and shown >= limit:
+                return
+            shown += 1
+            receiver.should_stop = shown == limit
+            click.echo(json.dumps(event, default=repr) if as_json else _line(event))
+
+        receiver = app.events.Receiver(connection, handlers={"*": show})
+        try:
+            receiver.capture(timeout=timeout)
+        except (TimeoutError, KeyboardInterrupt):
+            return
+
+
+def _line(event: dict[str, Any]) -> str:
+    at = event.get("timestamp")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
+    task = f" {event.get('name') or ''}({event['uuid']})" if "uuid" in event else ""
+    more = [f"{name}={value!r}" for name, value in event.items() if name not in _FIRST | _QUIET and value is not None]
+    return printable(f"{event.get('hostname', '?')} [{when}] {event.get('type')}:{task} {', '.join(more)}".rstrip())

@@ -1,0 +1,171 @@
+"""`Herald`: tells of a worker's tasks as they come, run and end: events for monitors, signals for receivers here.
+
+A worker without either has none. What is told is what the supervisor knows, so arguments only as the text that came
+with the call, and results as the line that is shown of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, Final
+
+from nbqueue import signals, states
+from nbqueue._version import __version__
+from nbqueue.deliveries import Delivery
+from nbqueue.dispatch import Held
+from nbqueue.emitter import Emitter
+from nbqueue.exceptions import BadMessage, NotRegistered
+from nbqueue.messages import Outcome, Steering, decode_again, decode_failure
+
+FREQ_S: Final = 2.0  # as often as a worker has its heart beat
+SOFTWARE: Final = {"sw_ident": "nbqueue", "sw_ver": __version__, "sw_sys": platform.system()}
+
+
+class Herald:
+    """Tells of the tasks of one worker.
+
+    Args:
+        name: of the worker.
+        emitter: sends events; None: only signals are sent.
+        tasks: events of tasks too, not only of the worker.
+    """
+
+    def __init__(self, name: str, emitter: Emitter | None, *, tasks: bool = True) -> None:
+        self.name = name
+        self.emitter = emitter
+        self.tasks = tasks
+        self.processed = 0
+        self._started: set[int] = set()
+
+    @property
+    def tells(self) -> bool:
+        """Tell whether events of tasks are sent."""
+        return self.tasks and self.emitter is not None
+
+    def received(self, held: Held) -> None:
+        """Tell that a task was claimed."""
+        s = held.steering
+        if signals.task_received.receivers:
+            signals.task_received.send(self.name, request=request_of(s, self.name))
+        if self.tells:
+            self._emit(
+                "task-received",
+                s,
+                name=s.task,
+                args=s.argsrepr,
+                kwargs=s.kwargsrepr,
+                retries=s.retries,
+                eta=_instant(s.eta),
+                expires=_instant(s.expires),
+                root_id=s.root or s.id,
+                parent_id=s.parent or None,
+            )
+
+    def started(self, held: Held, at: float) -> None:
+        """Tell that a task runs, since `at` (Unix seconds)."""
+        if self.tells and held.seq not in self._started:
+            self._started.add(held.seq)
+            self._emit("task-started", held.steering, timestamp=at)
+
+    def ended(self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None) -> None:
+        """Tell how a task has ended."""
+        s = held.steering
+        if outcome is not None:
+            self.started(held, outcome.started_at)
+        self._started.discard(held.seq)
+        self.processed += 1
+        if state == states.SUCCESS and outcome is not None:
+            self._emit(
+                "task-succeeded", s, result=outcome.summary, runtime=max(0.0, outcome.ended_at - outcome.started_at)
+            )
+        elif state == states.FAILURE:
+            self._failed("task-failed", s, body)
+            if error.startswith("NotRegistered:") and not s.code:
+                exc = NotRegistered(error.partition(": ")[2])
+                signals.task_unknown.send(self.name, message=None, exc=exc, name=s.task, id=s.id)
+        elif state == states.REVOKED:
+            self._revoked(s, terminated=held.revoked and outcome is not None, expired=False)
+        elif state == states.REJECTED:
+            self._emit("task-rejected", s, requeue=False)
+
+    def retried(self, held: Held, outcome: Outcome) -> None:
+        """Tell that a task will run again, as it has asked to."""
+        self.started(held, outcome.started_at)
+        self._started.discard(held.seq)
+        self._failed("task-retried", held.steering, decode_again(outcome.body).failure)
+
+    def given_back(self, held: Held) -> None:
+        """Tell that a task has put its message back."""
+        self._started.discard(held.seq)
+        self._emit("task-rejected", held.steering, requeue=True)
+
+    def never_began(self, steering: Steering, state: str, error: str, body: bytes) -> None:
+        """Tell how a task has ended that nobody has run."""
+        if state == states.REVOKED:
+            self._revoked(steering, terminated=False, expired=error == "expired")
+        elif state == states.FAILURE:
+            self._failed("task-failed", steering, body)
+
+    def refused(self, delivery: Delivery, reason: str) -> None:
+        """Tell that a message is none that anybody should run."""
+        signals.task_rejected.send(self.name, message=delivery, exc=BadMessage("refused", reason))
+
+    def worker(self, what: str, active: int) -> None:
+        """Tell that the worker is `online`, goes `offline`, or that its heart beats.
+
+        Args:
+            what: `online`, `heartbeat` or `offline`.
+            active: tasks that run.
+        """
+        if self.emitter is not None:
+            load = [round(average, 2) for average in os.getloadavg()]
+            more = {"active": active, "processed": self.processed, "loadavg": load}
+            self.emitter.emit(f"worker-{what}", freq=FREQ_S, **SOFTWARE, **more)
+
+    def _emit(self, type_: str, steering: Steering, **fields: Any) -> None:
+        if self.emitter is not None and self.tasks:
+            self.emitter.emit(type_, uuid=steering.id, **fields)
+
+    def _failed(self, type_: str, steering: Steering, body: bytes) -> None:
+        if not self.tells:
+            return
+        try:
+            failure = decode_failure(body)
+        except BadMessage:
+            return
+        self._emit(
+            type_, steering, exception=f"{failure.type}({failure.message!r})"[:1024], traceback=failure.traceback
+        )
+
+    def _revoked(self, s: Steering, *, terminated: bool, expired: bool) -> None:
+        signum = "SIGTERM" if terminated else None
+        self._emit("task-revoked", s, terminated=terminated, signum=signum, expired=expired)
+        if signals.task_revoked.receivers:
+            request = request_of(s, self.name)
+            signals.task_revoked.send(s.task, request=request, terminated=terminated, signum=signum, expired=expired)
+
+
+def request_of(steering: Steering, worker: str) -> SimpleNamespace:
+    """Return what receivers of signals get to see of a call, in the supervisor."""
+    s = steering
+    return SimpleNamespace(
+        id=s.id,
+        task_id=s.id,
+        name=s.task,
+        task_name=s.task,
+        task=s.task,
+        hostname=worker,
+        argsrepr=s.argsrepr,
+        kwargsrepr=s.kwargsrepr,
+        eta=_instant(s.eta),
+        expires=_instant(s.expires),
+        retries=s.retries,
+        delivery_info={"exchange": "", "routing_key": s.queue, "priority": s.priority},
+    )
+
+
+def _instant(at: float) -> str | None:
+    return datetime.fromtimestamp(at, UTC).isoformat() if at else None
