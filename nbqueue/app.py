@@ -20,6 +20,7 @@ import msgspec
 from nbqueue import canvas, declaring, eager, plans, states
 from nbqueue import result as results
 from nbqueue.acks import Acks
+from nbqueue.annotations import annotate
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
@@ -138,6 +139,7 @@ class App:
         self.session = new_nonce()
         self._ids = Ids()
         self.tasks: dict[str, Task] = {}
+        self._configuration.settings.when_set("task_annotations", self.annotate)
         self.strict_typing = strict_typing
         self.Task = task_cls or Task  # the class of its tasks that name no `base`; may be set
         self._discovery = declaring.Discovery()
@@ -179,6 +181,12 @@ class App:
     def conf(self) -> Settings:
         """Return the settings; the first to ask has them read from where `config_from_object` says."""
         return self._configuration.complete()
+
+    def annotate(self, task: Task | None = None) -> None:
+        """Let a task, or all there are, have what `task_annotations` says of it."""
+        if (annotations := self._configuration.settings.task_annotations) is not None:
+            for one in list(self.tasks.values()) if task is None else [task]:
+                annotate(one, annotations)
 
     def config_from_object(
         self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None
@@ -560,6 +568,7 @@ class App:
     def adopt(self, link: Link) -> None:
         """Be connected to `link` from now on, whatever the settings say: as the tasks of a worker are."""
         self.close()
+        self._configuration.complete()  # its tasks may have options from there
         with self._lock:
             self._link, self._signer, self._codes = link, None, None
 

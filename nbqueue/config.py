@@ -19,6 +19,7 @@ from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from nbqueue.annotations import task_annotations
 from nbqueue.bindings import KINDS, bound_queues
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.limits import size_bytes
@@ -65,6 +66,7 @@ class _Layered:
 
     _layers: tuple[dict[str, Any], ...]  # one for each `Layer`
     _idle: dict[str, Any]  # what has no meaning here
+    _listeners: dict[str, Callable[[], None]]
 
 
 @dataclass(init=False, repr=False, eq=False)
@@ -110,6 +112,7 @@ class Settings(_Layered):
     task_default_routing_key: str | None = None  # likewise; the default queue's name if None
     worker_direct: bool = False  # each worker also listens to a queue of its own, NAME.dq
     task_create_missing_queues: bool = True  # False: a queue that isn't in task_queues is an error
+    task_annotations: Any = None  # options of tasks, over what they say themselves; see `nbqueue.annotations`
     task_ignore_result: bool = False
     task_always_eager: bool = False  # calls run in the process that makes them
     task_eager_propagates: bool = False  # such a call raises what it fails with
@@ -154,6 +157,7 @@ class Settings(_Layered):
             object.__setattr__(self, name, copy.copy(_DEFAULTS[name]))
         object.__setattr__(self, "_layers", tuple({} for _ in Layer))
         object.__setattr__(self, "_idle", {})
+        object.__setattr__(self, "_listeners", {})
         self.update(values)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -220,9 +224,15 @@ class Settings(_Layered):
         self._layers[layer].update(checked)
         for name in checked:
             self._settle(name)
+        for name in checked.keys() & self._listeners.keys():
+            self._listeners[name]()
         if new := [name for name, value in idle.items() if name not in self._idle and value]:
             logger.warning("without meaning here, and doing nothing: %s", ", ".join(sorted(new)))
         self._idle.update(idle)
+
+    def when_set(self, name: str, listener: Callable[[], None]) -> None:
+        """Call a function each time a setting is set."""
+        self._listeners[name] = listener
 
     def replace(self, values: Mapping[str, Any], layer: Layer) -> None:
         """Set settings in place of all that a layer has.
@@ -479,6 +489,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "task_default_rate_limit": lambda value: value if per_second(value) else None,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,
+    "task_annotations": task_annotations,
     "task_routes": _routes,
     "task_default_exchange": _optional("task_default_exchange", str, "a string"),
     "task_default_exchange_type": _exchange_type,

@@ -39,6 +39,7 @@ def made(app: App, run: Callable[..., Any], options: Mapping[str, Any]) -> Task:
         raise TypeError(f"base must be a class of tasks, derived from nbqueue.Task, not {base!r}")
     task = base.of(app, run, **given)
     app.tasks[task.name] = task
+    app.annotate(task)
     return task
 
 
@@ -55,6 +56,7 @@ def registered(app: App, task: Task | type[Task], options: Mapping[str, Any]) ->
         own = {name: value for name, value in vars(found).items() if name in ("name", "by_value")}
         found.declare(app, None, {**own, **options})
     app.tasks[found.name] = found
+    app.annotate(found)
     return found
 
 

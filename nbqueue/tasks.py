@@ -223,6 +223,8 @@ class Task(Running):
         object.__setattr__(self, name, value)
         if name in _OPTIONS and "function" in vars(self):
             self.given = {**self.given, name: value}
+            if name in _METHODS:
+                vars(self).update(_is_whole=True, _shadows=_is_changed(self, "shadow_name"))
             self._settle()
 
     def __repr__(self) -> str:
