@@ -196,10 +196,10 @@ class Attempts:
             if item.dead or (item.ends and item.state == states.FAILURE):
                 message = len(raw) + 2  # ARGV counts from 1, and begins with the blob
                 raw += [delivery.header, delivery.body]
-            after: tuple[int | str, ...] = ()
+            after: tuple[int | str | tuple[str, ...], ...] = ()
             kept = kept_last = _keep(raw, item.outbox)
             if (a := item.arrival) is not None:
-                after = a.graph, a.node, a.join, a.place, a.size
+                after = a.graph, a.node, a.join, a.place, a.size, a.more
                 if a.outbox:
                     kept_last = _keep(raw, (*item.outbox, *a.outbox))
             last = a.outbox if a is not None else ()

@@ -37,6 +37,7 @@ __all__ = [
 
 XMAP: Final = "nbqueue.xmap"
 XSTARMAP: Final = "nbqueue.xstarmap"
+ACCUMULATE: Final = "nbqueue.accumulate"  # returns what comes before it, as a group that takes a task's place does
 TIMES: Final = ("countdown", "eta")  # of a canvas: when its first calls may start
 
 

@@ -28,14 +28,15 @@ import msgspec
 
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
-from nbqueue.current import set_app_maker
+from nbqueue.current import current_app, set_app_maker
 from nbqueue.descriptors import last_words, nameless
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
 from nbqueue.execute import Executor, failed, find_app, leave_task
 from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
-from nbqueue.messages import ChildEvent, ChildTask, Outcome, encode_said
+from nbqueue.messages import ChildEvent, ChildTask, Graft, Outcome, encode_said
+from nbqueue.payloads import Packer
 from nbqueue.states import REVOKED
 
 # Lets a child write to stderr where it is at. A task may take the signal for its own ends.
@@ -191,6 +192,13 @@ def _connect(client: dict[str, Any], registries: list[Any]) -> None:
     set_app_maker(make)
 
 
+def _graft(sig: Any, packer: Packer) -> tuple[Graft, Any]:
+    """Return a canvas that a task hands over, packed as a client would pack it, and its handle."""
+    from nbqueue.plans import graft  # noqa: PLC0415 - as above
+
+    return graft(sig, current_app(), packer)
+
+
 def _registry(spec: str) -> Any:
     """Return the App that `-A` or `include` names; None for a module that only adds tasks to one elsewhere."""
     try:
@@ -285,7 +293,7 @@ class Child:
         self.replies = replies
         self.wear = wear
         self.interrupts = Interrupts()
-        self.executor = Executor(self._event, registries, self.interrupts, store=store, keep_s=keep_s)
+        self.executor = Executor(self._event, registries, self.interrupts, store=store, keep_s=keep_s, graft=_graft)
         self._lock = threading.Lock()
         self._forked = False
 

@@ -98,14 +98,18 @@ class Outgoing(msgspec.Struct, frozen=True):
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """The end of one call of a canvas; of a member of a join, also what is sent once all of its members have ended."""
+    """The end of one call of a canvas; of a member of a join, also what is sent once all of its members have ended.
+
+    `place` is a text of a member that was added; `more` are the task ids of those that this one adds.
+    """
 
     graph: str
     node: int
     join: int = -1
-    place: int = -1
+    place: int | str = -1
     size: int = 0
     outbox: tuple[Outgoing, ...] = ()
+    more: tuple[str, ...] = ()
 
 
 class Delivery(msgspec.Struct, eq=False):

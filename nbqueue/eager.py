@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import callbacks, retries, serialization, stated, states
-from nbqueue.canvas import XMAP, XSTARMAP, Signature, in_series
+from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, chord, chunks, group, in_series
 from nbqueue.capture import Flushed, Flusher, Recorder
 from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
@@ -23,6 +23,7 @@ from nbqueue.expand import Meeting, Plan, Shape, expand
 from nbqueue.groups import Composed
 from nbqueue.handles import EagerResult
 from nbqueue.messages import (
+    REPLACED,
     ChildTask,
     Facts,
     Failure,
@@ -83,6 +84,9 @@ def run(
         started = time.time()
         with while_it_runs(request):
             state, value, trace = _outcome(loaded, request, args, dict(kwargs))
+        if state == REPLACED:
+            end = _in_place(app, request.replacement)
+            state, value, trace = end.state, end.result, end.traceback
         if state != states.RETRY:
             break
         retried += 1
@@ -103,31 +107,46 @@ def _outcome(
         if request.again is not None:
             return _retried(request, request.again)
     except Exception as exc:  # noqa: BLE001 - whatever a task raises is its outcome
-        found: BaseException = exc
-        try:
-            request.again = request.again or retries.planned_for(request, exc)
-        except Exception as last:  # noqa: BLE001 - no retries are left
-            found = last
-        else:
-            if request.again is not None:
-                return _retried(request, request.again)
-        if isinstance(found, Ignore) and request.said_end is not None:
-            state, value = request.said_end
-            return (state, value, None) if state == states.SUCCESS else (state, stated.error_of(value), "")
-        if isinstance(found, Ignore | Reject):
-            return states.IGNORED if isinstance(found, Ignore) else states.REJECTED, found, None
-        if request.hooks:
-            callbacks.failed(request, found)
-        return states.FAILURE, found, serialization.format_traceback(found, _FILES)
+        return _raised(request, exc)
     if request.hooks:
         callbacks.succeeded(request, value)
     return states.SUCCESS, value, None
+
+
+def _raised(request: Request, exc: Exception) -> tuple[str, Any, str | None]:
+    """Return state, exception and traceback of a run that raised."""
+    found = exc
+    if request.replacement is not None:
+        return REPLACED, None, None
+    try:
+        request.again = request.again or retries.planned_for(request, exc)
+    except Exception as last:  # noqa: BLE001 - no retries are left
+        found = last
+    else:
+        if request.again is not None:
+            return _retried(request, request.again)
+    if isinstance(found, Ignore) and request.said_end is not None:
+        state, value = request.said_end
+        return (state, value, None) if state == states.SUCCESS else (state, stated.error_of(value), "")
+    if isinstance(found, Ignore | Reject):
+        return states.IGNORED if isinstance(found, Ignore) else states.REJECTED, found, None
+    if request.hooks:
+        callbacks.failed(request, found)
+    return states.FAILURE, found, serialization.format_traceback(found, _FILES)
 
 
 def _retried(request: Request, plan: retries.Plan) -> tuple[str, Any, str | None]:
     if request.hooks:
         callbacks.retried(request, plan)
     return states.RETRY, None, None
+
+
+def _in_place(app: App, found: Signature) -> EagerResult:
+    """Run what takes a task's place; return its end."""
+    if isinstance(found, group | chunks):
+        found = chord(found, Signature(ACCUMULATE, app=app), app=app)
+    result: EagerResult = run_canvas(app, found, (), {}, {}, throw=False)
+    return result
 
 
 def _store(app: App, result: EagerResult, steering: Steering, started: float) -> None:
@@ -215,6 +234,8 @@ class _Here:
             first = (SimpleNamespace(id=lost.id), lost.result, lost.traceback) if several else (lost.id,)
         elif not call.immutable and how != "nothing":
             first = ([one.result for one in before],) if how == "gather" else (before[0].result,)
+        if call.task == ACCUMULATE:
+            return EagerResult(id_, first[0], states.SUCCESS, None, call.task, app=self.app, parent=parent)
         if call.task in (XMAP, XSTARMAP):
             name, elements = call.args
             value = in_series(self._registered(name).run, starred=call.task == XSTARMAP)(elements)
@@ -224,7 +245,7 @@ class _Here:
 
     def _task_of(self, call: Signature) -> Task:
         task = call.type
-        if call.task not in (XMAP, XSTARMAP) and task.is_elsewhere:
+        if call.task not in (XMAP, XSTARMAP, ACCUMULATE) and task.is_elsewhere:
             return self._registered(call.task)
         return task
 

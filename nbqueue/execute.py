@@ -37,15 +37,18 @@ from nbqueue.hooks import AfterImport
 from nbqueue.messages import (
     CELL_TASK,
     MAX_MESSAGE_BYTES,
+    REPLACED,
     Again,
     ChildTask,
     Failure,
+    Graft,
     Outcome,
     Progress,
     decode_failure,
     decode_fed,
     encode_again,
     encode_failure,
+    encode_graft,
 )
 from nbqueue.modules import Importer, Module
 from nbqueue.paced import Send
@@ -79,6 +82,7 @@ T = TypeVar("T")
 MODULES_KEPT: Final = 64
 CODES_KEPT: Final = 256  # the supervisor reckons with it: it sends code anew only when that was dropped here
 MEMBERS_SHARE: Final = 0.1  # of what a task may put out is what a member of a map may: there may be very many
+_ACCUMULATE: Final = "nbqueue.accumulate"  # as in `canvas`
 _SERIES: Final = ("nbqueue.xmap", "nbqueue.xstarmap")
 OWN_FILES: Final = tuple(
     f"nbqueue/{name}.py"
@@ -192,6 +196,7 @@ class Executor:
     functions: dict[str, Loaded] = field(default_factory=dict)
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
     importer: Importer = field(default_factory=Importer)
+    graft: Callable[[Any, Packer], tuple[Graft, Any]] | None = None  # packs canvases that tasks hand over
 
     def __post_init__(self) -> None:
         self.displayer = Displayer(self._looked, self.flusher)
@@ -250,7 +255,7 @@ class Executor:
         share = 1.0 if task.index < 0 else MEMBERS_SHARE
         recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
-        request.send = self.send
+        request.send, request.graft = self.send, self._graft
         token = begin(request)
         try:
             value, summary = self._call(task, request)
@@ -267,7 +272,9 @@ class Executor:
                 self._show_what_is_left(task)
             return self._raised(task, request, exc, started)
         else:
-            return Outcome(seq, states.SUCCESS, body, started, time.time(), "", summary, tuple(request.made))
+            return Outcome(
+                seq, states.SUCCESS, body, started, time.time(), "", summary, tuple(request.made), request.also
+            )
         finally:
             with self.interrupts:  # one that comes now waits until all is told and the next task can begin
                 self.descriptors.look()
@@ -316,6 +323,9 @@ class Executor:
     def _raised(self, task: ChildTask, request: Request, exc: BaseException, started: float) -> Outcome:
         """Return the end of a task that raised: one of the words it has for its end, a retry, or a failure."""
         try:
+            if request.replacement is not None:
+                body, _ = self._graft(request.replacement)
+                return Outcome(task.seq, REPLACED, body, started, time.time())
             again = request.again or retries.planned_for(request, exc)
             if again is not None:
                 return self._retried(task, request, again, started)
@@ -364,6 +374,15 @@ class Executor:
         self._keep(packer)
         return body
 
+    def _graft(self, sig: Any) -> tuple[bytes, Any]:
+        """Return a canvas that a task hands to its supervisor, packed, and its handle."""
+        if self.graft is None:
+            raise RuntimeError("there is no worker here that could send a canvas")
+        packer = Packer(spill=self.store.spill if self.store else None)
+        graft, handle = self.graft(sig, packer)
+        self._keep(packer)
+        return encode_graft(graft), handle
+
     def _keep(self, packer: Packer) -> None:
         if self.store is not None:
             self.store.save(packer.blobs, time.time() + self.keep_s, packer.spilled)
@@ -405,6 +424,8 @@ class Executor:
         return loaded
 
     def _registered(self, name: str) -> Loaded:
+        if name == _ACCUMULATE:
+            return Loaded(_accumulate, retries.DEFAULTS)
         if name in _SERIES:
             return Loaded(self._in_series(starred=name == _SERIES[1]), retries.DEFAULTS)
         for registry in self.registries:
@@ -440,6 +461,11 @@ def perform(found: Loaded, request: Request, args: tuple[Any, ...], kwargs: dict
 
         value = asyncio.run(value)
     return value
+
+
+def _accumulate(values: Any = None) -> Any:
+    """Return what came before."""
+    return values
 
 
 def takes_several(run: Callable[..., Any]) -> bool:

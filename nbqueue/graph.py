@@ -58,7 +58,11 @@ class Join(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Graph(msgspec.Struct, array_like=True, frozen=True):
-    """All calls of one canvas. `kinds` are the JSON of what calls share: steering without id; `codes` by digest."""
+    """All calls of one canvas. `kinds` are the JSON of what calls share: steering without id; `codes` by digest.
+
+    One that takes the place of a task has a `tail`, the call that has the task's id and ends for it; what followed that
+    follows this, the call `onward_node` of the canvas `onward`. One that was added to a header joins it as `joins_as`.
+    """
 
     id: str
     nonce: str
@@ -68,6 +72,10 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
     kinds: tuple[bytes, ...]
     nodes: tuple[Node, ...]
     joins: tuple[Join, ...] = ()
+    tail: int = -1
+    onward: str = ""
+    onward_node: int = -1
+    joins_as: str = ""
 
     def id_of(self, node: int) -> str:
         """Return the task id of a call."""
@@ -101,6 +109,7 @@ class Drawn(msgspec.Struct, frozen=True):
 
     graph: Graph
     kinds: tuple[Steering, ...]
+    onward: Drawn | None = None  # of `Graph.onward`
 
     def steering(self, step: Step) -> Steering:
         """Return the steering of a call.
@@ -139,7 +148,7 @@ class Drawn(msgspec.Struct, frozen=True):
         call = self.graph.nodes[node]
         kind = self.kinds[call.kind]
         eta = now + call.countdown if call.countdown > 0 else kind.eta
-        step = Step(self.graph.id, node, retries, now, eta)
+        step = Step(self.graph.id, node, retries or kind.base, now, eta)
         body = encode_given(given)
         message = Message.sign_step(step, self.graph.id_of(node), body, signer)
         return Outgoing(kind.queue, message.id, message.header, body, int(eta * 1000), priority=kind.priority)
@@ -158,17 +167,36 @@ class Drawn(msgspec.Struct, frozen=True):
             now: Unix seconds.
             propagated: it ended because what came before it did; those who are told of failures know already.
         """
+        outbox, arrival = self._own_after(node, state, body, error, signer, now, propagated=propagated)
+        if node != self.graph.tail or self.onward is None:
+            return outbox, arrival
+        onward_node = self.graph.onward_node
+        if self.graph.joins_as:
+            return outbox, self.onward.arrival(onward_node, self.graph.id_of(node), self.graph.joins_as, now, signer)
+        # Who is told of the task's failure is told of this one's, whatever it came from.
+        more, arrival = self.onward.after(onward_node, state, body, error, signer, now)
+        return (*outbox, *more), arrival
+
+    def _own_after(
+        self, node: int, state: str, body: bytes, error: str, signer: Signer, now: float, *, propagated: bool
+    ) -> tuple[tuple[Outgoing, ...], Arrival]:
+        """Return what follows a call in this very graph."""
         graph, call = self.graph, self.graph.nodes[node]
         id_ = graph.id_of(node)
         outbox = [self.step(n, self._given(n, node, state, body, error), now, signer) for n in call.follow]
         if state == states.FAILURE and not propagated:
             told = Given("error", id_, body, state, error)
             outbox += [self.step(n, told, now, signer) for n in call.errors]
+        return tuple(outbox), self.arrival(node, id_, call.place, now, signer)
+
+    def arrival(self, node: int, id_: str, place: int | str, now: float, signer: Signer) -> Arrival:
+        """Return the arrival of a call at its join, if it has one; `id_` and `place` may be of one that it added."""
+        graph, call = self.graph, self.graph.nodes[node]
         if call.join < 0:
-            return tuple(outbox), Arrival(graph.id, node)
+            return Arrival(graph.id, node)
         join = graph.joins[call.join]
-        gathered = [self.step(n, Given("gather", id_, join=call.join), now, signer) for n in join.follow]
-        return tuple(outbox), Arrival(graph.id, node, call.join, call.place, len(join.members), tuple(gathered))
+        gathered = tuple(self.step(n, Given("gather", id_, join=call.join), now, signer) for n in join.follow)
+        return Arrival(graph.id, node, call.join, place, len(join.members), gathered)
 
     def _given(self, node: int, before: int, state: str, body: bytes, error: str) -> Given:
         id_ = self.graph.id_of(before)
@@ -204,6 +232,8 @@ def draw(graph: Graph) -> Drawn:
             raise BadMessage("fields", "a graph with a call that can't be")
     if not all(n in calls for join in graph.joins for n in (*join.members, *join.follow)):
         raise BadMessage("fields", "a graph with a join of calls that aren't there")
+    if graph.tail >= len(graph.nodes):
+        raise BadMessage("fields", "a graph that ends with a call it doesn't have")
     if not all(0 <= kind.eta < LATEST for kind in kinds):
         raise BadMessage("fields", "a graph with calls at no time there is")
     return Drawn(graph, kinds)

@@ -242,7 +242,7 @@ class Intake:
         if given.how == "record":
             ids = [given.id]
         elif given.how == "gather":
-            ids = drawn.members_of(given.join)
+            ids = [*drawn.members_of(given.join), *self.backend.added_to(drawn.graph.id, given.join)]
         else:
             return Fed("nothing")
         payloads = []
@@ -265,7 +265,10 @@ class Intake:
             text = self.backend.load_graph(id_)
             if text is None:
                 return None
-            self._graphs[id_] = known = open_graph(text, id_, self.signer)
+            known = open_graph(text, id_, self.signer)
+            if known.graph.onward:
+                known = msgspec.structs.replace(known, onward=self._drawn(known.graph.onward))
+            self._graphs[id_] = known
             if len(self._graphs) > _GROUPS_KEPT:
                 self._graphs.popitem(last=False)
         return known
@@ -307,7 +310,7 @@ class Intake:
         """Return why a task can't run here or any more."""
         s = steering = task.steering
         delivery = task.delivery
-        if has_expired(now, s.expires, s.sent_at, s.eta, s.retries):
+        if has_expired(now, s.expires, s.sent_at, s.eta, s.retries - s.base):
             return Ended(delivery, steering, states.REVOKED, "expired")
         lost = delivery.worker_losses or delivery.child_deaths
         if lost and not self.acks_of(steering).late:

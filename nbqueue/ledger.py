@@ -9,7 +9,7 @@ from typing import Final
 
 from nbqueue.backends.base import Backend, Told
 from nbqueue.consumer import Claims
-from nbqueue.deliveries import Settlement
+from nbqueue.deliveries import LIVE_S, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.messages import MAX_MESSAGE_BYTES
 from nbqueue.states import RETRY
@@ -35,6 +35,7 @@ class Ledger:
         self.streams = streams
         self.backend = backend
         self.work = work
+        self._graphs: list[tuple[str, bytes]] = []  # canvases that the settlements send calls of
         self._settlements: list[_Item] = []
         self._doubtful = False
         self._begun: list[_Item] = []  # of which the server has been told, and has not answered yet
@@ -85,6 +86,10 @@ class Ledger:
             self._closing.add(held.seq)
         self._settlements.append((held, settlement))
 
+    def keep(self, graph: str, text: bytes) -> None:
+        """Take a canvas, to be stored before what is settled from now on."""
+        self._graphs.append((graph, text))
+
     def give_back(self, tasks: Iterable[Held], charge: str = "none") -> None:
         """Return tasks to their queues, but for those that have ended; `charge` as `Streams.give_back` takes it."""
         for held in tasks:
@@ -110,6 +115,9 @@ class Ledger:
             self.backend.tell(self._told)
             self._told, self._told_bytes = [], 0
         came_back = False
+        while self._graphs:
+            self.backend.store_graph(*self._graphs[0], LIVE_S)
+            del self._graphs[0]
         while self._settlements and not self._begun:
             batch = self._settlements[: self._at_once()]
             if self.streams.begin_settle([settlement for _, settlement in batch]):

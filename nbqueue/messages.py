@@ -46,6 +46,7 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 # worst: together less than a signed text may have, or nobody would believe it.
 MAX_STEERING_BYTES: Final = 6 * 1024
 CELL_TASK: Final = "nbqueue.cell"
+REPLACED: Final = "REPLACED"  # the outcome of a task whose place a canvas takes; no state of any record
 _DRAWN: Final = 64  # ids drawn at once
 _NONCE: Final = 20  # characters
 
@@ -129,6 +130,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     kwargsrepr: str = ""
     rate_limit: float = UNSET  # tasks of its name a second; 0.0: as its worker says
     lock: str = ""  # of those with the same lock one runs at a time
+    base: int = 0  # of what takes a task's place: of `retries`, those that were the task's
 
     @property
     def shown_name(self) -> str:
@@ -556,6 +558,7 @@ class ChildTask(msgspec.Struct, array_like=True):
     time_limit: float = 0.0
     soft_time_limit: float = 0.0
     fed: bytes = b""  # an encoded `Fed`: what came before it in a canvas
+    in_header: bool = False  # of a chord, to which it may add
 
 
 class Fed(msgspec.Struct, array_like=True):
@@ -586,6 +589,7 @@ class Outcome(msgspec.Struct, array_like=True):
     error: str = ""
     summary: str = ""
     children: tuple[tuple[str, int], ...] = ()  # calls that it has made: ids, and members of those that are maps
+    also: tuple[bytes, ...] = ()  # each a `Graft` that joins the header the task is in
 
 
 class Stated(msgspec.Struct, array_like=True):
@@ -597,6 +601,17 @@ class Stated(msgspec.Struct, array_like=True):
     state: str
     body: bytes
     shown: bytes = b""
+
+
+class Graft(msgspec.Struct, array_like=True):
+    """A canvas that takes a task's place, or joins the header it is in; `graph` is a packed `Graph`.
+
+    `heads` are sent at once, and the end of `tail` is the end of it.
+    """
+
+    graph: bytes
+    heads: tuple[int, ...]
+    tail: int
 
 
 class Again(msgspec.Struct, array_like=True):
@@ -698,6 +713,16 @@ def decode_stated(data: bytes) -> Stated:
     return _decode(_STATED, data)
 
 
+def encode_graft(graft: Graft) -> bytes:
+    """Return a canvas as a child hands it to its supervisor."""
+    return msgspec.msgpack.encode(graft)
+
+
+def decode_graft(body: bytes) -> Graft:
+    """Return the canvas that a child has handed over."""
+    return _decode(_GRAFT, body)
+
+
 def encode_fed(fed: Fed) -> bytes:
     """Return what goes in front of a call's own arguments."""
     return msgspec.msgpack.encode(fed)
@@ -735,6 +760,7 @@ _CONTROL = msgspec.json.Decoder(Control)
 _REPLY = msgspec.json.Decoder(Reply)
 _STATED: Decoder[Stated] = msgspec.msgpack.Decoder(Stated)
 _AGAIN: Decoder[Again] = msgspec.msgpack.Decoder(Again)
+_GRAFT: Decoder[Graft] = msgspec.msgpack.Decoder(Graft)
 _FAILURE: Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 
 

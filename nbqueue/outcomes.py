@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from nbqueue import states
+import msgspec
+
+from nbqueue import grafts, states
 from nbqueue.acks import EARLY, FIRST_LOSS
+from nbqueue.deliveries import Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.intake import failure_of
 from nbqueue.ledger import Ledger
-from nbqueue.messages import ChildEvent, Outcome
+from nbqueue.messages import REPLACED, ChildEvent, Outcome
 from nbqueue.pool import Died
 from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.transfers import Transfers
@@ -72,9 +76,9 @@ class Outcomes:
             self.work.drop(held)
             return
         state, error, body = outcome.state, outcome.error, outcome.body
-        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state == states.RETRY):
+        if (held.revoked and state != states.SUCCESS) or (held.unwanted and state in (states.RETRY, REPLACED)):
             state, error, body = states.REVOKED, "cancelled", b""
-        if self.transfers.send(blobs_of(state, body), lambda failed: self._sent(held, outcome, failed)):
+        if self.transfers.send(blobs_of(state, body, outcome.also), lambda failed: self._sent(held, outcome, failed)):
             self._settle(held, outcome, state, error, body)
 
     def died(self, died: Died, *, out_of_memory: bool) -> None:
@@ -110,6 +114,8 @@ class Outcomes:
         settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
         if self.herald is not None and self.ledger.is_open(held):
             self.herald.ended(held, state, body, error, outcome)
+        if outcome is not None and outcome.also:
+            settlement = self._with_added(settlement, held, outcome)
         self.ledger.settle(settlement, held)
 
     def fail(self, held: Held, error: str, text: str, outcome: Outcome | None = None, *, dead: bool = False) -> None:
@@ -134,6 +140,32 @@ class Outcomes:
         else:
             self.fail(held, error, text, dead=out_of_time or (acks.late is True and not acks.on_failure))
 
+    def _replace(self, held: Held, outcome: Outcome) -> None:
+        """Let a canvas take a task's place."""
+        try:
+            grafted = grafts.in_place_of(held, outcome.body, time.time(), self.reports.signer)
+        except BadMessage as exc:
+            self.fail(held, "RemoteError", f"what is to take its place can't be sent: {exc}", outcome)
+            return
+        self.ledger.keep(grafted.id, grafted.text)
+        self.ledger.settle(self.reports.replaced(held, outcome, grafted.outbox), held)
+
+    def _with_added(self, settlement: Settlement, held: Held, outcome: Outcome) -> Settlement:
+        """Return the end of a task with the canvases that it adds to its header."""
+        arrival, outbox, ids = settlement.arrival, list(settlement.outbox), []
+        for number, body in enumerate(outcome.also):
+            try:
+                grafted = grafts.beside(held, body, number, time.time(), self.reports.signer)
+            except BadMessage as exc:
+                logger.warning("task %s adds what can't be sent: %s", held.steering.id, exc)
+                continue
+            self.ledger.keep(grafted.id, grafted.text)
+            outbox += grafted.outbox
+            ids.append(grafted.tail)
+        if arrival is not None:
+            arrival = msgspec.structs.replace(arrival, more=tuple(ids))
+        return msgspec.structs.replace(settlement, outbox=tuple(outbox), arrival=arrival)
+
     def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
         """End a task whose large result is where others find it, or is lost."""
         if self.work.held.get(held.seq) is not held:
@@ -151,6 +183,8 @@ class Outcomes:
             if self.herald is not None:
                 self.herald.retried(held, outcome)
             self.ledger.settle(self.reports.retried(held, outcome), held)
+        elif state == REPLACED:
+            self._replace(held, outcome)
         elif state == states.REJECTED and body:
             if self.herald is not None:
                 self.herald.given_back(held)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nbqueue import serialization
-from nbqueue.canvas import Signature
-from nbqueue.expand import Plan, Shape
+from nbqueue.canvas import ACCUMULATE, Signature, chord, chunks, group
+from nbqueue.expand import Plan, Shape, expand
 from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.groups import Composed, GroupResult
 from nbqueue.handles import AsyncResult
-from nbqueue.messages import Steering, new_id
+from nbqueue.messages import Graft, Steering, new_id
 from nbqueue.payloads import Packer
 from nbqueue.times import due_time
 
@@ -95,6 +95,22 @@ def _kind(found: Signature, shared: Mapping[str, Any], packer: Packer) -> tuple[
         expires=until,
         ignore_result=bool(task.app.conf.task_ignore_result if ignore is None else ignore),
     ), code
+
+
+def graft(found: Signature, app: App, packer: Packer) -> tuple[Graft, AsyncResult]:
+    """Return a canvas that a running task hands to its supervisor, and the handle of its end.
+
+    Raises:
+        TypeError: it is empty.
+    """
+    if isinstance(found, group | chunks):
+        found = chord(found, Signature(ACCUMULATE, app=app), app=app)
+    plan = expand(found)
+    if plan.shape.call < 0:
+        raise TypeError(f"{found!r} can't take a task's place: it has no one end")
+    packed = pack(plan, app, packer)
+    result = AsyncResult(packed.id_of(plan.shape.call), app)
+    return Graft(msgspec.msgpack.encode(packed), tuple(plan.heads), plan.shape.call), result
 
 
 def handle(shape: Shape, graph: Graph, app: App, made: dict[int, AsyncResult]) -> AsyncResult | GroupResult:

@@ -29,14 +29,23 @@ from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 from nbqueue.execute import CODES_KEPT
 from nbqueue.forkserver import ChildSettings, ForkServer, start_fork_server
 from nbqueue.frames import BEGAN, BUFFER_BYTES, send_frame, socket_of_frames, take_back
-from nbqueue.messages import MAX_MESSAGE_BYTES, ChildEvent, ChildTask, Outcome, decode_again, decode_failure
+from nbqueue.messages import (
+    MAX_MESSAGE_BYTES,
+    REPLACED,
+    ChildEvent,
+    ChildTask,
+    Outcome,
+    decode_again,
+    decode_failure,
+    decode_graft,
+)
 from nbqueue.times import LATEST
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1 << 18
 _SERVERS_KILLED: Final = 5
 _MAX_REPLY_BYTES: Final = MAX_MESSAGE_BYTES + (1 << 20)  # an outcome, and what is said of it
-_ENDS: Final = states.READY_STATES | {states.RETRY}
+_ENDS: Final = states.READY_STATES | {states.RETRY, REPLACED}
 _WAIT_S: Final = 0.1  # before a child takes the place of one that died before it was ready; then twice that, ...
 _MAX_WAIT_S: Final = 5.0
 _GONE_S: Final = 2.0  # for killed children to be gone when their fork server is
@@ -485,6 +494,8 @@ def _checked(outcome: Outcome) -> Outcome:
         instants.append(again.due)
     elif outcome.state == states.FAILURE:
         decode_failure(outcome.body)
+    for graft in (*((outcome.body,) if outcome.state == REPLACED else ()), *outcome.also):
+        decode_graft(graft)
     if not all(0 <= instant < LATEST for instant in instants):
         raise BadMessage("fields", "an outcome at no time there is")
     return outcome

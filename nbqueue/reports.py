@@ -8,13 +8,14 @@ from typing import Final
 
 import msgspec
 
-from nbqueue import states
+from nbqueue import grafts, states
 from nbqueue.backends.base import Told
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Drawn, Given, encode_given
 from nbqueue.messages import (
+    REPLACED,
     ChildEvent,
     Facts,
     Message,
@@ -176,6 +177,14 @@ class Reporter:
         )
         return Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
 
+    def replaced(self, held: Held, outcome: Outcome, outbox: tuple[Outgoing, ...]) -> Settlement:
+        """Return the step in which a task's message is acknowledged and a canvas takes its place."""
+        record = self._record(held, states.PENDING, outcome.ended_at, retries=held.steering.retries + 1)
+        # As a retry it has not ended, and its mark, if it has one, stays.
+        return Settlement(
+            held.delivery, record, held.steering.session, held.steering.group, states.RETRY, outbox=outbox
+        )
+
     def _member_succeeded(self, held: Held, body: bytes, outcome: Outcome) -> bytes:
         """Return the record of a map's member, one of very many: what its map has in common stands there."""
         s = held.steering
@@ -217,11 +226,15 @@ class Reporter:
         )
 
 
-def blobs_of(state: str, body: bytes) -> tuple[Ref, ...]:
-    """Return the large data that the body of an outcome names: a value, or the arguments of a retry."""
-    if state not in (states.SUCCESS, states.RETRY):
+def blobs_of(state: str, body: bytes, also: tuple[bytes, ...] = ()) -> tuple[Ref, ...]:
+    """Return the large data that an outcome names: of a value, of the arguments of a retry, of canvases that follow."""
+    if also:
+        return (*blobs_of(state, body), *(ref for graft in also for ref in blobs_of(REPLACED, graft)))
+    if state not in (states.SUCCESS, states.RETRY, REPLACED):
         return ()
     try:
+        if state == REPLACED:
+            return grafts.blobs_of(body)
         return named(body if state == states.SUCCESS else decode_again(body).args or b"")
     except BadMessage:
         return ()  # nobody will read it, but that is no reason to stop

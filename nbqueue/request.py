@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import msgspec
 
 from nbqueue import retries, stated
 from nbqueue.capture import Flusher, Recorder
-from nbqueue.exceptions import MaxRetriesExceededError, Retry
+from nbqueue.exceptions import Ignore, MaxRetriesExceededError, Retry
 from nbqueue.messages import ChildTask, Progress, Steering, decode_steering
 from nbqueue.travelled import Travelled
 
@@ -75,6 +75,9 @@ class Request:
         self.made: list[tuple[str, int]] = []  # its children: ids, and how many members those of maps have
         self.pace: stated.Pace | None = None
         self.said_end: tuple[str, Any] | None = None  # what the task has said that its end shall be
+        self.replacement: Any = None  # a canvas that is to take its place
+        self.also: tuple[bytes, ...] = ()  # canvases that it adds to its header
+        self.graft: Callable[[Any], tuple[bytes, Any]] | None = None  # packs one; where there is no worker, None
 
     def __repr__(self) -> str:
         return f"<Request: {self.task}[{self.id}]>"
@@ -163,7 +166,12 @@ class Request:
     @property
     def group(self) -> str | None:
         """Return the id of the map it belongs to."""
-        return self.steering.id if self._task.index >= 0 else None
+        return (self.steering.group or self.steering.id) if self._task.index >= 0 else None
+
+    @property
+    def in_header(self) -> bool:
+        """Tell whether it is in the header of a chord, and so may add to that."""
+        return self._task.in_header
 
     @property
     def group_index(self) -> int | None:
@@ -380,6 +388,42 @@ class Running:
         if throw:
             raise again.retry
         return again.retry
+
+    def replace(self, sig: Any) -> NoReturn:
+        """Let a canvas take this task's place: it has its id, its end is its end, and what follows it follows that.
+
+        Args:
+            sig: a signature; of a group, the list of its values is the value.
+
+        Raises:
+            Ignore: always: the call ends here.
+            RuntimeError: this is no call that a worker runs, or it has added to its chord.
+        """
+        request = self.request
+        if not isinstance(request, Request) or request.also:
+            why = "was called as a function" if request is NOTHING else "has added to its chord"
+            raise RuntimeError(f"{self.name} {why}, and can't be replaced")
+        request.replacement = sig
+        raise Ignore(f"{sig!r} takes its place")
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Let a canvas join the header that this task is in: the chord's body gets its value behind the others.
+
+        It is sent when this task has ended, and not if that ends with a retry; so `lazy` has nothing to put off.
+
+        Returns:
+            Its handle.
+
+        Raises:
+            ValueError: this task is in no header of a chord.
+        """
+        del lazy
+        request = self.request
+        if not isinstance(request, Request) or not request.in_header or request.graft is None:
+            raise ValueError(f"{self.name} is in no header of a chord that it could add to")
+        packed, handle = request.graft(sig)
+        request.also += (packed,)
+        return handle
 
     def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None) -> None:
         """Say how the call stands, in a word of its own: seen as the `state` and `info` of its result. Else do nothing.

@@ -321,7 +321,7 @@ class Streams:
                     outbox.append((group, place, m.queue, m.id, m.header, m.due_ms, m.priority, *counters, 0))
                     bodies.append(m.body)
                 if (a := item.arrival) is not None:
-                    arrivals.append((group, place, a.graph, a.node, a.join, a.place, a.size))
+                    arrivals.append((group, place, a.graph, a.node, a.join, a.place, a.size, a.more))
                     for m in a.outbox:
                         row_of = (group, place, m.queue, m.id, m.header, m.due_ms, m.priority, 1, 0, 0)
                         outbox.append((*row_of, len(arrivals)))

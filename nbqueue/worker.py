@@ -35,6 +35,7 @@ from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.forkserver import ChildSettings, ForkServer
 from nbqueue.gatekeeper import Gatekeeper
+from nbqueue.grafts import in_header
 from nbqueue.guard import Guard
 from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
 from nbqueue.leases import Leases
@@ -787,11 +788,12 @@ class Worker:
             s.index,
             task.steering_text,
             task.args,
-            retries=s.retries,
+            retries=s.retries - s.base,
             limited=bool(limits),
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
             fed=task.fed,
+            in_header=in_header(task.drawn, s.node),
         )
         held = Held(
             self._seq,

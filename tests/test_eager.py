@@ -99,6 +99,22 @@ def test_canvas_runs_here_by_the_plan_that_workers_have(app: App) -> None:
     assert add.xstarmap([(1, 1), (2, 2)]).apply().get() == [2, 4]
 
 
+def test_task_is_replaced_here_too(app: App) -> None:
+    add = app.tasks["add"]
+
+    @app.task(bind=True, name="replaced")
+    def replaced(self: BoundTask, x: int) -> None:
+        self.replace(group(add.s(i, i) for i in range(x)))
+
+    @app.task(bind=True, name="lost")
+    def lost(self: BoundTask) -> None:
+        self.replace(app.tasks["fail"].s())
+
+    assert replaced.apply((3,)).get() == [0, 2, 4]
+    assert chain(add.s(1, 1), replaced.s(), app.tasks["total"].s()).apply().get() == 2
+    assert isinstance(lost.apply().result, ValueError)
+
+
 def test_failure_travels_as_on_workers(app: App) -> None:
     add, total, fail = (app.tasks[name] for name in ("add", "total", "fail"))
     told: list[Any] = []

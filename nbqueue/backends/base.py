@@ -66,6 +66,9 @@ class Backend(Protocol):
     def load_graph(self, graph: str) -> bytes | None:
         """Return a canvas."""
 
+    def added_to(self, graph: str, join: int) -> list[str]:
+        """Return the ids of calls that were added to the members of a join while it ran."""
+
     def has_ended(self, graph: str, node: int) -> bool:
         """Tell whether a call of a canvas has ended."""
 

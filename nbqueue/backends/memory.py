@@ -83,6 +83,10 @@ class MemoryBackend:
         with self._news:
             return _alive(self._graphs.get(graph), self._now())
 
+    def added_to(self, graph: str, join: int) -> list[str]:
+        """Return nothing: nothing here runs."""
+        return []
+
     def has_ended(self, graph: str, node: int) -> bool:
         """Return False: nothing here runs."""
         return False

@@ -103,6 +103,11 @@ class RedisBackend:
             found: bytes | None = self.client.get(f"nbq:graph:{graph}")
         return found
 
+    def added_to(self, graph: str, join: int) -> list[str]:
+        """Return the ids of calls that were added to the members of a join while it ran."""
+        with self._translated():
+            return [id_.decode() for id_ in self.client.lrange(f"nbq:join:{graph}:{join}:more", 0, -1)]
+
     def has_ended(self, graph: str, node: int) -> bool:
         """Tell whether a call of a canvas has ended."""
         with self._translated():

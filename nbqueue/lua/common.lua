@@ -224,7 +224,8 @@ end
 
 -- Notes that a call of a canvas has ended. Tells whether it was the last member of its join (-1: it is of none): a set, as a
 -- count would go wrong when a call ends twice. A member's record stays until its join is complete, however long that takes.
-local function arrive(records, ttl_ms, graph, node, join, member, size, id)
+-- `more` are ids of calls that join its members from now on.
+local function arrive(records, ttl_ms, graph, node, join, member, size, more, id)
   local keep_ms = math.max(ttl_ms, LIVE_MS)
   redis.call("SETBIT", "nbq:ended:" .. graph, node, 1)
   redis.call("PEXPIRE", "nbq:ended:" .. graph, keep_ms)
@@ -232,8 +233,12 @@ local function arrive(records, ttl_ms, graph, node, join, member, size, id)
   local members = "nbq:join:" .. graph .. ":" .. join
   local added = redis.call("SADD", members, member)
   redis.call("PEXPIRE", members, keep_ms)
+  if added == 1 and more[1] then
+    redis.call("RPUSH", members .. ":more", unpack(more))
+    redis.call("PEXPIRE", members .. ":more", keep_ms)
+  end
   if records ~= "" then redis.call("PEXPIRE", records .. id, keep_ms) end
-  return added == 1 and redis.call("SCARD", members) == size
+  return added == 1 and redis.call("SCARD", members) == size + redis.call("LLEN", members .. ":more")
 end
 
 local function forget_dead(id)

@@ -55,9 +55,9 @@ end
 -- The ends of calls of a canvas; what follows all members of a join is sent with the one that is the last.
 local complete = {[0] = true}
 for n, arrival in ipairs(arrivals) do
-  local number, place, graph, node, join, member, size = unpack(arrival)
+  local number, place, graph, node, join, member, size, more = unpack(arrival)
   if not is_lost[number][place] then
-    complete[n] = arrive(records, ttl_ms, graph, node, join, member, size, items[number][9][place])
+    complete[n] = arrive(records, ttl_ms, graph, node, join, member, size, more, items[number][9][place])
   end
 end
 -- Follow-ups, each with the group and place of the item it follows; an item that was ours no more sends none.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,28 @@ def test_chain_ends_when_its_worker_dies_between_its_steps(site: Site, tmp_path:
         worker = site.worker()
     assert result.get(timeout=60) == "t19"
     assert set(runs(tmp_path)) == {f"t{n}" for n in range(20)}
+
+
+def test_task_that_is_replaced_again_and_again_survives_its_workers(site: Site, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @site.app.task(bind=True, by_value=True, queue=site.queue)
+    def count(self: Any, left: int) -> str:
+        (Path(folder) / f"t{left}.{time.time_ns()}").touch()
+        time.sleep(0.05)
+        if left:
+            self.replace(count.s(left - 1))
+        return "end"
+
+    worker = site.worker()
+    note = site.app.task(project.note.run, name="tests.project.note", queue=site.queue)
+    result = chain(count.s(30), note.si(folder, "after")).apply_async()
+    for number in (5, 18):
+        wait_until(lambda: len(runs(tmp_path)) >= number, 30, "some of the replacements")  # noqa: B023
+        worker.kill()
+        worker = site.worker()
+    assert result.get(timeout=60) == "after"
+    counted = runs(tmp_path)
+    assert set(counted) == {"after", *(f"t{n}" for n in range(31))}
+    assert counted["after"] == 1
+    assert sum(counted.values()) <= 32 + 2  # what was under way when a worker was killed
