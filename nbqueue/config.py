@@ -511,6 +511,7 @@ class Environment:
     connection_file: str | None
     variables: Mapping[str, str] = field(repr=False)
     remap_sigterm: bool = False  # TERM stops a worker as QUIT does
+    autoscale_keep_s: float = 30.0  # children that were not needed for so long end
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -522,8 +523,16 @@ class Environment:
             found.get("NBQUEUE_KEY_FILE") or None,
             found.get("NBQUEUE_CONNECTION_FILE") or None,
             found,
-            found.get("REMAP_SIGTERM") == "SIGQUIT",  # Celery's name
+            found.get("REMAP_SIGTERM") == "SIGQUIT",  # Celery's names, this and the next
+            _seconds(found.get("AUTOSCALE_KEEPALIVE"), 30.0),
         )
+
+
+def _seconds(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text) if text else otherwise
+    except ValueError:
+        raise ImproperlyConfigured(f"AUTOSCALE_KEEPALIVE must be a number of seconds, not {text!r}") from None
 
 
 def scheme_of(url: str) -> str:

@@ -276,7 +276,10 @@ class Panel:
         return {"ok": "reload started"}
 
     def _autoscale(self, max: int | None = None, min: int | None = None) -> Any:
-        return {"error": "autoscaling is not enabled: start the worker with --autoscale"}
+        self.worker.autoscale(max, min)
+        scaler = self.worker.autoscaler
+        assert scaler is not None, "it has just been asked for"
+        return {"ok": f"autoscale now max={scaler.most} min={scaler.fewest}"}
 
     def _shutdown(self, msg: str = "") -> Any:
         logger.info("told to stop%s", f": {msg}" if msg else "")

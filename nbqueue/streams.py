@@ -500,7 +500,8 @@ class Streams:
     def delayed(self, queue: str, most: int) -> list[tuple[str, float]]:
         """Return up to `most` delayed messages of a queue, the soonest first: id, and when it is due (Unix seconds)."""
         found = self.client.zrange(queue_key(queue, "delayed"), 0, most - 1, withscores=True)
-        return [(id_.decode(errors="replace"), due_ms / 1000) for id_, due_ms in found]
+        ids = (row for row in found if not row[0].startswith(b"\1"))  # the timers of gates are no messages
+        return [(id_.decode(errors="replace"), due_ms / 1000) for id_, due_ms in ids]
 
     def purge(self, queue: str) -> int:
         """Drop every message of a queue that no worker holds; return how many. Claims and groups stay."""

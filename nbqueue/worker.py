@@ -25,6 +25,7 @@ import redis
 
 from nbqueue import pool as pools
 from nbqueue import states
+from nbqueue.autoscale import Autoscaler
 from nbqueue.bindings import broadcasts, is_own, own_queue
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
@@ -77,6 +78,7 @@ PUT_OFF_MS: Final = 5_000
 PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
+SCALE_S: Final = 1.0  # between two looks at whether there are too few children, or too many
 MAX_CHILDREN: Final = 1_000
 REVOKED_KEPT: Final = 10_000
 HEARTBEAT_S: Final = 2.0  # between two events that say that it lives
@@ -97,6 +99,7 @@ class Worker:
         all_queues: listen to every queue that anything was sent to.
         exclude: queues that it doesn't listen to.
         concurrency: children; as many as cores if 0.
+        autoscale: the most and the fewest children instead, as many as there is work for.
         name: unique among workers; `@host` is added if it has none.
         preload: modules of `-A` and `include`, imported before children are forked.
         grace_s: how long a warm stop waits for running tasks; None: as long as they take.
@@ -116,6 +119,7 @@ class Worker:
         all_queues: bool = False,
         exclude: Sequence[str] = (),
         concurrency: int = 0,
+        autoscale: tuple[int, int] | None = None,
         name: str = "",
         preload: Sequence[str] = (),
         grace_s: float | None = None,
@@ -129,7 +133,11 @@ class Worker:
         self.app = app
         self.conf = app.conf
         self.signer = app.signer
-        self.concurrency = concurrency or self.conf.worker_concurrency or os.cpu_count() or 1
+        read = Environment.read()
+        self.autoscaler = None if autoscale is None else Autoscaler(*autoscale, read.autoscale_keep_s)
+        # The cores are shared out among as many as there may be.
+        most = autoscale[0] if autoscale else concurrency or self.conf.worker_concurrency or os.cpu_count() or 1
+        self.concurrency = most if self.autoscaler is None else self.autoscaler.fewest
         name = name or f"worker-{os.getpid()}"
         self.name = name if "@" in name else f"{name}@{socket.gethostname()}"
         self.all_queues = all_queues
@@ -158,9 +166,8 @@ class Worker:
         self._soon: deque[Callable[[], object]] = deque()  # what other threads have left for the loop
         self._wake: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
-        read = Environment.read()
         self._remap = read.remap_sigterm
-        environment = child_environment(read.variables, self.concurrency)
+        environment = child_environment(read.variables, most)
         self.pool = pools.Pool(
             self.concurrency,
             self._selector,
@@ -375,11 +382,41 @@ class Worker:
         """Have so many children; False if that can't be."""
         if not 0 < size <= MAX_CHILDREN:
             return False
+        if self.autoscaler is not None:
+            self.autoscaler.hold(size)
+        self._have(size)
+        return True
+
+    def autoscale(self, most: int | None = None, fewest: int | None = None) -> None:
+        """Have as many children as there is work for, within these bounds from now on; None leaves one as it is.
+
+        Raises:
+            ImproperlyConfigured: they are no bounds.
+        """
+        if self.autoscaler is None:
+            self.autoscaler = Autoscaler(most or self.concurrency, fewest or 1, Environment.read().autoscale_keep_s)
+        else:
+            self.autoscaler.set(most, fewest)
+        self._scale()
+
+    def _scale(self) -> None:
+        """Have as many children as there is work for."""
+        assert self.autoscaler is not None, "it was asked for"
+        size = self.pool.size
+        busy = sum(bool(child.jobs) for number, child in self.pool.children.items() if number <= size)
+        waiting = len(self.work.ready)
+        if busy >= size:  # else they take what comes
+            waiting += sum(self.broker.size(queue).queued for queue in self.queues)
+        wanted = self.autoscaler.size(time.monotonic(), size, busy, waiting)
+        if wanted != size:
+            self._have(wanted)
+            self._drained = False
+
+    def _have(self, size: int) -> None:
         logger.info("%d children instead of %d", size, self.pool.size)
         self.work.resize(size)
         self.concurrency = size
         self._show_soon()
-        return True
 
     def set_rate_limit(self, name: str, limit: float | str | None) -> None:
         """Let so many tasks of a name begin a second, in all workers; 0: any number, None: as they say themselves.
@@ -448,6 +485,8 @@ class Worker:
             self._drained = False
         self.transfers.step()
         if self._stopping_since is None:
+            if self.autoscaler is not None and self._due("scale", SCALE_S):
+                self._scale()
             self._claim()
             self._wait_for_news()
         if self._due("clean", CLEAN_S):

@@ -89,6 +89,18 @@ def cores(text: str) -> int:
     return int(text)
 
 
+def bounds(text: str) -> tuple[int, int]:
+    """Return the most and the fewest children.
+
+    Raises:
+        BadParameter: they are none.
+    """
+    most, _, fewest = text.partition(",")
+    if not most.isdecimal() or not (fewest or "0").isdecimal() or not int(fewest or 0) <= int(most) or not int(most):
+        raise click.BadParameter(f"{text!r} is no MAX,MIN such as '10,3'.")
+    return int(most), int(fewest or 0)
+
+
 @click.command(cls=Command)
 @global_options
 @process_options
@@ -105,6 +117,7 @@ def cores(text: str) -> int:
 @click.option("-X", "--exclude-queues", metavar="A,B", help="Don't listen to these queues.")
 @click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
 @click.option("-c", "--concurrency", type=cores, metavar="N", help="How many children. Default: one a core.")
+@click.option("--autoscale", type=bounds, metavar="MAX[,MIN]", help="As many children as there is work for.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="Its name, as w1@%h; @host is added if it has none.")
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
 @click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
@@ -127,6 +140,7 @@ def worker(
     exclude_queues: str | None,
     all_queues: bool,
     concurrency: int | None,
+    autoscale: tuple[int, int] | None,
     name: str | None,
     grace: float | None,
     time_limit: float | None,
@@ -165,7 +179,9 @@ def worker(
         if (ctx.obj or {}).get("app") is not None:
             options["app_name"] = _importable(ctx.obj["app"])
         # Its interpreter starts while this one loads what a supervisor needs.
-        environment = child_environment(Environment.read().variables, concurrency or os.cpu_count() or 1)
+        environment = child_environment(
+            Environment.read().variables, autoscale[0] if autoscale else concurrency or os.cpu_count() or 1
+        )
         started = start_fork_server(environment)
         try:
             gc.disable()  # as in the fork server
@@ -191,6 +207,7 @@ def worker(
                 all_queues=all_queues,
                 exclude=names(exclude_queues),
                 concurrency=concurrency or 0,
+                autoscale=autoscale,
                 name=name,
                 preload=preload,
                 grace_s=grace,
