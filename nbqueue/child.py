@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import io
 import json
+import logging
 import os
 import select
 import signal
@@ -105,6 +106,8 @@ class ForkServer:
         if settings["blobs"]:
             self.store, self.keep_s = BlobStore(Path(settings["blobs"])), settings["keep_s"]
         self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
+        # The supervisor, which reads the same settings, has said which of them mean nothing here.
+        logging.getLogger("nbqueue.config").setLevel(logging.ERROR)
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             found = [_registry(spec) for spec in settings["preload"]]
