@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
-from nbqueue import canvas, declaring, eager, plans, states
+from nbqueue import canvas, contents, declaring, eager, plans, states
 from nbqueue import result as results
 from nbqueue.acks import Acks
 from nbqueue.annotations import annotate
@@ -432,6 +432,19 @@ class App:
             check_queue(queue, conf.task_queues or (conf.task_default_queue,))
         found = route.priority if priority is None else priority
         return queue, conf.task_default_priority if found is None else found
+
+    @property
+    def form(self) -> tuple[str, ...]:
+        """Return serializer and compression of values; empty where both are the defaults."""
+        conf = self.conf
+        if conf.result_serializer == contents.DEFAULT and not conf.result_compression:
+            return ()
+        return conf.result_serializer, conf.result_compression
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Return the serializers whose values are loaded here."""
+        return contents.accepts(self.conf.result_accept_content or self.conf.accept_content)
 
     # ---- what it is connected to
 

@@ -29,6 +29,7 @@ import msgspec
 
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
+from nbqueue.contents import accepts
 from nbqueue.current import current_app, set_app_maker
 from nbqueue.descriptors import last_words, nameless
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
@@ -61,6 +62,7 @@ class ForkServer:
         self.registries: list[Any] = []
         self.store: BlobStore | None = None
         self.keep_s = 0.0
+        self.accept: frozenset[str] | None = None
         self.wear = Wear()
 
     def run(self) -> None:
@@ -105,6 +107,7 @@ class ForkServer:
         settings = json.loads(told)
         if settings["blobs"]:
             self.store, self.keep_s = BlobStore(Path(settings["blobs"])), settings["keep_s"]
+        self.accept = accepts(settings["accept"]) if settings["accept"] else None
         self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
         # The supervisor, which reads the same settings, has said which of them mean nothing here.
         logging.getLogger("nbqueue.config").setLevel(logging.ERROR)
@@ -229,7 +232,7 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], server: Fo
         tasks, replies = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # as Python does for its own; else all children would draw the same
-        Child(tasks, replies, server.registries, server.wear, server.store, server.keep_s, errors).run()
+        Child(tasks, replies, server, errors).run()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         if sys.__stderr__ is not None:
@@ -274,10 +277,7 @@ class Child:
         replies: takes a length and then what happened: ready (`R`), a task with a limit has begun (`B`), an event
             (`E`), an outcome (`O`), or that a task's code has not come (`N`), as its supervisor took it back in the
             same instant, or that it ends, and why (`L`).
-        registries: where tasks by name are looked up.
-        wear: how long it is of use.
-        store: where large data is.
-        keep_s: how long that of results is kept.
+        server: has forked it: knows where tasks by name are looked up, where large data is, and what is accepted.
         errors: the file for what is written to descriptor 2; its parent reads there what this couldn't tell any more.
     """
 
@@ -285,18 +285,23 @@ class Child:
         self,
         tasks: socket.socket,
         replies: socket.socket,
-        registries: list[Any],
-        wear: Wear,
-        store: BlobStore | None = None,
-        keep_s: float = 0.0,
+        server: ForkServer,
         errors: int = -1,
     ) -> None:
         self.tasks = tasks
         self.errors = errors
         self.replies = replies
-        self.wear = wear
+        self.wear = server.wear
         self.interrupts = Interrupts()
-        self.executor = Executor(self._event, registries, self.interrupts, store=store, keep_s=keep_s, graft=_graft)
+        self.executor = Executor(
+            self._event,
+            server.registries,
+            self.interrupts,
+            store=server.store,
+            keep_s=server.keep_s,
+            accept=server.accept,
+            graft=_graft,
+        )
         self._lock = threading.Lock()
         self._forked = False
 

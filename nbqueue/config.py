@@ -19,6 +19,7 @@ from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from nbqueue import contents
 from nbqueue.annotations import task_annotations
 from nbqueue.bindings import KINDS, bound_queues
 from nbqueue.exceptions import ImproperlyConfigured
@@ -117,6 +118,12 @@ class Settings(_Layered):
     task_always_eager: bool = False  # calls run in the process that makes them
     task_eager_propagates: bool = False  # such a call raises what it fails with
     task_store_eager_result: bool = False  # and is kept in the backend
+    task_serializer: str = "cloudpickle"  # of arguments; the first that accept_content names, if that hasn't this
+    result_serializer: str = "cloudpickle"  # of values; likewise
+    accept_content: tuple[str, ...] = ("cloudpickle", "json")  # what workers, and those who ask for results, load
+    result_accept_content: tuple[str, ...] = ()  # what those who ask for results load; as accept_content if empty
+    task_compression: str = ""  # of arguments: one of `contents.COMPRESSIONS`
+    result_compression: str = ""  # of values
     task_publish_retry: bool = True
     task_publish_retry_policy: dict[str, float] = field(
         default_factory=lambda: {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
@@ -308,6 +315,18 @@ class Settings(_Layered):
         for layer in self._layers:
             value = layer.get(name, value)
         object.__setattr__(self, name, value)
+        if name in _OF_CONTENT:
+            self._settle_content()
+
+    def _settle_content(self) -> None:
+        """Let what is sent be what is accepted, where nothing else was said."""
+        for name, accepted in (
+            ("task_serializer", self.accept_content),
+            ("result_serializer", self.result_accept_content or self.accept_content),
+        ):
+            if not any(name in layer for layer in self._layers):
+                value = _DEFAULTS[name] if _DEFAULTS[name] in contents.accepts(accepted) else accepted[0]
+                object.__setattr__(self, name, value)
 
 
 class Layer(enum.IntEnum):
@@ -471,6 +490,7 @@ def _transport_options(name: str) -> Callable[[Any], dict[str, Any]]:
     return check
 
 
+_OF_CONTENT: Final = frozenset({"accept_content", "result_accept_content", "task_serializer", "result_serializer"})
 _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "broker_url": _broker_url,
     "broker_read_url": _broker_url,
@@ -485,6 +505,12 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     },
     "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),
     "result_expires": _expiry,
+    "task_serializer": lambda value: contents.serializer(value or contents.DEFAULT),
+    "result_serializer": lambda value: contents.serializer(value or contents.DEFAULT),
+    "accept_content": lambda value: contents.accepted(value or Settings.accept_content),
+    "result_accept_content": lambda value: contents.accepted(value) if value else (),
+    "task_compression": contents.compression,
+    "result_compression": contents.compression,
     "timezone": _time_zone,
     "task_default_rate_limit": lambda value: value if per_second(value) else None,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),

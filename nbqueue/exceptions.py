@@ -11,6 +11,7 @@
     ├── BlobNotStored                   there is no room for large data
     ├── AmbiguousLabel                  a label fits more than one task; names them
     ├── TaskError                       how a task ended, or why it can't
+    │   ├── ContentDisallowed           arguments or a value are in a form that isn't accepted
     │   ├── NotRegistered               the worker knows no task of this name
     │   ├── UnknownTask                 nobody sent this id, or its record has expired
     │   ├── ResultExpired               the task ended, its result is no longer kept
@@ -46,6 +47,7 @@ __all__ = [
     "BlobMissing",
     "BlobNotStored",
     "ChordError",
+    "ContentDisallowed",
     "Ignore",
     "ImproperlyConfigured",
     "IncompleteStream",
@@ -227,6 +229,10 @@ class IncompleteStream(TaskError):
 
 class ChordError(TaskError):
     """Says which member of a chord's header has ended without a value, and how; the body did not run."""
+
+
+class ContentDisallowed(TaskError):
+    """Says that arguments, code or a value are in a form that isn't accepted; they were not loaded."""
 
 
 class PythonMismatch(TaskError):

@@ -24,6 +24,7 @@ from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.cellrun import run_cell
+from nbqueue.contents import PICKLES
 from nbqueue.descriptors import Descriptors
 from nbqueue.display import Displayer, close_figures
 from nbqueue.exceptions import (
@@ -183,6 +184,7 @@ class Executor:
         interrupts: armed by whoever has signals to pass on to tasks.
         store: where large data is.
         keep_s: how long that of results is kept.
+        accept: serializers whose content is loaded; all if None.
     """
 
     send: Callable[[int, str, bytes], None]
@@ -192,6 +194,7 @@ class Executor:
     recorder: Recorder | None = None
     store: BlobStore | None = None
     keep_s: float = 7 * 86_400.0
+    accept: frozenset[str] | None = None
     codes: dict[str, bytes] = field(default_factory=dict)
     functions: dict[str, Loaded] = field(default_factory=dict)
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
@@ -261,7 +264,7 @@ class Executor:
             value, summary = self._call(task, request)
             if request.again is not None:
                 return self._retried(task, request, request.again, started)
-            body = self._pack(value, task)
+            body = self._pack(value, task, request)
             if request.hooks:
                 callbacks.succeeded(request, value)
         except KeyboardInterrupt:
@@ -287,7 +290,7 @@ class Executor:
     def _call(self, task: ChildTask, request: Request) -> tuple[Any, str]:
         serializer = "cloudpickle" if b'"serializer"' not in task.steering else request.steering.serializer
         self._offer_modules(task)
-        args, kwargs = serialization.loads_args(task.args, serializer, self._read)
+        args, kwargs = serialization.loads_args(task.args, serializer, self._read, self.accept)
         if task.fed and task.task not in _SERIES:
             args = (*self._fed(task), *args)
         if task.task == CELL_TASK:
@@ -307,10 +310,10 @@ class Executor:
         if fed.how == "error":
             run = (self._loaded(task.code) if task.code else self._registered(task.task)).run
             if takes_several(run):
-                exc = serialization.load_exception(decode_failure(fed.payloads[0]))
+                exc = serialization.load_exception(decode_failure(fed.payloads[0]), self.accept)
                 return SimpleNamespace(id=fed.id), exc, decode_failure(fed.payloads[0]).traceback
             return (fed.id,)
-        values = [serialization.loads(payload, self._read) if payload else None for payload in fed.payloads]
+        values = [serialization.loads(one, self._read, self.accept) if one else None for one in fed.payloads]
         return (values,) if fed.how == "gather" else tuple(values)
 
     def _show_what_is_left(self, task: ChildTask, value: Any = None) -> None:
@@ -347,7 +350,7 @@ class Executor:
         """Return the end that a task has given itself by `update_state`, before it raised `Ignore`."""
         if state == states.FAILURE:
             return failed(task.seq, stated.error_of(meta), started, request)
-        body, summary = self._pack(meta, task), summarize(meta)
+        body, summary = self._pack(meta, task, request), summarize(meta)
         return Outcome(task.seq, state, body, started, time.time(), "", summary, tuple(request.made))
 
     def _retried(self, task: ChildTask, request: Request, plan: retries.Plan, started: float) -> Outcome:
@@ -359,18 +362,23 @@ class Executor:
             self._keep(packer)
         if request.hooks:
             callbacks.retried(request, plan)
-        why = failed(task.seq, plan.retry.exc or plan.retry, started)
+        why = failed(task.seq, plan.retry.exc or plan.retry, started, request)
         limit = -1 if plan.max_retries is None else plan.max_retries
         body = encode_again(Again(why.body, plan.due, limit, args))
         return Outcome(task.seq, states.RETRY, body, started, time.time(), why.error)
 
-    def _pack(self, value: Any, task: ChildTask) -> bytes:
+    def _pack(self, value: Any, task: ChildTask, request: Request) -> bytes:
         """Return the value as it is stored; what is large is written to the store before the task has ended."""
         packer = Packer(spill=self.store.spill if self.store else None)
+        form = request.loaded.form if request.loaded is not None else ()
         try:
-            body = serialization.dumps_value(value, packer if self.store else None)
+            body = serialization.dumps_value(value, packer if self.store else None, *form)
+        except ImproperlyConfigured:
+            raise
         except Exception as exc:
-            raise TypeError(f"the result of {task.task}, a {type(value).__name__}, can't be pickled: {exc}") from exc
+            how = form[0] if form and form[0] not in PICKLES else ""
+            said = f"be said in {how}" if how else "be pickled"
+            raise TypeError(f"the result of {task.task}, a {type(value).__name__}, can't {said}: {exc}") from exc
         self._keep(packer)
         return body
 
@@ -482,14 +490,15 @@ def _no_input(prompt: object = "", *_: object) -> str:
 
 def failed(seq: int, exc: BaseException, started: float, request: Request | None = None) -> Outcome:
     """Return the end of a task that raised."""
-    failure = failure_of(exc)
+    form = request.loaded.form if request is not None and request.loaded is not None else ()
+    failure = failure_of(exc, pickled=not form or form[0] in PICKLES)
     line = " ".join(f"{failure.type}: {failure.message}".split())
     made = tuple(request.made) if request is not None else ()
     return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500], "", made)
 
 
-def failure_of(exc: BaseException) -> Failure:
-    """Return an exception as the failure of a task, without the machinery's frames."""
+def failure_of(exc: BaseException, *, pickled: bool = True) -> Failure:
+    """Return an exception as the failure of a task, without the machinery's frames; as text alone if not `pickled`."""
     trace = serialization.format_traceback(exc, OWN_FILES)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         package = exc.name.partition(".")[0]
@@ -498,7 +507,7 @@ def failure_of(exc: BaseException) -> Failure:
             name=exc.name,
         )
         trace = trace.rstrip() + f"\n(on worker {socket.gethostname()}; install it there: pip install {package})\n"
-    return serialization.dumps_exception(exc, trace)
+    return serialization.dumps_exception(exc, trace, pickled=pickled)
 
 
 def _pack_failure(failure: Failure) -> bytes:

@@ -34,6 +34,7 @@ class ChildSettings:
         max_tasks: a child is replaced after so many; 0: never.
         max_memory_kib: a child that uses more after a task is replaced; 0: never.
         client: where tasks send calls of their own: fields of `Link` and settings, as JSON; empty where they can't.
+        accept: serializers whose content children load; all if empty.
     """
 
     preload: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class ChildSettings:
     max_tasks: int = 0
     max_memory_kib: int = 0
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    accept: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class ChildSettings:
             max_tasks or conf.worker_max_tasks_per_child,
             max_memory_kib or conf.worker_max_memory_per_child,
             client,
+            conf.accept_content,
         )
 
 

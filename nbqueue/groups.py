@@ -472,7 +472,7 @@ class GroupResult(ResultSet):
             for index in self._arrivals(deadline):
                 fact = watched.facts[index]
                 if fact is not None and fact.facts.state != states.SUCCESS:
-                    raise error_of(fact)
+                    raise error_of(fact, self.app)
         else:
             wait(watched, timeout, self.app.conf.backend_timeout, f"map {self.id}")
         values = [outcome_of(fact, self.app) for fact in watched.facts if fact is not None]

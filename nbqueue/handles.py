@@ -116,7 +116,7 @@ class AsyncResult:
         latest = self.watched.latest
         if latest is None or not latest.body:
             return self.watched.trouble
-        return error_of(latest) if latest.facts.state == states.RETRY else value_of(latest, self.app)
+        return error_of(latest, self.app) if latest.facts.state == states.RETRY else value_of(latest, self.app)
 
     info = result
 
@@ -125,7 +125,11 @@ class AsyncResult:
         """Return the names that a cell was asked to bring back, once it is ready."""
         fact = self.watched.fact
         succeeded = fact is not None and fact.facts.state == states.SUCCESS
-        value = serialization.loads(fact.body, self.app.read_blob) if fact is not None and succeeded else None
+        value = (
+            serialization.loads(fact.body, self.app.read_blob, self.app.accepted)
+            if fact is not None and succeeded
+            else None
+        )
         return value.variables if isinstance(value, CellResult) else {}
 
     @property
@@ -524,15 +528,15 @@ class EagerResult(AsyncResult):
 
 def value_of(fact: Fact, app: App) -> Any:
     """Return the value that an end has."""
-    value = serialization.loads(fact.body, app.read_blob) if fact.body else None
+    value = serialization.loads(fact.body, app.read_blob, app.accepted) if fact.body else None
     return value.value if isinstance(value, CellResult) else value
 
 
-def error_of(fact: Fact) -> BaseException:
+def error_of(fact: Fact, app: App) -> BaseException:
     """Return the exception of an end without a value."""
     facts = fact.facts
     if facts.state in (states.FAILURE, states.RETRY):
-        return serialization.load_exception(fact.failure)
+        return serialization.load_exception(fact.failure, app.accepted)
     if facts.state == states.REVOKED:
         return TaskRevokedError(facts.error or "cancelled")
     if facts.state in (states.IGNORED, states.REJECTED):
@@ -542,4 +546,4 @@ def error_of(fact: Fact) -> BaseException:
 
 def outcome_of(fact: Fact, app: App) -> Any:
     """Return the value that an end has, or the exception."""
-    return value_of(fact, app) if fact.facts.state == states.SUCCESS else error_of(fact)
+    return value_of(fact, app) if fact.facts.state == states.SUCCESS else error_of(fact, app)

@@ -17,6 +17,7 @@ import msgspec
 from nbqueue import states
 from nbqueue.acks import DEFAULT_ACKS, EARLY, Acks
 from nbqueue.backends.base import Backend
+from nbqueue.contents import DEFAULT, refusal
 from nbqueue.deliveries import Delivery, code_name
 from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Drawn, Given, decode_given, open_graph
@@ -118,6 +119,7 @@ class Intake:
         max_losses: a task that lost so many workers runs alone, and ends if it loses another: those that a worker
             holds are charged together with the one that is its end.
         acks_of: tells what a call says of its message.
+        accept: serializers whose content this worker's children load; all if None.
     """
 
     def __init__(
@@ -127,12 +129,14 @@ class Intake:
         worker: str,
         max_losses: int,
         acks_of: Callable[[Steering], Acks] = lambda _: DEFAULT_ACKS,
+        accept: frozenset[str] | None = None,
     ) -> None:
         self.signer = signer
         self.backend = backend
         self.worker = worker
         self.max_losses = max_losses
         self.acks_of = acks_of
+        self.accept = accept
         self._groups: OrderedDict[str, _Group] = OrderedDict()
         self._codes: OrderedDict[str, bytes] = OrderedDict()
         self._graphs: OrderedDict[str, Drawn] = OrderedDict()
@@ -306,6 +310,15 @@ class Intake:
                 return Ended(delivery, task.steering, states.REVOKED, "cancelled")
         return None
 
+    def _unwanted(self, steering: Steering) -> str:
+        """Return the serializer of a call that isn't accepted here; empty if all is. Code is a pickle."""
+        accept = self.accept
+        if accept is None:
+            return ""
+        if steering.serializer not in accept:
+            return steering.serializer
+        return DEFAULT if steering.code and DEFAULT not in accept else ""
+
     def _unfit(self, task: Accepted, now: float) -> Verdict | None:
         """Return why a task can't run here or any more."""
         s = steering = task.steering
@@ -319,6 +332,9 @@ class Intake:
         if delivery.worker_losses > self.max_losses:
             text = f"Given up: it lost its worker {delivery.worker_losses} times, the last time while it ran alone."
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text), dead=True)
+        if unwanted := self._unwanted(steering):
+            text = refusal(unwanted, self.accept or (), f"worker {self.worker}")
+            return Ended(delivery, steering, states.FAILURE, *failure_of("ContentDisallowed", text))
         here = python_version()
         if steering.python and steering.python != here:
             text = f"sent from Python {steering.python}, worker {self.worker} runs {here}; "

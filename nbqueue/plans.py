@@ -53,7 +53,12 @@ def pack(plan: Plan, app: App, packer: Packer) -> Graph:
             kinds.append(steering)
         kind = kinds[known[key]]
         args = serialization.dumps_args(
-            found.args, found.kwargs, kind.serializer, packer, by_value=bool(kind.code) or task.by_value
+            found.args,
+            found.kwargs,
+            kind.serializer,
+            packer,
+            by_value=bool(kind.code) or task.by_value,
+            compression=task.compression_of(found.options.get("compression")),
         )
         nodes.append(
             Node(

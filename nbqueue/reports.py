@@ -13,6 +13,7 @@ from nbqueue.backends.base import Told
 from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
+from nbqueue.formats import MARK, as_json
 from nbqueue.graph import Drawn, Given, encode_given
 from nbqueue.messages import (
     REPLACED,
@@ -104,6 +105,7 @@ class Reporter:
             error=error[:500],
             summary=outcome.summary[:200] if outcome else "",
             children=outcome.children if outcome else (),
+            shown=as_json(body) if state == states.SUCCESS and body[:1] == MARK and not s.ignore_result else b"",
         )
         return Settlement(held.delivery, record, s.session, s.group, state, dead=dead)
 
@@ -212,9 +214,10 @@ class Reporter:
         body: bytes = b"",
         *,
         children: Sequence[tuple[str, int]] = (),
+        shown: bytes = b"",
         **more: object,
     ) -> bytes:
-        return sign_record(self._facts(held, state, at, **more), body, self.signer, children=children)
+        return sign_record(self._facts(held, state, at, **more), body, self.signer, children=children, shown=shown)
 
     def _facts(self, held: Held, state: str, at: float, **more: object) -> Facts:
         return msgspec.structs.replace(

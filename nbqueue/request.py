@@ -38,6 +38,7 @@ class Loaded(NamedTuple):
         calls: it has a way of its own to be called.
         trail: calls that it makes are noted as its children.
         traits: of a task that travelled, what it was declared with.
+        form: serializer and compression of its value, if not as ever.
     """
 
     run: Callable[..., Any]
@@ -48,6 +49,7 @@ class Loaded(NamedTuple):
     calls: bool = False
     trail: bool = True
     traits: Mapping[str, Any] = {}
+    form: tuple[str, ...] = ()
 
 
 class Request:
@@ -110,7 +112,8 @@ class Request:
         if self.send is None:
             return
         if self.pace is None:
-            self.pace = stated.Pace(self._task.seq, self.send, self.recorder.interrupts)
+            form = self.loaded.form if self.loaded is not None else ()
+            self.pace = stated.Pace(self._task.seq, self.send, self.recorder.interrupts, form)
         if self.pace.update(state, meta):
             self._flusher.soon(self.pace)
 

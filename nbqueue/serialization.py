@@ -5,10 +5,10 @@ Source: pickle protocol 5; cloudpickle, for what a notebook defines.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import importlib
 import io
-import json
 import linecache
 import pickle
 import sys
@@ -19,22 +19,39 @@ from typing import Any, Final
 
 import cloudpickle
 
-from nbqueue import exceptions, modules
-from nbqueue.exceptions import ImproperlyConfigured, NotPicklable, RemoteError
+from nbqueue import contents, exceptions, formats, modules
+from nbqueue.contents import DEFAULT, PICKLES, SERIALIZERS
+from nbqueue.exceptions import NotPicklable, RemoteError
 from nbqueue.messages import Failure
 from nbqueue.payloads import Packer, Read, no_blobs, parts
 
-SERIALIZERS: Final = ("cloudpickle", "pickle", "json")
+__all__ = [
+    "PROTOCOL",
+    "SERIALIZERS",
+    "RemoteTraceback",
+    "check_serializer",
+    "digest",
+    "dumps_args",
+    "dumps_code",
+    "dumps_exception",
+    "dumps_value",
+    "explain_unpicklable",
+    "format_traceback",
+    "load_exception",
+    "loads",
+    "loads_args",
+    "loads_code",
+    "loads_code_and_beside",
+    "remember_sources",
+    "sources_of",
+]
+
 PROTOCOL: Final = 5
 _NO_FILE: Final = "<dynamic-code>"  # what cloudpickle 3.1.3 and later say instead of a file
 _SIMPLE: Final = frozenset({int, float, str, bytes, bool, complex, type(None)})
 
 
-def check_serializer(name: str) -> str:
-    """Return the name of a serializer, or raise naming those there are."""
-    if name not in SERIALIZERS:
-        raise ImproperlyConfigured(f"there is no serializer {name!r}; it is one of {', '.join(SERIALIZERS)}")
-    return name
+check_serializer = contents.serializer
 
 
 def digest(code: bytes) -> str:
@@ -101,31 +118,38 @@ def remember_sources(sources: dict[str, str]) -> None:
 def dumps_args(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    serializer: str = "cloudpickle",
+    serializer: str = DEFAULT,
     packer: Packer | None = None,
     *,
     by_value: bool = False,
     imports: Iterable[str] = (),
+    compression: str = "",
 ) -> bytes:
     """Return packed arguments.
 
     Args:
         args: positional ones.
         kwargs: those by name.
-        serializer: `cloudpickle`, `pickle` or `json`.
+        serializer: one of `SERIALIZERS`.
         packer: takes what is large; without one everything is in what is returned.
         by_value: users' modules that the arguments refer to travel too.
         imports: names of modules that are wanted besides.
+        compression: one of `contents.COMPRESSIONS`.
 
     Raises:
         NotPicklable: one of them can't travel; names it.
+        ImproperlyConfigured: the serializer or compression needs a package that isn't here.
     """
-    if serializer == "json":
-        text = _dumps_json([args, kwargs])
+    if serializer not in PICKLES:
+        text = _said([args, kwargs], serializer, "the arguments")
+        if serializer != "json" or compression:
+            text = formats.wrap(serializer, compression, text)
         return packer.pack(text) if packer else text
     try:
         plain = serializer == "pickle" or (_plain(args) and _plain(kwargs))
-        return _dumps((args, kwargs), packer, plain=plain, by_value=by_value, imports=imports)
+        return _dumps((args, kwargs), packer, plain, by_value=by_value, imports=imports, compression=compression)
+    except (exceptions.ImproperlyConfigured, exceptions.PayloadTooLarge):
+        raise
     except Exception as exc:
         for name, value in [*((f"argument {n}", value) for n, value in enumerate(args, 1)), *kwargs.items()]:
             why = explain_unpicklable(name, value)
@@ -135,43 +159,75 @@ def dumps_args(
 
 
 def loads_args(
-    data: bytes, serializer: str = "cloudpickle", read: Read = no_blobs
+    data: bytes, serializer: str = DEFAULT, read: Read = no_blobs, accept: frozenset[str] | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments that `dumps_args` packed."""
+    """Return the arguments that `dumps_args` packed; see `loads`."""
     if serializer == "json":
         text, _ = parts(data, read)
-        args, kwargs = json.loads(bytes(text))
-    else:
-        args, kwargs = loads(data, read)
+        if not formats.is_wrapped(text):
+            contents.check("json", accept)
+            args, kwargs = formats.decode("json", text)
+            return tuple(args), dict(kwargs)
+    args, kwargs = loads(data, read, accept)
     return tuple(args), dict(kwargs)
 
 
-def dumps_value(value: Any, packer: Packer | None = None) -> bytes:
-    """Return a packed value."""
-    return _dumps(value, packer, plain=_plain(value))
+def dumps_value(value: Any, packer: Packer | None = None, serializer: str = DEFAULT, compression: str = "") -> bytes:
+    """Return a packed value; arguments as `dumps_args`."""
+    if serializer not in PICKLES:
+        text = formats.wrap(serializer, compression, _said(value, serializer, "the value"))
+        return packer.pack(text) if packer else text
+    return _dumps(value, packer, _plain(value), compression=compression)
 
 
-def loads(data: bytes, read: Read = no_blobs) -> Any:
-    """Return the value that `dumps_value` packed."""
+def loads(data: bytes, read: Read = no_blobs, accept: frozenset[str] | None = None) -> Any:
+    """Return the value that `dumps_value` packed.
+
+    Args:
+        data: verified.
+        read: returns a blob's content.
+        accept: serializers that are accepted; all if None.
+
+    Raises:
+        ContentDisallowed: it is in another form; it has not been loaded.
+    """
     main, buffers = parts(data, read)
+    if main[:1] == formats.MARK:
+        serializer, _ = formats.named(main)
+        contents.check(serializer, accept)
+        return formats.decode(serializer, formats.unwrap(main))
+    if accept is not None:
+        contents.check(DEFAULT, accept)
     return pickle.loads(main, buffers=buffers)
 
 
 def _dumps(
-    value: Any, packer: Packer | None, *, plain: bool = False, by_value: bool = False, imports: Iterable[str] = ()
+    value: Any,
+    packer: Packer | None,
+    plain: bool = False,
+    *,
+    by_value: bool = False,
+    imports: Iterable[str] = (),
+    compression: str = "",
 ) -> bytes:
     sink = io.BytesIO()
     if packer is None:
         if plain:
-            return pickle.dumps(value, PROTOCOL)
-        _Pickler(sink).dump(value)
-        return sink.getvalue()
+            main = pickle.dumps(value, PROTOCOL)
+        else:
+            _Pickler(sink).dump(value)
+            main = sink.getvalue()
+        return formats.wrap(DEFAULT, compression, main) if compression else main
+    # What is compressed is so as a whole, with its buffers.
+    keep = None if compression else packer.keep
     if plain and not imports:
-        return packer.pack(pickle.dumps(value, PROTOCOL, buffer_callback=packer.keep))
-    pickler = _Pickler(sink, packer, set(imports) if by_value else None)
+        main = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
+        return packer.pack(formats.wrap(DEFAULT, compression, main) if compression else main)
+    pickler = _Pickler(sink, keep, set(imports) if by_value else None)
     try:
         pickler.dump(value)
-        return packer.pack(sink.getvalue(), _modules_named(pickler.names, packer))
+        main = formats.wrap(DEFAULT, compression, sink.getvalue()) if compression else sink.getvalue()
+        return packer.pack(main, _modules_named(pickler.names, packer))
     except BaseException:
         packer.discard()
         raise
@@ -193,12 +249,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     Args:
         sink: written to.
-        packer: takes buffers; None leaves them where they are.
+        keep: takes buffers, or leaves them where they are, as all do if None.
         names: of modules, added to; None where the worker is to have its own.
     """
 
-    def __init__(self, sink: io.BytesIO, packer: Packer | None = None, names: set[str] | None = None) -> None:
-        super().__init__(sink, protocol=PROTOCOL, buffer_callback=packer.keep if packer else None)
+    def __init__(
+        self, sink: io.BytesIO, keep: Callable[[Any], bool] | None = None, names: set[str] | None = None
+    ) -> None:
+        super().__init__(sink, protocol=PROTOCOL, buffer_callback=keep)
         self.names = names
 
     def reducer_override(self, obj: Any) -> Any:
@@ -225,19 +283,21 @@ def _reduced_code(code: CodeType) -> tuple[Any, ...]:
     return make, tuple(code.co_filename if part == _NO_FILE else part for part in parts)
 
 
-def dumps_exception(exc: BaseException, trace: str) -> Failure:
-    """Return an exception as a failure: as text, and pickled if it survives the way there and back."""
-    try:
-        pickled = bytes(cloudpickle.dumps(exc, protocol=PROTOCOL))
-        if type(pickle.loads(pickled)) is not type(exc):
-            pickled = b""
-    except Exception:  # noqa: BLE001 - users' classes may raise anything, and the text is enough
-        pickled = b""
+def dumps_exception(exc: BaseException, trace: str, *, pickled: bool = True) -> Failure:
+    """Return an exception as a failure: as text, and pickled if it may be and survives the way there and back."""
+    packed = b""
+    if pickled:
+        try:
+            packed = bytes(cloudpickle.dumps(exc, protocol=PROTOCOL))
+            if type(pickle.loads(packed)) is not type(exc):
+                packed = b""
+        except Exception:  # noqa: BLE001 - users' classes may raise anything, and the text is enough
+            packed = b""
     try:
         message = str(exc)
     except Exception:  # noqa: BLE001 - as above
         message = "(its text can't be had)"
-    return Failure(type(exc).__qualname__, message[:20_000], trace[:200_000], pickled)
+    return Failure(type(exc).__qualname__, message[:20_000], trace[:200_000], packed)
 
 
 class RemoteTraceback(Exception):
@@ -251,10 +311,16 @@ class RemoteTraceback(Exception):
         return f"\n{self.text}"
 
 
-def load_exception(failure: Failure) -> BaseException:
-    """Return the exception of a failure: the original if it can be had, else one that carries its name and text."""
+def load_exception(failure: Failure, accept: frozenset[str] | None = None) -> BaseException:
+    """Return the exception of a failure: the original if it can be had, else one that carries its name and text.
+
+    Args:
+        failure: verified.
+        accept: serializers that are accepted; all if None. Where no pickles are, one of Python's own is made anew.
+    """
     exc: BaseException | None = None
-    if failure.pickled:
+    pickles = accept is None or DEFAULT in accept
+    if failure.pickled and pickles:
         try:
             loaded = pickle.loads(failure.pickled)
         except Exception:  # noqa: BLE001 - its class may not exist here
@@ -264,10 +330,22 @@ def load_exception(failure: Failure) -> BaseException:
     elif failure.type in exceptions.__all__:
         own = getattr(exceptions, failure.type)
         exc = own(failure.message) if failure.type not in ("BadMessage", "RemoteError") else None
+    elif not pickles:
+        exc = _builtin_exception(failure)
     if exc is None:
         exc = RemoteError(failure.type, failure.message, failure.traceback)
     exc.__cause__ = RemoteTraceback(failure.traceback)
     return exc
+
+
+def _builtin_exception(failure: Failure) -> BaseException | None:
+    kind = getattr(builtins, failure.type, None)
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return None
+    try:
+        return kind(failure.message)
+    except Exception:  # noqa: BLE001 - some take more than a text
+        return None
 
 
 def explain_unpicklable(name: str, value: Any) -> str:
@@ -331,11 +409,11 @@ def _plain(value: Any, depth: int = 3) -> bool:
     return all(_plain(part, depth - 1) for part in value)
 
 
-def _dumps_json(value: Any) -> bytes:
+def _said(value: Any, serializer: str, what: str) -> bytes:
     try:
-        return json.dumps(value).encode()
-    except (TypeError, ValueError) as exc:
-        raise NotPicklable(f"Not sent: the arguments are no JSON: {exc}") from exc
+        return formats.encode(serializer, value)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise NotPicklable(f"Not sent: {what} can't be said in {serializer}: {exc}") from exc
 
 
 def _names_in(code: CodeType) -> set[str]:

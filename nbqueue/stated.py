@@ -32,10 +32,14 @@ class Pace:
         seq: of the call.
         send: takes (seq, kind, data), from any thread.
         interrupts: wait until a state is told.
+        form: serializer and compression of what goes with a state, if not as ever.
     """
 
-    def __init__(self, seq: int, send: Callable[[int, str, bytes], None], interrupts: Interrupts) -> None:
+    def __init__(
+        self, seq: int, send: Callable[[int, str, bytes], None], interrupts: Interrupts, form: tuple[str, ...] = ()
+    ) -> None:
         self._seq = seq
+        self._form = form
         self._send = send
         self._interrupts = interrupts
         self._lock = threading.Lock()
@@ -49,7 +53,7 @@ class Pace:
         Raises:
             ValueError: what goes with it is too large.
         """
-        data = encode_stated(Stated(state, serialization.dumps_value(meta), _shown(meta)))
+        data = encode_stated(Stated(state, serialization.dumps_value(meta, None, *self._form), _shown(meta)))
         if len(data) > MAX_BYTES:
             raise ValueError(f"what goes with state {state} has {len(data):,} bytes, {MAX_BYTES:,} is the most")
         with self._interrupts, self._lock:

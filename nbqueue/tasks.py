@@ -11,7 +11,7 @@ from datetime import datetime
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
-from nbqueue import canvas, eager, serialization
+from nbqueue import canvas, contents, eager, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
 from nbqueue.callbacks import HOOKS, ErrorInfo
 from nbqueue.current import current_app
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["Task"]
 
 OPTIONS: Final = (
-    "name", "bind", "queue", "serializer", "ignore_result", "store_errors_even_if_ignored", "track_started", "trail",
-    "send_events", "typing", "throws", "expires", "by_value", "time_limit", "soft_time_limit", "memory_limit",
-    "priority", "rate_limit", "lock", "resultrepr_maxsize", "shadow_name", *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
+    "name", "bind", "queue", "serializer", "compression", "ignore_result", "store_errors_even_if_ignored",
+    "track_started", "trail", "send_events", "typing", "throws", "expires", "by_value", "time_limit",
+    "soft_time_limit", "memory_limit", "priority", "rate_limit", "lock", "resultrepr_maxsize", "shadow_name",
+    *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
 )  # fmt: skip
 _OPTIONS: Final = frozenset(OPTIONS)
 _METHODS: Final = frozenset({*HOOKS, "shadow_name"})
@@ -68,6 +69,7 @@ class _Packed(NamedTuple):
     snapshot: Snapshot
     code: bytes
     digest: str
+    form: tuple[str, ...]  # of its values
 
 
 class Task(Running):
@@ -81,7 +83,8 @@ class Task(Running):
         name: unique among the app's tasks; the function's module and name if empty.
         bind: pass the task itself as the first argument.
         queue: where its calls wait; the app's default queue if None.
-        serializer: of arguments, one of `nbqueue.serialization.SERIALIZERS`; as `task_serializer` says if None.
+        serializer: of arguments, one of `nbqueue.contents.SERIALIZERS`; as `task_serializer` says if None.
+        compression: of arguments, one of `nbqueue.contents.COMPRESSIONS`; as `task_compression` says if None.
         ignore_result: keep no value.
         store_errors_even_if_ignored: accepted; errors are kept in any case.
         track_started: accepted; a task that runs for longer than 0.1 s is STARTED in any case.
@@ -110,6 +113,7 @@ class Task(Running):
     by_value: bool = False
     queue: str | None = None
     serializer: str | None = None
+    compression: str | None = None
     ignore_result: bool | None = None
     store_errors_even_if_ignored: bool | None = None
     track_started: bool | None = None
@@ -214,6 +218,9 @@ class Task(Running):
             own[name] = check(name, self.given[name] if name in self.given else getattr(self, name) or None)
         own["priority"] = check_priority(self.priority)
         own["rate"], own["lock"] = per_second(self.rate_limit), lock_name(self.lock) or None
+        if self.serializer is not None:
+            own["serializer"] = contents.serializer(self.serializer)
+        contents.compression(self.compression)
         own["acks"] = Acks.of_options({name: getattr(self, name) for name in ACK_OPTIONS})
         own["retry_options"] = RetryOptions.of(**{name: getattr(self, name) for name in RETRY_OPTIONS})
         own["_typed"] = self.typing is not False
@@ -265,7 +272,8 @@ class Task(Running):
     def loaded(self) -> Loaded:
         """Return it as it is called where it runs."""
         if self._loaded is None:
-            found = Loaded(self.function, self.retry_options, self.bind, self, *self._ways(), self.trail)
+            ways = self._ways()
+            found = Loaded(self.function, self.retry_options, self.bind, self, *ways, self.trail, {}, self.app.form)
             vars(self)["_loaded"] = found
         assert self._loaded is not None
         return self._loaded
@@ -405,7 +413,14 @@ class Task(Running):
         return app.send(
             steering,
             code,
-            serialization.dumps_args(args, kwargs, steering.serializer, packer, by_value=self.by_value),
+            serialization.dumps_args(
+                args,
+                kwargs,
+                steering.serializer,
+                packer,
+                by_value=self.by_value,
+                compression=self.compression_of(extras.compression),
+            ),
             packer,
             task_id=task_id,
             ignore_result=app.conf.task_ignore_result if ignore is None else ignore,
@@ -509,8 +524,10 @@ class Task(Running):
             return Composed(new_id(), [eager.run(self.app, self, args, {}, options) for args in calls], app=self.app)
         packer = Packer(spill=self.app.spill)
         steering, code = self._steering(packer, **options)
+        how, squeezed = steering.serializer, self.compression_of(options.get("compression"))
         packed = [
-            serialization.dumps_args(args, {}, steering.serializer, packer, by_value=self.by_value) for args in calls
+            serialization.dumps_args(args, {}, how, packer, by_value=self.by_value, compression=squeezed)
+            for args in calls
         ]
         return self.app.send_map(steering, code, packed, packer)
 
@@ -563,7 +580,7 @@ class Task(Running):
             eta=due,
             expires=expiry_time(now, self.expires if expires is None else expires, due),
             bind=self.bind,
-            serializer=serialization.check_serializer(serializer or self.serializer or "cloudpickle"),
+            serializer=serialization.check_serializer(serializer or self.serializer or self.app.conf.task_serializer),
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
             memory_limit=limits.memory_limit,
@@ -573,6 +590,11 @@ class Task(Running):
             lock=self.lock or "",
         )
         return (steering if extras is NO_EXTRAS else extras.on(steering)), code
+
+    def compression_of(self, given: str | None) -> str:
+        """Return how the arguments of a call are compressed: as it says, or its task, or the settings."""
+        found = self.compression if given is None else given
+        return contents.compression(found) if found is not None else self.app.conf.task_compression
 
     def _sent_acks(self) -> Acks | None:
         """Return what a message says of itself; None for nothing but the defaults."""
@@ -584,7 +606,7 @@ class Task(Running):
     def _code(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that."""
         packed = self._packed
-        if packed is not None and packed.snapshot.holds():
+        if packed is not None and packed.form == self.app.form and packed.snapshot.holds():
             return packed.code, packed.digest
         beside, fixed = self._beside()
         try:
@@ -598,7 +620,7 @@ class Task(Running):
         own["_packed"] = None
         if fixed and is_whole(code) and self._look_in <= 0:
             try:
-                own["_packed"] = _Packed(Snapshot(self.function, Task), code, digest)
+                own["_packed"] = _Packed(Snapshot(self.function, Task), code, digest, self.app.form)
             except Changeable:
                 own["_look_in"] = _LOOK_AGAIN
         own["_look_in"] = self._look_in - 1
@@ -609,13 +631,13 @@ class Task(Running):
 
         Nothing, or how it is retried, or what `Loaded` holds of it beside the function.
         """
-        options = self.retry_options
+        options, form = self.retry_options, self.app.form
         if self._is_whole:
-            return (options, self.bind, self, *self._ways(), self.trail), False
+            return (options, self.bind, self, *self._ways(), self.trail, {}, form), False
         traits = {name: value for name, value in self.given.items() if _is_simple(value)} if self.bind else {}
-        if traits.keys() <= _RETRIES and self.trail:
+        if traits.keys() <= _RETRIES and self.trail and not form:
             return (None, True) if options == DEFAULTS else (options, False)
-        return (options, self.bind, None, False, False, self.trail, traits), options == DEFAULTS
+        return (options, self.bind, None, False, False, self.trail, traits, form), options == DEFAULTS
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._typed:

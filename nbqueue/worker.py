@@ -31,6 +31,7 @@ from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
 from nbqueue.consumer import CLAIM_MOST, Batch
+from nbqueue.contents import accepts
 from nbqueue.deliveries import CONTROL, Delivery, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
@@ -195,7 +196,10 @@ class Worker:
             app.default_rate,
             rates=not self.conf.worker_disable_rate_limits,
         )
-        self.intake = Intake(self.signer, self.backend, self.name, self.conf.worker_max_losses, self.terms.acks_of)
+        accept = accepts(self.conf.accept_content)
+        self.intake = Intake(
+            self.signer, self.backend, self.name, self.conf.worker_max_losses, self.terms.acks_of, accept
+        )
         self.gates = Gatekeeper(self.consumer, self.terms, self.broker.streams)
         self.out_of_memory = OutOfMemory()
         self.ledger = Ledger(self.consumer, self.backend, self.work)

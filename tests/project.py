@@ -203,3 +203,9 @@ app.register_task(Adding)
 @shared_task
 def shared_double(x: int) -> int:
     return 2 * x
+
+
+@app.task
+def odd() -> object:
+    """Return what JSON has no word for."""
+    return object()

@@ -194,6 +194,7 @@ def worker(
             preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
             for module in modules:
                 importlib.import_module(module)
+            app.import_modules()
             app.finalize()
             client = told(app.link, app.conf)
             own = (preload, max_tasks_per_child, max_memory_per_child)
