@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbqueue.current import attach, shared_task, task
     from nbqueue.current import proxy as current_app
     from nbqueue.execute import progress, track
+    from nbqueue.executor import Executor
     from nbqueue.request import current_task
     from nbqueue.result import AsyncResult, EagerResult, GroupResult, ResultSet
     from nbqueue.tasks import Task
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncResult",
     "Celery",
     "EagerResult",
+    "Executor",
     "GroupResult",
     "ResultSet",
     "Signature",
@@ -57,6 +59,7 @@ _PLACES = {
     "AsyncResult": "nbqueue.result:AsyncResult",
     "Celery": "nbqueue.app:App",
     "EagerResult": "nbqueue.result:EagerResult",
+    "Executor": "nbqueue.executor:Executor",
     "GroupResult": "nbqueue.result:GroupResult",
     "ResultSet": "nbqueue.result:ResultSet",
     "Task": "nbqueue.tasks:Task",

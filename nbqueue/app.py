@@ -746,9 +746,25 @@ class App:
                 self._pipelines.current = None
 
     def send_map(
-        self, steering: Steering, code: bytes, calls: Sequence[bytes], packer: Packer | None = None
+        self,
+        steering: Steering,
+        code: bytes,
+        calls: Sequence[bytes],
+        packer: Packer | None = None,
+        *,
+        watched_by: Callable[[Steering, str], WatchedMap] = WatchedMap,
+        shown: bool = True,
     ) -> results.GroupResult:
-        """Send one task for each packed tuple of arguments; what they share travels once."""
+        """Send one task for each packed tuple of arguments; what they share travels once.
+
+        Args:
+            steering: that of all, but for their indexes.
+            code: what `steering.code` is the digest of.
+            calls: packed arguments.
+            packer: holds what code and arguments name of large data.
+            watched_by: makes what is told of their ends, from that steering and the session.
+            shown: let a notebook show it.
+        """
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
         self.require_one_queue(steering.queue, "a map")
@@ -758,7 +774,7 @@ class App:
             group = request.on(group)
             request.add_child(group.id, len(calls))
         _check_steering(group, len(encode_steering(group)))
-        watched = WatchedMap(group, self.session)
+        watched = watched_by(group, self.session)
         self._save(packer, group)
         keep_s = max(self.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
         self.backend.store_group(group.id, sign_group(group, code, self.signer), keep_s)
@@ -790,7 +806,7 @@ class App:
                 raise
         self._tell_sent(group.member(index) for index in range(len(calls)))
         sent = results.GroupResult(group.id, app=self, watched=watched)
-        if self.show is not None:
+        if shown and self.show is not None:
             self.show(sent)
         return sent
 

@@ -87,7 +87,18 @@ _ACCUMULATE: Final = "nbqueue.accumulate"  # as in `canvas`
 _SERIES: Final = ("nbqueue.xmap", "nbqueue.xstarmap")
 OWN_FILES: Final = tuple(
     f"nbqueue/{name}.py"
-    for name in ("execute", "child", "serialization", "cellrun", "retries", "modules", "request", "callbacks", "tasks")
+    for name in (
+        "execute",
+        "child",
+        "serialization",
+        "cellrun",
+        "retries",
+        "modules",
+        "request",
+        "callbacks",
+        "tasks",
+        "prepared",
+    )
 )
 
 

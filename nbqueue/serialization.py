@@ -307,6 +307,11 @@ class RemoteTraceback(Exception):
         super().__init__(text)
         self.text = text
 
+    @property
+    def tb(self) -> str:
+        """Return the text, as `concurrent.futures` calls it."""
+        return self.text
+
     def __str__(self) -> str:
         return f"\n{self.text}"
 

@@ -603,6 +603,14 @@ class Task(Running):
         defaults = self.app.default_acks
         return (defaults if self.acks is None else self.acks.or_else(defaults)).as_sent()
 
+    def packed(self, packer: Packer) -> tuple[bytes, str]:
+        """Return the function as it is now, packed, and the digest of that; for who sends calls in a way of its own.
+
+        Raises:
+            NotPicklable: it can't travel.
+        """
+        return self._code(packer)
+
     def _code(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that."""
         packed = self._packed

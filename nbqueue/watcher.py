@@ -101,6 +101,10 @@ class Watcher:
         self._missed: set[str] = set()  # tasks that waited at the last look, and whose queue had nothing
         self._drained = True  # the last read left nothing behind in any stream
 
+    def start(self) -> None:
+        """Start the thread before there is anything to follow."""
+        self._start()
+
     def watch(self, task: WatchedTask) -> WatchedTask:
         """Follow a task that is about to be sent by this session; return who is watched already, if any."""
         with self._lock:

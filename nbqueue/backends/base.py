@@ -51,6 +51,9 @@ class Backend(Protocol):
     def store_group(self, group: str, text: bytes, ttl_s: float) -> None:
         """Keep what the members of a map share."""
 
+    def forget_group(self, group: str, members: Sequence[str]) -> None:
+        """Drop what is known of a map, and the records of members; their output, if they have any, stays."""
+
     def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
         """Keep of which tasks a group is; None forgets it."""
 

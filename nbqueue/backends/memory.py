@@ -56,6 +56,13 @@ class MemoryBackend:
         with self._news:
             self._groups[group] = (text, self._now() + ttl_s)
 
+    def forget_group(self, group: str, members: Sequence[str]) -> None:
+        """Drop what is known of a map, and the records of members; their output, if they have any, stays."""
+        with self._news:
+            self._groups.pop(group, None)
+            for id_ in members:
+                self._records.pop(id_, None)
+
     def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
         """Keep of which tasks a group is; None forgets it."""
         with self._news:

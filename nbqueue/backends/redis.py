@@ -72,6 +72,13 @@ class RedisBackend:
         with self._translated():
             self.client.set(group_key(group), text, px=int(ttl_s * 1000))
 
+    def forget_group(self, group: str, members: Sequence[str]) -> None:
+        """Drop what is known of a map, and the records of members; their output, if they have any, stays."""
+        keys = [group_key(group), f"nbq:sent:{group}", f"nbq:progress:{group}", *(map(_record, members))]
+        with self._translated():
+            for part in chunks(keys, _CHUNK):
+                self.client.unlink(*part)
+
     def save(self, group: str, text: bytes | None, ttl_s: float) -> None:
         """Keep of which tasks a group is, where Celery's clients find it; None forgets it."""
         with self._translated():

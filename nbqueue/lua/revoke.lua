@@ -11,7 +11,9 @@ for n, item in ipairs(items) do
   elseif queue == "" then
     said[n] = "unknown" -- no mark: nothing would ever take it away
   elseif redis.call("HEXISTS", key(queue, "claims"), id) == 1 then
-    redis.call("HSET", "nbq:revoked", id, mark)
+    if mark ~= "" then -- an empty one asks only for what nobody holds
+      redis.call("HSET", "nbq:revoked", id, mark)
+    end
     said[n] = "held"
   else
     redis.call("ZREM", key(queue, "delayed"), id)

@@ -48,6 +48,14 @@ def test_backend_keeps_what_a_map_shares(backend: Backend) -> None:
     assert backend.load_group("g") == b"shared"
 
 
+def test_backend_forgets_what_a_map_shares_and_records_of_members(backend: Backend) -> None:
+    backend.store_group("g", b"shared", ttl_s=60)
+    backend.store({"g-0": b"one", "g-1": b"two"}, ttl_s=60)
+    backend.forget_group("g", ["g-0"])
+    assert backend.load_group("g") is None
+    assert backend.load(["g-0", "g-1"]) == [None, b"two"]
+
+
 def test_backend_brings_facts_to_their_session_in_order(backend: Backend) -> None:
     backend.tell([Told("s", "1", b'"a"'), Told("other", "2", b'"x"')])
     backend.tell([Told("s", "1", b'"b"', keep=False)])
