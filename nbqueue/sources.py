@@ -31,20 +31,34 @@ def read(source: Any, fields: Mapping[str, Any], *, namespace: str = "", silent:
                 return {}
             raise
     is_dict = isinstance(source, Mapping)
-    values = dict(source) if is_dict else _attributes(source)
     found: dict[str, Any] = {}
-    for name, value in values.items():
-        if namespace and not name.startswith(f"{namespace}_"):
+    for name in source if is_dict else dir(source):
+        if not isinstance(name, str) or (namespace and not name.startswith(f"{namespace}_")):
             continue
-        if (setting := new_name(name, fields, namespace)) is not None:
-            found[setting] = value
-        elif (is_dict and not namespace) or is_meant(name, namespace) or nearest(name, fields, namespace, cutoff=0.85):
+        setting = new_name(name, fields, namespace)
+        if setting is None and not _is_wrong(name, fields, namespace, is_dict=is_dict):
+            continue
+        # Only now: settings such as Django's may warn when they are looked at.
+        value = source[name] if is_dict else getattr(source, name, None)
+        if setting is not None:
+            if is_dict or not isinstance(value, ModuleType | type):
+                found[setting] = value
+        elif not isinstance(value, ModuleType | type | FunctionType):
             near = nearest(name, fields, namespace)
             where = "" if is_dict else f"{_name_of(source)}: "
             raise ImproperlyConfigured(
                 f"{where}there is no setting {name!r}" + (f"; did you mean {near!r}?" if near else "")
             )
     return found
+
+
+def _is_wrong(name: str, fields: Mapping[str, Any], namespace: str, *, is_dict: bool) -> bool:
+    """Tell whether a name that is no setting was to be one: a module or object may have names of its own."""
+    if is_dict:
+        return True
+    return not name.startswith("_") and (
+        is_meant(name, namespace) or nearest(name, fields, namespace, cutoff=0.85) is not None
+    )
 
 
 def imported(name: str) -> Any:
@@ -69,22 +83,6 @@ def imported(name: str) -> Any:
             raise ImproperlyConfigured(f"settings are to come from {name!r}, and {_name_of(found)} has no {part!r}")
         found = getattr(found, part)
     return found
-
-
-def _attributes(source: Any) -> dict[str, Any]:
-    """Return what may be settings among an object's attributes: not what it imports or defines to make them."""
-    values = {}
-    for name in dir(source):
-        if name.startswith("_"):
-            continue
-        value = getattr(source, name, None)
-        if not isinstance(value, ModuleType | type) and (not isinstance(value, FunctionType) or _is_known(name)):
-            values[name] = value
-    return values
-
-
-def _is_known(name: str) -> bool:
-    return new_name(name, ()) is not None
 
 
 def _name_of(source: Any) -> str:

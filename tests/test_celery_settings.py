@@ -223,6 +223,25 @@ def test_namespace_takes_only_what_begins_with_it(module: Any) -> None:
     assert made.conf.task_time_limit == 5.0, "what can't be read changes nothing"
 
 
+def test_what_is_no_setting_is_not_looked_at() -> None:
+    class Settings:
+        CELERY_TASK_TIME_LIMIT = 5
+
+        @property
+        def USE_L10N(self) -> bool:  # noqa: N802 - as Django's
+            raise RuntimeError("deprecated")
+
+        def task_routes(self, name: str, *_: object) -> str:
+            return name
+
+    made = app()
+    made.config_from_object(Settings(), namespace="CELERY")
+    assert made.conf.task_time_limit == 5.0
+    made.config_from_object(Settings())
+    assert made.conf.task_time_limit == 5.0
+    assert made.destination("called")[0] == "called", "a function may be a setting"
+
+
 def test_object_class_dict_and_attribute_of_a_module_serve_as_sources(module: Any) -> None:
     name = module(
         "with_parts", "class Config:\n    timezone = 'Europe/Oslo'\n    class Inner:\n        enable_utc = False\n"

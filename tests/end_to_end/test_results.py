@@ -89,3 +89,21 @@ def test_task_that_waits_for_another_is_told_what_to_do(shared_site: Site) -> No
     with pytest.raises(RuntimeError, match="holds a child that the other may need"):
         outer.delay().get(timeout=15)
     assert patient.delay().get(timeout=30) == 2
+
+
+def test_results_that_never_expire_are_kept_for_a_hundred_years(idle_site: Site) -> None:
+    idle_site.app.conf.update(result_expires=None)
+    idle_site.worker(CELERY_CONFIG_MODULE="tests.never")
+    task = idle_site.app.task(add)
+    sent = [task.delay(1, 2), task.delay(1, "2")]
+    mapped = task.starmap([(1, 1), (2, 2)])
+    assert sent[0].get(timeout=20) == 3
+    assert isinstance(sent[1].get(timeout=20, propagate=False), TypeError)
+    assert mapped.get(timeout=20) == [2, 4]
+    joined = chord([task.s(1, 1), task.s(2, 2)])(idle_site.app.task(sum).s())
+    assert joined.get(timeout=20) == 6
+    years = 365 * 86_400
+    for one in (*sent, joined):
+        left = idle_site.server_says("TTL", f"celery-task-meta-{one.id}")
+        assert isinstance(left, int)
+        assert 99 * years < left <= 100 * years

@@ -1,0 +1,3 @@
+"""Settings of a worker whose results never expire; named by CELERY_CONFIG_MODULE."""
+
+CELERY_TASK_RESULT_EXPIRES = None
