@@ -323,7 +323,7 @@ class Calls:
             if fact.facts.state == states.SUCCESS:
                 value = value_of(fact, self.app)
             else:
-                error = error_of(fact)
+                error = error_of(fact, self.app)
         except BaseException as exc:  # noqa: BLE001 - users' classes may raise anything
             error = exc
         if not self.take(future):
