@@ -39,6 +39,7 @@ from nbqueue.prepared import InitializerFailed
 from nbqueue.tasks import Task
 from nbqueue.watched import WatchedMap, WatchedTask
 
+SERIALIZER: Final = "cloudpickle"  # of arguments, whatever the app's settings say: whatever is submitted has to travel
 AT_ONCE: Final = 500  # calls in one map
 GATHER_S: Final = 0.002  # so long more is waited for, in a loop
 MOST: Final = 5_000  # that wait to be sent; then whoever submits waits
@@ -420,7 +421,7 @@ class Calls:
         try:
             if self.broken is not None:
                 raise self.broken
-            steering, _ = first.task.steering_of(Packer(), ((), {}), {"queue": self.queue})
+            steering, _ = first.task.steering_of(Packer(), ((), {}), {"queue": self.queue, "serializer": SERIALIZER})
             steering = msgspec.structs.replace(steering, code=first.digest)
             rows = [call.args for call in calls]
             for attempt in range(TRIES):

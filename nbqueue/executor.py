@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from nbqueue import prepared, serialization
 from nbqueue.app import App
 from nbqueue.bindings import own_queue
-from nbqueue.calls import Call, CallFuture, Calls, LostCall
+from nbqueue.calls import SERIALIZER, Call, CallFuture, Calls, LostCall
 from nbqueue.current import current_app
 from nbqueue.exceptions import PayloadTooLarge
 from nbqueue.execute import current_request
@@ -198,7 +198,7 @@ class Executor(futures.Executor):
         code = self._codes.get((fn, in_rows)) or self._code(fn, in_rows)
         packer = Packer(spill=self._app.spill)
         whole, digest = code.packed(packer)
-        packed = serialization.dumps_args(args, kwargs, packer=packer, by_value=True)
+        packed = serialization.dumps_args(args, kwargs, SERIALIZER, packer, by_value=True)
         if len(whole) + len(packed) > MAX_MESSAGE_BYTES:
             raise PayloadTooLarge(f"Not sent: a call of {fn.__name__} has {len(packed) / 1e6:,.0f} MB of arguments")
         return Call(future, code.task, digest, whole, packed, packer if packer.blobs else None)

@@ -358,6 +358,13 @@ class TestWithAnApp:
         assert shared_site.workers[0].process.poll() is None
         assert shared_site.app.backend.now() > 0
 
+    def test_arguments_travel_whatever_serializer_the_app_has(self, shared_site: Site) -> None:
+        app = shared_site.new_app()
+        app.conf.task_serializer = "json"
+        with app, Executor(app=app) as executor:
+            assert executor.submit(add, {1}.union, 1).exception(WAIT_S) is not None
+            assert executor.submit(sorted, {3, 1}).result(WAIT_S) == [1, 3]
+
     def test_failing_initializer_breaks_the_executor_and_nothing_else(self, shared_site: Site) -> None:
         with Executor(app=shared_site.app, initializer=refuse) as executor:
             sent = [executor.submit(time.sleep, 0.2) for _ in range(20)]
