@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import msgspec
 
-from nbqueue import canvas, contents, declaring, eager, plans, states
+from nbqueue import canvas, contents, declaring, eager, plans, signals, states
 from nbqueue import result as results
 from nbqueue.acks import Acks
 from nbqueue.annotations import annotate
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from nbqueue.events import Events
     from nbqueue.launchers.local import LocalBeat, LocalWorker
     from nbqueue.periodic import Configured, Schedule
+    from nbqueue.publishing import Publication
 
 __all__ = ["App"]
 
@@ -350,6 +351,8 @@ class App:
         ]
         for number, task in zip(plan.shape.calls, watched, strict=True):
             made[number].follow(self.watcher.watch(task))
+        heads = [drawn.steering(Step(graph.id, head, 0, graph.sent_at, 0.0)) for head in plan.heads]
+        announced = self._announced(heads)
         outgoing = [drawn.step(head, Given("nothing"), time.time(), self.signer) for head in plan.heads]
         try:
             for start in range(0, len(outgoing), _MAP_CHUNK):
@@ -358,7 +361,7 @@ class App:
             for task in watched:
                 self.watcher.unwatch(task)
             raise
-        self._tell_sent(drawn.steering(Step(graph.id, head, 0, graph.sent_at, 0.0)) for head in plan.heads)
+        self._tell_sent(heads, announced)
         return sent
 
     def run_canvas(
@@ -781,6 +784,7 @@ class App:
         self.watcher.watch_map(watched)
         due = int(group.eta * 1000)
         signer = self.signer
+        announced = self._announced(group.member(index) for index in range(len(calls)))
         for start in range(0, len(calls), _MAP_CHUNK):
             outgoing = []
             for index, args in enumerate(calls[start : start + _MAP_CHUNK], start):
@@ -804,7 +808,7 @@ class App:
                 if start:
                     exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
                 raise
-        self._tell_sent(group.member(index) for index in range(len(calls)))
+        self._tell_sent((group.member(index) for index in range(len(calls))), announced)
         sent = results.GroupResult(group.id, app=self, watched=watched)
         if shown and self.show is not None:
             self.show(sent)
@@ -1078,10 +1082,48 @@ class App:
 
     connection_for_read = connection_for_write = connection
 
-    def _tell_sent(self, calls: Iterable[Steering]) -> None:
-        """Tell whoever watches that calls were sent, if the settings say so."""
+    @property
+    def is_watched(self) -> bool:
+        """Tell whether anybody wants to hear of calls that are sent."""
+        conf = self.conf
+        return bool(
+            signals.before_task_publish.receivers
+            or signals.after_task_publish.receivers
+            or conf.task_send_sent_event
+            or conf.worker_send_task_events
+        )
+
+    def publication(
+        self, steering: Steering, call: tuple[tuple[Any, ...], Mapping[str, Any]], task_id: str | None
+    ) -> Publication:
+        """Return what tells of a call before and after it is sent.
+
+        Args:
+            steering: of the call, everything but its id.
+            call: its arguments.
+            task_id: what its caller wants as its id.
+        """
+        from nbqueue.publishing import Publication, described  # few clients tell anything
+
+        return Publication(described(steering, *call), call, task_id)
+
+    def _announced(self, calls: Iterable[Steering]) -> list[Publication]:
+        """Tell that calls are about to be sent which share their message's frame, so that nothing can be added."""
+        if not signals.anybody(signals.OF_CLIENT):
+            return []
+        from nbqueue.publishing import Publication  # as above
+
+        told = [Publication(steering, ((), {}), steering.id) for steering in calls]
+        for publication in told:
+            publication.begin()
+        return told
+
+    def _tell_sent(self, calls: Iterable[Steering], announced: Iterable[Publication] = ()) -> None:
+        """Tell whoever watches that calls were sent."""
+        for publication in announced:
+            publication.end()
         if self.conf.task_send_sent_event:
-            from nbqueue.publishing import tell_sent  # few clients do
+            from nbqueue.publishing import tell_sent  # as above
 
             tell_sent(self.emitter, calls)
 

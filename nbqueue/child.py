@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from nbqueue import signals
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
 from nbqueue.contents import accepts
@@ -318,6 +319,13 @@ class Child:
         signal.signal(signal.SIGINT, self.interrupts.handle)
         signal.signal(SOFT_SIGNAL, self.interrupts.handle)
         os.register_at_fork(after_in_child=self._disown)
+        signals.worker_process_init.send()
+        try:
+            self._serve()
+        finally:
+            signals.worker_process_shutdown.send(pid=os.getpid(), exitcode=0)
+
+    def _serve(self) -> None:
         buffer = memoryview(bytearray(BUFFER_BYTES))
         self._reply(b"R")
         while True:

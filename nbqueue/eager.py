@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from nbqueue import callbacks, retries, serialization, stated, states
+from nbqueue import callbacks, retries, serialization, stated, states, tracing
 from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, chord, chunks, group, in_series
 from nbqueue.capture import Flushed, Flusher, Recorder
 from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
@@ -110,6 +110,7 @@ def _outcome(
         return _raised(request, exc)
     if request.hooks:
         callbacks.succeeded(request, value)
+    tracing.succeeded(request, value)
     return states.SUCCESS, value, None
 
 
@@ -129,15 +130,19 @@ def _raised(request: Request, exc: Exception) -> tuple[str, Any, str | None]:
         state, value = request.said_end
         return (state, value, None) if state == states.SUCCESS else (state, stated.error_of(value), "")
     if isinstance(found, Ignore | Reject):
-        return states.IGNORED if isinstance(found, Ignore) else states.REJECTED, found, None
+        state = states.IGNORED if isinstance(found, Ignore) else states.REJECTED
+        tracing.left(request, state, found)
+        return state, found, None
     if request.hooks:
         callbacks.failed(request, found)
+    tracing.failed(request, found)
     return states.FAILURE, found, serialization.format_traceback(found, _FILES)
 
 
 def _retried(request: Request, plan: retries.Plan) -> tuple[str, Any, str | None]:
     if request.hooks:
         callbacks.retried(request, plan)
+    tracing.retried(request, plan)
     return states.RETRY, None, None
 
 

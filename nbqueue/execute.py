@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 
-from nbqueue import callbacks, modules, retries, serialization, stated, states
+from nbqueue import callbacks, modules, retries, serialization, signals, stated, states, tracing
 from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
@@ -278,6 +278,8 @@ class Executor:
             body = self._pack(value, task, request)
             if request.hooks:
                 callbacks.succeeded(request, value)
+            if signals.task_success.receivers or signals.task_postrun.receivers:
+                tracing.succeeded(request, value, time.time() - started)
         except KeyboardInterrupt:
             close_figures()
             return Outcome(seq, states.REVOKED, b"", started, time.time(), "interrupted")
@@ -307,6 +309,9 @@ class Executor:
         if task.task == CELL_TASK:
             if b'"max_retries"' in task.steering:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
+            request.begun = True
+            if signals.task_prerun.receivers:
+                tracing.begins(request)
             return run_cell(args[0], request.recorder, self.displayer)
         found = self._loaded(task.code) if task.code else self._registered(task.task)
         if not found.bind and b'"bind":true' in task.steering and request.steering.bind:
@@ -352,9 +357,13 @@ class Executor:
         if isinstance(exc, Ignore | Reject):
             state = states.IGNORED if isinstance(exc, Ignore) else states.REJECTED
             body = b"requeue" if isinstance(exc, Reject) and exc.requeue else b""
+            if signals.task_postrun.receivers:
+                tracing.left(request, state, exc)
             return Outcome(task.seq, state, body, started, time.time(), " ".join(str(exc).split())[:500])
         if request.hooks:
             callbacks.failed(request, exc)
+        if signals.anybody(signals.OF_TASK):
+            tracing.failed(request, exc)
         return failed(task.seq, exc, started, request)
 
     def _said(self, task: ChildTask, request: Request, state: str, meta: Any, started: float) -> Outcome:
@@ -373,6 +382,8 @@ class Executor:
             self._keep(packer)
         if request.hooks:
             callbacks.retried(request, plan)
+        if signals.anybody(signals.OF_TASK):
+            tracing.retried(request, plan)
         why = failed(task.seq, plan.retry.exc or plan.retry, started, request)
         limit = -1 if plan.max_retries is None else plan.max_retries
         body = encode_again(Again(why.body, plan.due, limit, args))
@@ -466,7 +477,9 @@ def _brought(function: Callable[..., Any], beside: Any) -> Loaded:
 def perform(found: Loaded, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a task's function; return its value."""
     request.args, request.kwargs, request.retry_options = args, kwargs, found.retry_options
-    request.loaded = found
+    request.loaded, request.begun = found, True
+    if signals.task_prerun.receivers:
+        tracing.begins(request)
     if found.hooks:
         callbacks.before(request)
     if found.calls:

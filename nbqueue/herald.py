@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from nbqueue.dispatch import Held
 from nbqueue.emitter import Emitter
 from nbqueue.exceptions import BadMessage, NotRegistered
 from nbqueue.messages import Outcome, Steering, decode_again, decode_failure
+from nbqueue.times import iso
 
 FREQ_S: Final = 2.0  # as often as a worker has its heart beat
 SOFTWARE: Final = {"sw_ident": "nbqueue", "sw_ver": __version__, "sw_sys": platform.system()}
@@ -58,8 +58,8 @@ class Herald:
                 args=s.argsrepr,
                 kwargs=s.kwargsrepr,
                 retries=s.retries,
-                eta=_instant(s.eta),
-                expires=_instant(s.expires),
+                eta=iso(s.eta),
+                expires=iso(s.expires),
                 root_id=s.root or s.id,
                 parent_id=s.parent or None,
             )
@@ -160,12 +160,8 @@ def request_of(steering: Steering, worker: str) -> SimpleNamespace:
         hostname=worker,
         argsrepr=s.argsrepr,
         kwargsrepr=s.kwargsrepr,
-        eta=_instant(s.eta),
-        expires=_instant(s.expires),
+        eta=iso(s.eta),
+        expires=iso(s.expires),
         retries=s.retries,
         delivery_info={"exchange": "", "routing_key": s.queue, "priority": s.priority},
     )
-
-
-def _instant(at: float) -> str | None:
-    return datetime.fromtimestamp(at, UTC).isoformat() if at else None

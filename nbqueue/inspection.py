@@ -22,6 +22,7 @@ from nbqueue.exceptions import BadMessage
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
 from nbqueue.messages import open_fact, python_version
+from nbqueue.times import iso
 
 if TYPE_CHECKING:
     from nbqueue.worker import Worker
@@ -90,7 +91,7 @@ def scheduled(worker: Worker) -> list[dict[str, Any]]:
     names = _names_of([id_ for _, _, id_ in waiting], worker)
     return [
         {
-            "eta": datetime.fromtimestamp(due_s, UTC).isoformat(),
+            "eta": iso(due_s),
             "priority": 6,
             "request": {
                 "id": id_,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from nbqueue import signals
 from nbqueue.config import mask
 
 FORMAT: Final = "[%(asctime)s: %(levelname)s/%(name)s] %(message)s"
@@ -59,3 +60,26 @@ def setup(
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+
+
+def tell_receivers(level: str, file: str | Path | None = None, line: str | None = None) -> None:
+    """Send the signals of logging: a receiver of `setup_logging` does all of it, others may change what is set up.
+
+    Args:
+        level: of `LEVELS`.
+        file: where lines go; stderr if None.
+        line: the form of a line.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    about = {"loglevel": number, "logfile": None if file is None else str(file), "format": line or FORMAT}
+    root = logging.getLogger("nbqueue")
+    if signals.setup_logging.receivers:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:] = []
+        root.propagate = True
+        signals.setup_logging.send(None, **about, colorize=False)
+    else:
+        signals.after_setup_logger.send(None, logger=root, **about, colorize=False)
+        tasks = logging.getLogger("nbqueue.task")
+        signals.after_setup_task_logger.send(None, logger=tasks, **about, colorize=False)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -51,12 +52,15 @@ class Outcomes:
         self.max_child_deaths = max_child_deaths
         self.totals: Counter[str] = Counter()  # tasks that children have run, by name
         self.herald: Herald | None = None  # tells those who watch, if anybody does
+        self.own_event: Callable[[Held, bytes], object] | None = None  # takes an event of a task's own
 
     def said(self, event: ChildEvent) -> None:
         """Pass on what a task said."""
         held = self.work.held.get(event.seq)
         if held is None or held.lost:
             return
+        if event.kind == "event" and self.own_event is not None:
+            self.own_event(held, event.data)
         if event.kind != "state":
             self.ledger.tell(self.reports.said(held, event))
         elif self.ledger.is_open(held):

@@ -73,6 +73,7 @@ class Request:
         self.retry_options = retries.DEFAULTS
         self.again: retries.Plan | None = None  # what the task has asked for
         self.loaded: Loaded | None = None
+        self.begun = False  # its function was reached
         self.send: Callable[[int, str, bytes], None] | None = None  # takes what is told even if nobody watches
         self.made: list[tuple[str, int]] = []  # its children: ids, and how many members those of maps have
         self.pace: stated.Pace | None = None

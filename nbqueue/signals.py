@@ -50,6 +50,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+def anybody(signals: tuple[Signal, ...]) -> bool:
+    """Tell whether one of these signals has a receiver."""
+    return any(signal.receivers for signal in signals)
+
+
 class _Receiver(NamedTuple):
     key: tuple[Hashable, Hashable]
     sender: Hashable  # None: any
@@ -184,6 +189,8 @@ before_task_publish: Final = Signal(
 )
 after_task_publish: Final = Signal("after_task_publish", {"body", "exchange", "routing_key", "headers"})
 
+OF_CLIENT: Final = (before_task_publish, after_task_publish)
+
 # In the supervisor; the sender is the worker's name, or the task where it is known there.
 task_received: Final = Signal("task_received", {"request"})
 task_revoked: Final = Signal("task_revoked", {"request", "terminated", "signum", "expired"})
@@ -200,6 +207,8 @@ task_failure: Final = Signal("task_failure", {"task_id", "exception", "args", "k
 task_internal_error: Final = Signal(
     "task_internal_error", {"task_id", "args", "kwargs", "request", "exception", "traceback", "einfo"}
 )
+
+OF_TASK: Final = (task_prerun, task_postrun, task_success, task_retry, task_failure, task_internal_error)
 
 # In the supervisor, in the order in which they come.
 celeryd_init: Final = Signal("celeryd_init", {"instance", "conf", "options"})

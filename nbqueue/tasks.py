@@ -410,7 +410,10 @@ class Task(Running):
             call=(args, kwargs),
         )
         ignore = self.ignore_result if ignore_result is None else ignore_result
-        return app.send(
+        told = app.publication(steering, (args, kwargs), task_id) if app.is_watched else None
+        if told is not None:
+            steering, task_id = told.begin(), told.id
+        sent = app.send(
             steering,
             code,
             serialization.dumps_args(
@@ -428,6 +431,9 @@ class Task(Running):
             retry_policy=retry_policy,
             add_to_parent=extras.add_to_parent,
         )
+        if told is not None:
+            told.end()
+        return sent
 
     def apply(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from nbqueue.exceptions import ImproperlyConfigured
@@ -39,6 +39,11 @@ def has_expired(now: float, expires: float, sent_at: float, due: float, retries:
     if not 0.0 < expires < now:
         return False
     return not retries or expires != expiry_time(sent_at, None, due)
+
+
+def iso(at: float) -> str | None:
+    """Return an instant (Unix seconds) in ISO 8601; None for none, or one that no date can say."""
+    return datetime.fromtimestamp(at, UTC).isoformat() if 0.0 < at < LATEST else None
 
 
 def _instant(name: str, value: datetime) -> float:

@@ -7,6 +7,7 @@ children can take and hand it out. Nothing in it blocks for long, and it never o
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
@@ -24,6 +25,7 @@ import msgspec
 import redis
 
 from nbqueue import pool as pools
+from nbqueue import signals as sent
 from nbqueue import states
 from nbqueue.autoscale import Autoscaler
 from nbqueue.bindings import broadcasts, is_own, own_queue
@@ -56,7 +58,6 @@ from nbqueue.outcomes import Outcomes
 from nbqueue.rates import per_second
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
-from nbqueue.signals import OF_SUPERVISOR
 from nbqueue.stopping import Reload, signals
 from nbqueue.terms import Terms
 from nbqueue.transfers import Transfers
@@ -133,14 +134,16 @@ class Worker:
     ) -> None:
         self.app = app
         self.conf = app.conf
+        name = name or f"worker-{os.getpid()}"
+        self.name = name if "@" in name else f"{name}@{socket.gethostname()}"
+        given = {"queues": queues, "exclude_queues": exclude, "concurrency": concurrency, "hostname": self.name}
+        sent.celeryd_init.send(self.name, instance=self, conf=self.conf, options=given)
         self.signer = app.signer
         read = Environment.read()
         self.autoscaler = None if autoscale is None else Autoscaler(*autoscale, read.autoscale_keep_s)
         # The cores are shared out among as many as there may be.
         most = autoscale[0] if autoscale else concurrency or self.conf.worker_concurrency or os.cpu_count() or 1
         self.concurrency = most if self.autoscaler is None else self.autoscaler.fewest
-        name = name or f"worker-{os.getpid()}"
-        self.name = name if "@" in name else f"{name}@{socket.gethostname()}"
         self.all_queues = all_queues
         self.exclude = frozenset(exclude)
         self._left: set[str] = set()  # queues that were listened to, and are no more
@@ -206,6 +209,7 @@ class Worker:
         self.outcomes = Outcomes(
             self.work, self.reports, self.ledger, self.transfers, self.conf.worker_max_child_deaths
         )
+        self.outcomes.own_event = self._own_event
         self._seq = 0
         self._next_due: float | None = None
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
@@ -221,6 +225,7 @@ class Worker:
         self._pause_s = 0.1
         self._renewed_at = 0.0
         self._warned = False
+        sent.celeryd_after_setup.send(self.name, instance=self, conf=self.conf)
 
     # ---- life
 
@@ -234,6 +239,8 @@ class Worker:
         self._selector.register(wake_in, selectors.EVENT_READ, "signal")
         self._signals, self._wake = wake_in, wake_out
         try:
+            sent.worker_init.send(self)
+            sent.worker_before_create_process.send(self)
             self.pool.start()
             self._offline_since = time.monotonic()
             if self.conf.broker_connection_retry_on_startup:
@@ -243,6 +250,7 @@ class Worker:
             logger.info("%s: %d children, queues %s", self.name, self.concurrency, ", ".join(self.queues))
             self._answer_celery()
             self.tell_of_tasks()
+            sent.worker_ready.send(self)
             while not self._finished():
                 self._turn()
             self._online(self._leave)
@@ -256,6 +264,7 @@ class Worker:
                 self.herald.worker("offline", self._busy())
             if self._emitter is not None:
                 self._emitter.close()
+            sent.worker_shutdown.send(self)
             self._close_reads()
             self.transfers.close()
             self.pool.stop(1.0)
@@ -314,7 +323,7 @@ class Worker:
             self.herald.emitter = self.emitter if sends else self.herald.emitter
             self.herald.tasks = sends
             return
-        if not sends and not any(signal.receivers for signal in OF_SUPERVISOR):
+        if not sends and not sent.anybody(sent.OF_SUPERVISOR):
             return
         from nbqueue.herald import Herald  # noqa: PLC0415 - as above
 
@@ -330,6 +339,13 @@ class Worker:
 
         told = self.herald if self.herald is not None and self.herald.emitter is not None else None
         (told or Herald(self.name, self.emitter)).worker("heartbeat", self._busy())
+        sent.heartbeat_sent.send(self)
+
+    def _own_event(self, held: Held, data: bytes) -> None:
+        """Send an event of a task's own, which are sent whatever the settings say."""
+        with contextlib.suppress(ValueError, TypeError):  # its child alone can have garbled it
+            fields = json.loads(data)
+            self.emitter.emit(fields.pop("type"), **{"uuid": held.steering.id, **fields})
 
     @property
     def clock(self) -> int:
@@ -564,6 +580,9 @@ class Worker:
         """Stop claiming and give back what has not started; at the second request also what runs."""
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
+            cold = self._stops > 1
+            how, named = ("Cold", "SIGQUIT") if cold else ("Warm", "SIGTERM")
+            sent.worker_shutting_down.send(self.name, sig=named, how=how, exitcode=0)
             self._online(self.consumer.stop_waiting)
             for child in self.pool.children:
                 self.work.recall(child)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nbqueue import signals
 from nbqueue.exceptions import NBQueueError
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def chosen_app(ctx: click.Context, options: dict[str, Any]) -> App:
     for setting, name in (("broker_url", "broker"), ("result_backend", "result_backend"), ("connection_file",) * 2):
         if options[name]:
             setattr(app.conf, setting, options[name])
+    signals.user_preload_options.send(app, app=app, options=options)
     return app
 
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nbqueue import signals
 from nbqueue.cli import daemon
 from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, names, prepare
 from nbqueue.config import Environment, child_environment
 from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.link import told
-from nbqueue.log import LEVELS, setup
+from nbqueue.log import LEVELS, setup, tell_receivers
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -190,12 +191,9 @@ def worker(
             if app.conf.worker_log_format or app.conf.worker_log_datefmt:
                 setup(loglevel, file=log, line=app.conf.worker_log_format, date=app.conf.worker_log_datefmt)
             _set(app, options)
-            modules = dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"])))
-            preload = ([options["app_name"]] if options["app_name"] else []) + list(modules)
-            for module in modules:
-                importlib.import_module(module)
-            app.import_modules()
-            app.finalize()
+            modules = _import(app, options)
+            preload = ([options["app_name"]] if options["app_name"] else []) + modules
+            tell_receivers(loglevel, log, app.conf.worker_log_format)
             client = told(app.link, app.conf)
             own = (preload, max_tasks_per_child, max_memory_per_child)
             started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
@@ -244,6 +242,19 @@ def _beside(app: App, name: str, *, wanted: bool, keeper: bool) -> contextlib.Ab
 
     # The keeper's worker has one for whatever is scheduled later, and most of them never need it.
     return BeatThread(app, name=name, sync=not keeper, lazy=keeper)
+
+
+def _import(app: App, options: dict[str, Any]) -> list[str]:
+    """Import the modules with tasks that settings and options name; return their names."""
+    for _, answer in signals.import_modules.send(app):
+        if isinstance(answer, Exception):
+            raise answer
+    modules = list(dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"]))))
+    for module in modules:
+        importlib.import_module(module)
+    app.import_modules()
+    app.finalize()
+    return modules
 
 
 def _set(app: App, options: dict[str, Any]) -> None:

@@ -1,0 +1,230 @@
+"""Signals are sent in the process where Celery sends them, with its arguments."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbqueue import App, signals
+from tests.hand import put
+from tests.helpers import wait_until
+from tests.workers import ROOT, Site, Worker
+
+pytestmark = pytest.mark.timeout(60)
+Line = dict[str, Any]
+
+
+class Lines:
+    """What the worker's receivers have written."""
+
+    def __init__(self, site: Site) -> None:
+        self.file = site.server.directory / "signals"
+
+    def all(self) -> list[Line]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def of(self, name: str) -> list[Line]:
+        return [line for line in self.all() if line["signal"] == name]
+
+    def about(self, id_: str) -> list[str]:
+        return [line["signal"] for line in self.all() if line.get("task_id") == id_]
+
+    def one(self, name: str, id_: str = "") -> Line:
+        return wait_until(
+            lambda: next((line for line in self.of(name) if id_ in ("", line.get("task_id"))), {}), 10, name
+        )
+
+
+@pytest.fixture
+def lines(idle_site: Site) -> Lines:
+    return Lines(idle_site)
+
+
+def start(site: Site, lines: Lines, *options: str) -> Worker:
+    return site.worker("-I", "tests.signalled", *options, concurrency=1, TESTS_SIGNALS=str(lines.file))
+
+
+def test_signals_of_a_task_are_sent_in_its_child_and_in_the_supervisor(idle_site: Site, lines: Lines) -> None:
+    worker, app = start(idle_site, lines), idle_site.app
+    good = app.send_task("tests.project.add", (1, 2))
+    assert good.get(timeout=10) == 3
+    lines.one("task_postrun", good.id)
+    assert lines.about(good.id) == ["task_received", "task_prerun", "task_postrun"]
+    (success,) = lines.of("task_success")
+    assert (success["sender"], success["result"]) == ("tests.project.add", 3)
+    before, after = lines.one("task_prerun", good.id), lines.one("task_postrun", good.id)
+    assert (before["args"], before["kwargs"], before["sender"]) == ("(1, 2)", "{}", "tests.project.add")
+    assert (after["retval"], after["state"]) == (3, "SUCCESS")
+    assert before["process"] == after["process"] != worker.pid
+    assert lines.one("task_received", good.id)["process"] == worker.pid
+    bad = app.send_task("tests.project.add", (1, "2"))
+    wait_until(bad.failed, 10, "it to fail")
+    failure = lines.one("task_failure", bad.id)
+    assert failure["exception"].startswith("TypeError(")
+    assert "ErrorInfo" in failure["einfo"]
+    assert lines.one("task_postrun", bad.id)["state"] == "FAILURE"
+    moody = app.send_task("tests.project.moody", (1,))
+    moody.get(timeout=10)
+    assert "ConnectionError" in lines.one("task_retry", moody.id)["reason"]
+    assert [line["state"] for line in lines.of("task_postrun") if line["task_id"] == moody.id] == ["RETRY", "SUCCESS"]
+    rejected = app.send_task("tests.signalled.rejects")
+    assert lines.one("task_postrun", rejected.id)["state"] == "REJECTED"
+
+
+def test_error_of_a_receiver_harms_no_task(idle_site: Site, lines: Lines) -> None:
+    start(idle_site, lines)
+    sent = idle_site.app.send_task("tests.signalled.headers", (), {"stumble": True})
+    assert sent.get(timeout=10) is None
+    assert any("has raised" in text for _, _, text in sent.watched.status.log.chunks)
+
+
+def test_tasks_that_are_revoked_unknown_or_garbage_are_told_in_the_supervisor(idle_site: Site, lines: Lines) -> None:
+    worker, app = start(idle_site, lines), idle_site.app
+    sent = app.send_task("tests.project.note", (str(idle_site.server.directory), "long", 60.0))
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    sent.revoke(terminate=True)
+    told = lines.one("task_revoked", sent.id)
+    assert (told["terminated"], told["expired"], told["process"]) == (True, False, worker.pid)
+    unknown = app.send_task("no.such.task")
+    wait_until(unknown.failed, 10, "it to fail")
+    told = lines.one("task_unknown")
+    assert (told["name"], told["id"]) == ("no.such.task", unknown.id)
+    assert "NotRegistered" in told["exc"]
+    assert not lines.of("task_internal_error")
+    put(idle_site, [{"i": "x", "h": b"garbage", "b": b""}])
+    assert "BadMessage" in lines.one("task_rejected")["exc"]
+
+
+def test_life_of_a_worker_is_told_in_its_order(idle_site: Site, lines: Lines) -> None:
+    worker = start(idle_site, lines, "-E")
+    lines.one("heartbeat_sent")
+    lines.one("worker_process_init")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    order = [line["signal"] for line in lines.all() if line["process"] == worker.pid]
+    once = list(dict.fromkeys(order))
+    assert [name for name in once if name != "heartbeat_sent"] == [
+        *("after_setup_logger", "after_setup_task_logger", "celeryd_init", "celeryd_after_setup", "worker_init"),
+        *("worker_before_create_process", "worker_ready", "worker_shutting_down", "worker_shutdown"),
+    ]
+    assert lines.one("celeryd_init")["sender"] == worker.name
+    assert lines.one("worker_shutting_down")["how"] == "Warm"
+    (began,) = lines.of("worker_process_init")
+    (ended,) = lines.of("worker_process_shutdown")
+    assert began["process"] == ended["process"] == ended["pid"] != worker.pid
+
+
+def test_settings_that_celeryd_init_changes_hold(idle_site: Site, lines: Lines) -> None:
+    start(idle_site, lines)
+    ((_, conf),) = (idle_site.app.control.inspect(timeout=5).conf() or {}).items()
+    assert conf["worker_max_losses"] == 7
+
+
+def test_receiver_of_setup_logging_takes_the_place_of_ours(idle_site: Site) -> None:
+    directory = idle_site.server.directory
+    (directory / "own_logging.py").write_text(
+        "import logging\n"
+        "from nbqueue import signals\n"
+        "from tests.project import app\n"
+        "@signals.setup_logging.connect\n"
+        "def setup(loglevel, **_):\n"
+        "    logging.basicConfig(format='OWN %(message)s', level=loglevel)\n"
+    )
+    worker = idle_site.worker("-I", "own_logging", PYTHONPATH=f"{ROOT}{os.pathsep}{directory}")
+    wait_until(lambda: f"OWN {worker.name}: 2 children" in worker.log.read_text(), 5, "a line in the user's own form")
+    assert "INFO/nbqueue" not in worker.log.read_text()
+
+
+# ---- in the client
+
+
+@pytest.fixture
+def told() -> Iterator[list[Line]]:
+    """Connect to the signals of publishing."""
+    seen: list[Line] = []
+
+    def receive(signal: signals.Signal, sender: str, **named: Any) -> None:
+        seen.append({"signal": signal.name, "sender": sender, **named})
+
+    for one in signals.OF_CLIENT:
+        one.connect(receive)
+    yield seen
+    for one in signals.OF_CLIENT:
+        one.disconnect(receive)
+
+
+def test_publishing_is_told_before_and_after_and_headers_may_be_added(
+    idle_site: Site, lines: Lines, told: list[Line]
+) -> None:
+    start(idle_site, lines)
+
+    def add(headers: dict[str, Any], **_: Any) -> None:
+        headers["trace"] = "me"
+
+    signals.before_task_publish.connect(add, sender="tests.signalled.headers")
+    sent = idle_site.app.send_task("tests.signalled.headers", (False,), queue="nbqueue")
+    assert sent.get(timeout=10) == {"trace": "me"}
+    before, after = told
+    assert (before["signal"], after["signal"]) == ("before_task_publish", "after_task_publish")
+    assert before["sender"] == "tests.signalled.headers"
+    assert before["headers"]["id"] == after["headers"]["id"] == sent.id
+    assert before["headers"]["task"] == "tests.signalled.headers"
+    assert before["body"][:2] == ((False,), {})
+    assert before["routing_key"] == "nbqueue"
+    assert before["headers"]["argsrepr"] == "(False,)"
+    signals.before_task_publish.disconnect(add, sender="tests.signalled.headers")
+
+
+def test_each_call_of_a_map_and_of_a_canvas_is_told(idle_site: Site, told: list[Line]) -> None:
+    add = idle_site.app.task_for("tests.project.add")
+    sent = add.starmap([(1, 2), (3, 4)])
+    ids = [line["headers"]["id"] for line in told if line["signal"] == "after_task_publish"]
+    assert ids == [result.id for result in sent.results]
+    told.clear()
+    (add.s(1, 2) | add.s(3)).apply_async()
+    assert [line["signal"] for line in told] == ["before_task_publish", "after_task_publish"]
+
+
+def test_call_that_can_not_be_sent_is_not_told_as_sent(told: list[Line], tmp_path: Path) -> None:
+    with App(broker=f"redis+socket://{tmp_path}/nobody", set_as_current=False) as app:
+        app.conf.task_publish_retry = False
+        with pytest.raises(Exception, match="nobody"):
+            app.send_task("x")
+    assert [line["signal"] for line in told] == ["before_task_publish"]
+
+
+def test_eager_calls_send_the_signals_of_a_task_here() -> None:
+    seen: list[str] = []
+
+    def receive(signal: signals.Signal, **_: Any) -> None:
+        seen.append(signal.name)
+
+    with App("here", set_as_current=False) as app:
+        app.conf.task_always_eager = True
+        half = app.task(lambda number: 1 / number, name="half")
+        for one in signals.OF_TASK:
+            one.connect(receive, sender=half)
+        half.delay(2)
+        half.delay(0)
+        logging.getLogger("nbqueue").debug("%s", half)
+    assert seen == ["task_prerun", "task_success", "task_postrun", "task_prerun", "task_failure", "task_postrun"]
+
+
+def test_arguments_are_told_as_text_where_monitors_are_wanted(idle_site: Site, tmp_path: Path) -> None:
+    app = idle_site.app
+    app.conf.worker_send_task_events = True
+    idle_site.worker(concurrency=1)
+    sent = app.send_task("tests.project.note", (str(tmp_path),), {"name": "long", "seconds": 60.0})
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    ((_, (active,)),) = (app.control.inspect(timeout=5).active() or {}).items()
+    assert active["args"] == f"({str(tmp_path)!r},)"
+    assert active["kwargs"] == "{'name': 'long', 'seconds': 60.0}"
+    sent.revoke(terminate=True)
+    wait_until(sent.ready, 10, "it to end")

@@ -1,0 +1,52 @@
+"""A project whose modules listen to every signal, and write each to a file: one line of JSON a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from nbqueue import signals
+from nbqueue.exceptions import Reject
+from tests.project import app
+
+FILE = Path(os.environ.get("TESTS_SIGNALS", "/dev/null"))
+_lock = threading.Lock()
+
+
+def note(signal: signals.Signal, sender: Any = None, **named: Any) -> None:
+    """Write what has been sent; fails for one name, which must harm nobody."""
+    shown = {
+        name: value if isinstance(value, str | int | float | bool | None) else repr(value)
+        for name, value in named.items()
+    }
+    line = {"signal": signal.name, "sender": getattr(sender, "name", sender if isinstance(sender, str) else None)}
+    if "task_id" not in shown and "request" in named:
+        shown["task_id"] = named["request"].id
+    with _lock, FILE.open("a") as file:
+        file.write(json.dumps({**line, **shown, "process": os.getpid()}) + "\n")
+    if signal.name == "task_prerun" and named.get("kwargs", {}).get("stumble"):
+        raise RuntimeError("the receiver has stumbled")
+
+
+for _name in signals.__all__:
+    _signal = getattr(signals, _name)
+    if isinstance(_signal, signals.Signal) and _name != "setup_logging":
+        _signal.connect(note)
+
+
+@signals.celeryd_init.connect
+def configure(conf: Any, **_: Any) -> None:
+    conf.worker_max_losses = 7
+
+
+@app.task(bind=True)
+def rejects(self: Any, stumble: bool = False) -> None:
+    raise Reject("not today")
+
+
+@app.task(bind=True)
+def headers(self: Any, stumble: bool = False) -> Any:
+    return self.request.headers
