@@ -823,13 +823,8 @@ class App:
         label: str = "",
         identity: str = "",
         digest: str = "",
-        queue: str | None = None,
         countdown: float | None = None,
-        priority: int | None = None,
-        time_limit: float | None = None,
-        soft_time_limit: float | None = None,
-        memory_limit: int | str | None = None,
-        max_retries: int = 0,
+        **options: Any,
     ) -> results.AsyncResult:
         """Send a cell of a notebook.
 
@@ -840,8 +835,41 @@ class App:
             label: by which `attach` finds it.
             identity: of notebook and cell; by which the same cell finds it again.
             digest: of code and inputs.
-            queue: where it waits.
             countdown: seconds before it may start.
+            options: of `cell_steering`.
+        """
+        steering = self.cell_steering(name, label, **options)
+        due = due_time(steering.sent_at, countdown, None)
+        steering = msgspec.structs.replace(
+            steering,
+            identity=identity,
+            digest=digest,
+            session=self.session,
+            eta=due,
+            expires=expiry_time(steering.sent_at, None, due),
+        )
+        result = self.send(steering, b"", run, packer)
+        self.backend.label(Label(result.id, label, identity, steering.sent_at))
+        return result
+
+    def cell_steering(
+        self,
+        name: str,
+        label: str = "",
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        memory_limit: int | str | None = None,
+        max_retries: int = 0,
+    ) -> Steering:
+        """Return what steers a cell of a notebook: all but its id and what one sending has of its own.
+
+        Args:
+            name: what views call it.
+            label: by which `attach` finds it.
+            queue: where it waits.
             priority: 0 to 9, which is the soonest.
             time_limit: seconds after which it is ended by force.
             soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in it.
@@ -850,22 +878,15 @@ class App:
         """
         limits = self.default_limits.with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
         where, priority = self.destination(CELL_TASK, queue=queue, priority=check_priority(priority))
-        now = time.time()
-        due = due_time(now, countdown, None)
-        steering = Steering(
+        return Steering(
             id="",
             nonce="",
             task=CELL_TASK,
             name=name,
             queue=where,
-            sent_at=now,
+            sent_at=time.time(),
             python=python_version(),
-            session=self.session,
-            eta=due,
-            expires=expiry_time(now, None, due),
             label=label,
-            identity=identity,
-            digest=digest,
             priority=priority,
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
@@ -873,9 +894,6 @@ class App:
             max_retries=max_retries,
             acks=self.default_acks.as_sent(),
         )
-        result = self.send(steering, b"", run, packer)
-        self.backend.label(Label(result.id, label, identity, now))
-        return result
 
     def _save(self, packer: Packer | None, steering: Steering) -> None:
         """Put large data where workers find it, for as long as the task may start, and a day to run."""

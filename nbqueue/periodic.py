@@ -299,6 +299,68 @@ class Schedule:
         self._again(lambda: write(self.timetable.row(name)), name)
         return self.get(name)
 
+    def put_packed(
+        self, name: str, rule: RuleLike, packed: Packed, *, zone: str = "", policy: str = "coalesce", digest: str
+    ) -> tuple[ShownEntry, str]:
+        """Add an entry, or let one that was added before become this; return it, and what was done.
+
+        One that is there keeps its runs, its count and its pause, and its times if they are the same.
+
+        Args:
+            name: unique in the schedule.
+            rule: as `add` takes it.
+            packed: what is sent.
+            zone: of a crontab's fields; the app's if empty.
+            policy: of firings that nobody was there for.
+            digest: of what is sent, the same in every process.
+
+        Returns:
+            The entry, and `added`, `changed` or `same`.
+
+        Raises:
+            ImproperlyConfigured: the rule, zone or policy names nothing, or an app's settings have the entry.
+        """
+        found = maybe_schedule(rule)
+        now, call = self.app.backend.now(), encode_call(packed.call)
+        times = (found.text, zone or found.zone or str(zone_of_settings(self.app.conf)))
+        done = ""
+        if packed.packer.blobs:
+            self.app.blobs.save(packed.packer.blobs, time.time() + BLOBS_KEPT_S, packed.packer.spilled)
+
+        def write() -> bool:
+            nonlocal done
+            row = self.timetable.row(name)
+            read = None if row is None else _read(name, row, self.app)
+            known = None if read is None or isinstance(read, str) else read[0]
+            if known is not None and known.origin:
+                raise ImproperlyConfigured(
+                    f"the settings of {known.origin.removeprefix('conf:')} have an entry {name!r}; take another name"
+                )
+            same_times = known is not None and (known.rule, known.zone) == times
+            if known is not None and same_times and (known.digest, known.policy) == (digest, policy):
+                done = "same"
+                return True
+            done = "added" if known is None else "changed"
+            entry = Entry(
+                name=name,
+                rule=times[0],
+                zone=times[1],
+                task=packed.task,
+                call=digest_of(call),
+                made=new_nonce() if known is None else known.made,
+                since=known.since if known is not None and same_times else now,
+                enabled=known is None or known.enabled,
+                policy=policy,
+                digest=digest,
+                queue=packed.queue,
+            )
+            text = sign_entry(check(entry, now), self.app.signer)
+            stand = row.stand if row is not None and known is not None else b""
+            return self.timetable.write(name, row, text, stand=stand, call=call, enabled=entry.enabled)
+
+        self._again(write, name)
+        return self.get(name), done
+
     def change(
         self,
         name: str,

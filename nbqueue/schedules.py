@@ -213,7 +213,7 @@ class _Field:
 
     def _check(self, value: int) -> int:
         if not self.least <= value <= self.greatest:
-            raise ImproperlyConfigured(f"{self.name}: {value} is not within {self.least}-{self.greatest}")
+            raise ImproperlyConfigured(f"{self.name} is {self.least} to {self.greatest}, not {value}")
         return value
 
 

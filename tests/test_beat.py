@@ -147,7 +147,7 @@ def test_entry_is_run_by_hand_changed_deleted_and_brought_back(site: Site, leadi
 def test_what_can_not_be_an_entry_is_refused_and_says_why(site: Site) -> None:
     schedule, call = site.app.beat, site.app.task(add).s(1, 1)
     for rule, zone, policy, why in (
-        ("61 * * * *", "", "all", "minute: 61 is not within 0-59"),
+        ("61 * * * *", "", "all", "minute is 0 to 59, not 61"),
         ("every now", "", "all", "names no interval"),
         ("0 7 * * *", "Europe/Osl", "all", "did you mean 'Europe/Oslo'"),
         (60.0, "", "some", "is none of coalesce, skip, all"),

@@ -93,7 +93,7 @@ def test_crontab_takes_every_form_that_celery_takes() -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("60 * * * *", "60 is not within 0-59"),
+        ("60 * * * *", "minute is 0 to 59, not 60"),
         ("*/0 * * * *", "step of 0"),
         ("* * * * someday", "day_of_week: 'someday'"),
         ("* * 30 feb *", "has a day 30"),

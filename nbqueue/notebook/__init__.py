@@ -18,17 +18,19 @@ def load_ipython_extension(ipython: InteractiveShell) -> None:
     except NBQueueError as exc:
         # Said now, in one line; and again when something is sent.
         print(f"nbqueue: {exc}")  # noqa: T201 - a cell's output
-    from nbqueue.notebook import workers  # noqa: PLC0415 - only where IPython is
+    from nbqueue.notebook import beat, workers  # noqa: PLC0415 - only where IPython is
     from nbqueue.notebook.magics import TaskMagics  # noqa: PLC0415
 
     TaskMagics.register(ipython)
     workers.register(ipython)
+    beat.register(ipython)
 
 
 def unload_ipython_extension(ipython: InteractiveShell) -> None:
     """Remove the magics."""
-    from nbqueue.notebook import workers  # noqa: PLC0415 - only where IPython is
+    from nbqueue.notebook import beat, workers  # noqa: PLC0415 - only where IPython is
     from nbqueue.notebook.magics import TaskMagics  # noqa: PLC0415
 
     TaskMagics.unregister(ipython)
     workers.unregister(ipython)
+    beat.unregister(ipython)

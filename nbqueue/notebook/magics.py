@@ -24,7 +24,9 @@ from nbqueue.cellrun import CellRun
 from nbqueue.config import Environment
 from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, NotPicklable, TaskError
+from nbqueue.messages import pack_body
 from nbqueue.modules import imported_by
+from nbqueue.notebook.beat import said_of
 from nbqueue.notebook.cells import capture, read_cell
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
@@ -34,6 +36,7 @@ from nbqueue.tasks import Task
 
 LARGE_BYTES: Final = 500_000_000
 VIEWS: Final = ("full", "plain", "none")
+MISSED: Final = {"once": "coalesce", "skip": "skip", "all": "all"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--again", action="store_true", help="send it anew even if the same is running")
     parser.add_argument("--large", action="store_true", help="send more than 500 MB")
     parser.add_argument("--view", choices=VIEWS, default="full")
+    parser.add_argument("--every", help="run it again and again: 30s, 10m, 1h30m")
+    parser.add_argument("--cron", help='run it at these times: "0 7 * * mon-fri"')
+    parser.add_argument("--zone", help="in which --cron is meant: Europe/Oslo")
+    parser.add_argument("--missed", choices=sorted(MISSED), help="what becomes of times when nobody was there")
     return parser
 
 
@@ -103,6 +110,26 @@ class Line:
     time_limit: float | None = None
     memory_limit: str | None = None
     priority: int | None = None
+    every: str | None = None
+    cron: str | None = None
+    zone: str = ""
+    missed: str = "once"
+
+    @property
+    def rule(self) -> str:
+        """Return when a periodic cell runs; empty for one that runs now."""
+        return f"every {self.every}" if self.every else f"cron {self.cron}" if self.cron else ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return those of `App.cell_steering`."""
+        return {
+            "queue": self.queue,
+            "priority": self.priority,
+            "time_limit": self.time_limit,
+            "memory_limit": self.memory_limit,
+            "max_retries": self.retries,
+        }
 
 
 def parse_line(line: str) -> Line:
@@ -123,6 +150,7 @@ def parse_line(line: str) -> Line:
     handle = found.name or "_task"
     if handle in outputs:
         raise UsageError(f"%%task: -o {handle} would replace the task's handle; give the task another name")
+    _check_periodic(found)
     return Line(
         found.name,
         outputs,
@@ -136,7 +164,31 @@ def parse_line(line: str) -> Line:
         found.time_limit,
         found.memory_limit,
         found.priority,
+        found.every and found.every.strip().removeprefix("every "),
+        found.cron,
+        found.zone or "",
+        found.missed or "once",
     )
+
+
+def _check_periodic(found: argparse.Namespace) -> None:
+    """Refuse options that say nothing beside, or without, those of a periodic cell."""
+    if found.every is not None and found.cron is not None:
+        raise UsageError("%%task: --every and --cron are two ways to say when; give one")
+    if found.every is None and found.cron is None:
+        given = [option for option in ("zone", "missed") if getattr(found, option) is not None]
+        if given:
+            raise UsageError(f"%%task: --{given[0]} says something of --every or --cron; give one of these too")
+        return
+    if not (found.every if found.cron is None else found.cron).strip():
+        raise UsageError('%%task: say when: --every 10m, or --cron "0 7 * * mon-fri"')
+    if found.zone is not None and found.cron is None:
+        raise UsageError("%%task: --zone says in which zone --cron is meant; an interval is as long in each")
+    for option, said in (("wait", found.wait), ("again", found.again), ("countdown", found.countdown is not None)):
+        if said:
+            raise UsageError(
+                f"%%task: --{option} has no meaning for a cell that runs by the clock; %beat run runs it now"
+            )
 
 
 @dataclass(frozen=True)
@@ -219,6 +271,7 @@ class TaskMagics:
 
         %%task [name] [-o a,b] [-q queue] [--wait] [--countdown s] [--retries n] [--time-limit s] [--memory-limit 2GB]
                [--priority 0-9] [--again] [--large] [--view full|plain|none]
+        %%task name --every 10m | --cron "0 7 * * mon-fri" [--zone Europe/Oslo] [--missed once|skip|all] […]
         """
         words = parse_line(line)
         try:
@@ -238,6 +291,9 @@ class TaskMagics:
         packer = Packer()
         packed = self._pack(run, packer, large=words.large)
         digest = fingerprint(cell, run.variables, words.outputs, *packer.modules.values())
+        if words.rule:
+            self._schedule(words, place, packed, packer, digest)
+            return None
         identity = place.identity(words.name)
         result = None if words.again or not identity else self._same(identity, digest, words)
         if result is None:
@@ -248,12 +304,8 @@ class TaskMagics:
                 label=place.label(words.name),
                 identity=identity,
                 digest=digest,
-                queue=words.queue,
                 countdown=words.countdown,
-                priority=words.priority,
-                time_limit=words.time_limit,
-                memory_limit=words.memory_limit,
-                max_retries=words.retries,
+                **words.options,
             )
         if identity:
             # Once its end was seen here, running the cell again means doing it again.
@@ -266,12 +318,29 @@ class TaskMagics:
         view = self._show(result, kind=words.view)
         return self._wait(words, handle, result, view, shown=False) if words.wait else None
 
+    def _schedule(self, words: Line, place: Place, packed: bytes, packer: Packer, digest: str) -> None:
+        """Let a cell run again and again, with no kernel; say when, and who sees to it."""
+        name = place.label(words.name)
+        if not name:
+            raise UsageError(
+                f"%%task: what runs by the clock has a name: %%task NAME --{'every' if words.every else 'cron'} …"
+            )
+        schedule = self.app.beat
+        steering = self.app.cell_steering(name, name, **words.options)
+        call = schedule.packed_message(steering, pack_body(b"", packed), packer)
+        digest = hashlib.sha256(f"{digest}{sorted(words.options.items())}".encode()).hexdigest()
+        entry, done = schedule.put_packed(
+            name, words.rule, call, zone=words.zone, policy=MISSED[words.missed], digest=digest
+        )
+        self._say(said_of(entry, done, schedule.leader(), embedded=self.app.link.embedded))
+
     def _run_of(self, words: Line, line: str, cell: str, place: Place) -> CellRun:
         filename = f"<cell {words.name or place.label('') or 'cell'}>"
         # The line of the magic counts: a traceback then has the numbers that the notebook shows.
         source = "\n" + str(self.shell.transform_cell(cell))  # type: ignore[no-untyped-call]
         variables = capture(read_cell(source, filename), self.shell.user_ns)
-        self._keep_from_handle(words.name, variables)
+        if not words.rule:
+            self._keep_from_handle(words.name, variables)
         sources: dict[str, str] = {}
         for value in variables.values():
             sources |= serialization.sources_of(value.function if isinstance(value, Task) else value)

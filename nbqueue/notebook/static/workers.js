@@ -15,6 +15,8 @@ function make(tag, names, text) {
   const node = document.createElement(tag)
   for (const name of (names || '').split(' ')) if (name) node.classList.add('nbq-' + name)
   if (text !== undefined) node.textContent = text
+  // Else JupyterLab takes X for cutting the cell; it looks at what has the focus first, so this has to stand there.
+  if (tag === 'button') node.setAttribute('data-lm-suppress-shortcuts', 'true')
   return node
 }
 
@@ -60,7 +62,6 @@ function render({ model, el }) {
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
   root.setAttribute('aria-label', 'Workers')
-  root.setAttribute('data-lm-suppress-shortcuts', 'true')
   const bar = make('div', 'top'), sum = make('span', 'sum'), note = make('div', 'note'), said = make('div', 'said')
   const less = make('button', '', '−'), more = make('button', '', '+'), shown = make('output', '', '0')
   const stepper = make('span', 'stepper'), stop = make('button', 'button', 'Stop')
