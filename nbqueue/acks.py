@@ -18,6 +18,8 @@ class AckSettings(Protocol):
 
     task_acks_late: bool
     task_acks_on_failure_or_timeout: bool
+    task_acks_on_failure: bool | None
+    task_acks_on_timeout: bool | None
     task_reject_on_worker_lost: bool
 
 
@@ -61,7 +63,9 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
     def of_settings(cls, conf: AckSettings) -> Self:
         """Return what an app's settings say."""
         both = conf.task_acks_on_failure_or_timeout
-        return cls(conf.task_acks_late, both, both, conf.task_reject_on_worker_lost)
+        own = (conf.task_acks_on_failure, conf.task_acks_on_timeout)
+        on_failure, on_timeout = (both if one is None else one for one in own)
+        return cls(conf.task_acks_late, on_failure, on_timeout, conf.task_reject_on_worker_lost)
 
     def or_else(self, other: Acks | None) -> Acks:
         """Return this, and what another says where this says nothing."""

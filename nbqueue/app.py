@@ -434,6 +434,8 @@ class App:
         if not conf.task_create_missing_queues and queue not in self._spread:
             check_queue(queue, conf.task_queues or (conf.task_default_queue,))
         found = route.priority if priority is None else priority
+        if found is None and conf.task_inherit_parent_priority and (request := current_request()) is not None:
+            found = request.delivery_info["priority"]
         return queue, conf.task_default_priority if found is None else found
 
     @property

@@ -105,6 +105,7 @@ class Settings(_Layered):
     key_file: str | None = None
     connection_file: str | None = None
     task_default_queue: str = "nbqueue"
+    task_inherit_parent_priority: bool = False  # True: calls that a task makes have its priority
     task_default_priority: int = 0  # 0 to 9, which is the soonest
     task_routes: Any = None  # as `routing.routers` takes it
     task_queues: tuple[str, ...] = ()  # what workers listen to by default; the default queue if empty
@@ -132,6 +133,8 @@ class Settings(_Layered):
     task_soft_time_limit: float = 0.0  # seconds after which SoftTimeLimitExceeded is raised in it; 0: never
     task_memory_limit: int = 0  # bytes, or a text such as "2 GB", that a task's child may use; 0: what there is
     task_acks_late: bool = True  # False: a message counts as acknowledged from its claim on, and never runs again
+    task_acks_on_failure: bool | None = None  # with the next in place of what the one after says of both
+    task_acks_on_timeout: bool | None = None
     task_acks_on_failure_or_timeout: bool = True  # False: what fails is kept, and what runs out of time runs again
     task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
     worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
@@ -503,6 +506,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
         name: _optional(name, float, "a number of seconds")
         for name in ("broker_connection_timeout", "redis_socket_connect_timeout")
     },
+    **{name: _optional(name, bool, "True or False") for name in ("task_acks_on_failure", "task_acks_on_timeout")},
     "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),
     "result_expires": _expiry,
     "task_serializer": lambda value: contents.serializer(value or contents.DEFAULT),

@@ -45,6 +45,16 @@ def test_settings_of_an_app_travel_with_its_code_and_not_with_names() -> None:
     assert sent == Acks(late=False, on_failure=True, on_timeout=True, again=True)
 
 
+def test_settings_of_failures_and_of_time_outs_win_over_the_one_for_both() -> None:
+    app = App(set_as_current=False)
+    app.conf.CELERY_ACKS_ON_FAILURE_OR_TIMEOUT = False
+    assert app.default_acks == Acks(True, False, False, True)
+    app.conf.update(task_acks_on_failure=True)
+    assert app.default_acks == Acks(True, True, False, True)
+    with pytest.raises(ImproperlyConfigured, match="task_acks_on_timeout must be True or False, not 1"):
+        app.conf.update(task_acks_on_timeout=1)
+
+
 def test_option_that_is_no_truth_value_is_refused() -> None:
     with pytest.raises(ImproperlyConfigured, match="acks_late must be True or False, not 'no'"):
         App(set_as_current=False).task(add, acks_late="no")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbqueue import signature
+from nbqueue.execute import BoundTask
 from tests.workers import Site
 
 pytestmark = pytest.mark.brokers
@@ -38,3 +39,21 @@ def test_task_calls_one_by_name_and_a_canvas(shared_site: Site) -> None:
     one, chained = outer.delay().get(timeout=15)
     assert shared_site.app.AsyncResult(one).get(timeout=15) == 3
     assert shared_site.app.AsyncResult(chained).get(timeout=15) == 5
+
+
+def level(self: BoundTask) -> int:
+    return int(self.request.delivery_info["priority"])
+
+
+def test_call_has_its_parents_priority_where_settings_say_so(idle_site: Site) -> None:
+    inner = idle_site.app.task(level, bind=True)
+
+    @idle_site.app.task
+    def outer() -> tuple[str, str]:
+        return inner.delay().id, inner.apply_async(priority=2).id
+
+    idle_site.worker(CELERY_CONFIG_MODULE="tests.configured")
+    inherited, own = outer.apply_async(priority=7).get(timeout=20)
+    assert idle_site.app.AsyncResult(inherited).get(timeout=15) == 7
+    assert idle_site.app.AsyncResult(own).get(timeout=15) == 2
+    assert inner.delay().get(timeout=15) == 0

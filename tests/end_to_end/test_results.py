@@ -93,7 +93,7 @@ def test_task_that_waits_for_another_is_told_what_to_do(shared_site: Site) -> No
 
 def test_results_that_never_expire_are_kept_for_a_hundred_years(idle_site: Site) -> None:
     idle_site.app.conf.update(result_expires=None)
-    idle_site.worker(CELERY_CONFIG_MODULE="tests.never")
+    idle_site.worker(CELERY_CONFIG_MODULE="tests.configured")
     task = idle_site.app.task(add)
     sent = [task.delay(1, 2), task.delay(1, "2")]
     mapped = task.starmap([(1, 1), (2, 2)])
