@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nbqueue import messages
+from nbqueue.backends.base import chunks
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.messages import new_nonce, open_control, open_reply, sign_control
 from nbqueue.watcher import live_offers
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "Control", "Inspect", "commands", "control_command", "flatten_reply", "inspect_command"]
 
+IDS_AT_ONCE: Final = 200  # in one order, which has a bound
 MATCHERS: Final = ("glob", "pcre")
 Answer = dict[str, Any]  # {worker's name: what it answers}
 
@@ -406,8 +408,11 @@ class Control:
         self.app.revoke([self.app.AsyncResult(id_) for id_ in ids], terminate=terminate, signal=name)
         if not options.get("reply"):
             return None
-        arguments = {"task_id": ids, "terminate": terminate, "signal": name}
-        return self.broadcast("revoke", arguments, destination, **options)
+        found: list[Answer] = []
+        for part in chunks(ids, IDS_AT_ONCE):
+            arguments = {"task_id": part, "terminate": terminate, "signal": name}
+            found += self.broadcast("revoke", arguments, destination, **options) or ()
+        return found
 
     def terminate(
         self,
@@ -617,7 +622,17 @@ class Inspect:
     def query_task(self, *ids: str | Sequence[str]) -> Any:
         """Return `{id: [state, dict]}` of those tasks that are known; state is `active` or `reserved`."""
         flat = [id_ for one in ids for id_ in ((one,) if isinstance(one, str) else one)]
-        return self.request("query_task", ids=flat)
+        if len(flat) <= IDS_AT_ONCE:
+            return self.request("query_task", ids=flat)
+        found: dict[str, Any] = {}
+        for part in chunks(flat, IDS_AT_ONCE):
+            answer = self.request("query_task", ids=part) or {}
+            if isinstance(self.destination, str):
+                found |= answer
+            else:
+                for worker, tasks in answer.items():
+                    found.setdefault(worker, {}).update(tasks)
+        return found or None
 
     def conf(self, with_defaults: bool = False) -> Any:
         """Return settings, those that differ from the defaults or all; without passwords."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from nbqueue.exceptions import BadMessage, NotRegistered
 from nbqueue.messages import Outcome, Steering, decode_again, decode_failure
 from nbqueue.times import iso
 
+_NONE: Final[Mapping[str, Any]] = {}
 FREQ_S: Final = 2.0  # as often as a worker has its heart beat
 SOFTWARE: Final = {"sw_ident": "nbqueue", "sw_ver": __version__, "sw_sys": platform.system()}
 
@@ -31,10 +33,14 @@ class Herald:
         name: of the worker.
         emitter: sends events; None: only signals are sent.
         tasks: events of tasks too, not only of the worker.
+        registered: tasks by name; of some that says that it sends no events none are.
     """
 
-    def __init__(self, name: str, emitter: Emitter | None, *, tasks: bool = True) -> None:
+    def __init__(
+        self, name: str, emitter: Emitter | None, *, tasks: bool = True, registered: Mapping[str, Any] = _NONE
+    ) -> None:
         self.name = name
+        self.registered = registered
         self.emitter = emitter
         self.tasks = tasks
         self.processed = 0
@@ -126,7 +132,9 @@ class Herald:
             self.emitter.emit(f"worker-{what}", freq=FREQ_S, **SOFTWARE, **more)
 
     def _emit(self, type_: str, steering: Steering, **fields: Any) -> None:
-        if self.emitter is not None and self.tasks:
+        if self.emitter is None or not self.tasks:
+            return
+        if getattr(self.registered.get(steering.task), "send_events", True):
             self.emitter.emit(type_, uuid=steering.id, **fields)
 
     def _failed(self, type_: str, steering: Steering, body: bytes) -> None:

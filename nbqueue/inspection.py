@@ -22,6 +22,7 @@ from nbqueue.exceptions import BadMessage
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
 from nbqueue.messages import open_fact, python_version
+from nbqueue.spread import bindings_of
 from nbqueue.times import iso
 
 if TYPE_CHECKING:
@@ -142,14 +143,16 @@ def registered(worker: Worker, taskinfoitems: Sequence[str] = ()) -> list[str]:
 
 
 def active_queues(worker: Worker) -> list[dict[str, Any]]:
-    """Return the queues that a worker listens to."""
-    return [_queue(name) for name in worker.queues]
+    """Return the queues that a worker listens to, with what `task_queues` binds them to."""
+    return [_queue(name, bindings_of(worker.conf, name)) for name in worker.queues]
 
 
-def _queue(name: str) -> dict[str, Any]:
+def _queue(name: str, bindings: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    exchange, kind, key = bindings[0]
     said: dict[str, Any] = dict.fromkeys(_OF_QUEUES)
-    said |= {"name": name, "routing_key": name, "exchange": dict.fromkeys(_OF_EXCHANGES)}
-    said["exchange"] |= {"name": "", "type": "direct", "durable": True, "passive": False, "auto_delete": False}
+    said |= {"name": name, "routing_key": key, "exchange": dict.fromkeys(_OF_EXCHANGES)}
+    said["exchange"] |= {"name": exchange, "type": kind, "durable": True, "passive": False, "auto_delete": False}
+    said["bindings"] = [{"exchange": one, "routing_key": its} for one, _, its in bindings]
     return said | {"durable": True, "exclusive": False, "auto_delete": False, "no_ack": False}
 
 
@@ -222,8 +225,7 @@ _RUSAGE: Final = (
 
 def conf(worker: Worker, *, with_defaults: bool) -> dict[str, Any]:
     """Return settings, without passwords: those that differ from the defaults, or all."""
-    found = dict(worker.conf.items()) if with_defaults else worker.conf.changed()
-    return {name: mask(value) if isinstance(value, str) else value for name, value in found.items()}
+    return worker.conf.table(with_defaults=with_defaults)
 
 
 def report(worker: Worker) -> str:

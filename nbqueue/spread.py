@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nbqueue.bindings import Defaults, broadcasts, exchange_of, is_own, queues_for
+from nbqueue.bindings import BoundQueue, Defaults, broadcasts, exchange_of, is_own, queues_for
 from nbqueue.config import Settings
 from nbqueue.exceptions import ImproperlyConfigured, SendFailed
 from nbqueue.routing import Route
@@ -36,11 +36,7 @@ class Spread:
         Raises:
             ImproperlyConfigured: none is bound so.
         """
-        defaults = Defaults(
-            conf.task_default_exchange or conf.task_default_queue,
-            conf.task_default_exchange_type,
-            conf.task_default_routing_key or conf.task_default_queue,
-        )
+        defaults = _defaults(conf)
         if exchange is None:
             exchange = route.exchange
             if exchange is None and route.queue is not None:
@@ -91,3 +87,21 @@ class Spread:
         if not found:
             raise SendFailed(f"not sent: no worker listens to the broadcast {queue!r}")
         return list(found)
+
+
+def bindings_of(conf: Settings, queue: str) -> list[tuple[str, str, str]]:
+    """Return what a queue is bound to: exchange, its kind, and routing key, for each of its keys."""
+    known = next((one for one in conf.task_queues if one == queue), None)
+    if not isinstance(known, BoundQueue):
+        return [("", "direct", queue)]
+    defaults = _defaults(conf)
+    exchange, kind = known.exchange or defaults.exchange, known.kind or defaults.kind
+    return [(exchange, kind, key) for key in known.routing_keys or (defaults.routing_key,)]
+
+
+def _defaults(conf: Settings) -> Defaults:
+    return Defaults(
+        conf.task_default_exchange or conf.task_default_queue,
+        conf.task_default_exchange_type,
+        conf.task_default_routing_key or conf.task_default_queue,
+    )

@@ -89,7 +89,7 @@ class Task(Running):
         store_errors_even_if_ignored: accepted; errors are kept in any case.
         track_started: accepted; a task that runs for longer than 0.1 s is STARTED in any case.
         trail: note the calls that it makes as its children.
-        send_events: accepted.
+        send_events: False: workers that know it by name send no events of its calls.
         typing: check arguments where a call is made; as `App.strict_typing` says if None.
         throws: errors that are expected of it.
         expires: seconds, or an instant, after which a call that has not started is dropped.

@@ -327,7 +327,9 @@ class Worker:
             return
         from nbqueue.herald import Herald  # noqa: PLC0415 - as above
 
-        self.herald = self.outcomes.herald = Herald(self.name, self.emitter if sends else None, tasks=sends)
+        self.herald = self.outcomes.herald = Herald(
+            self.name, self.emitter if sends else None, tasks=sends, registered=self.app.tasks
+        )
         self.herald.worker("online", self._busy())
 
     def _busy(self) -> int:

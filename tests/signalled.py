@@ -50,3 +50,12 @@ def rejects(self: Any, stumble: bool = False) -> None:
 @app.task(bind=True)
 def headers(self: Any, stumble: bool = False) -> Any:
     return self.request.headers
+
+
+@app.task(bind=True)
+def speaks(self: Any) -> None:
+    self.send_event("task-speaking", words=3)
+
+
+@app.task(send_events=False)
+def is_silent() -> None: ...

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbqueue.cli.options import Command, app_of, global_options, merged, names
 
+if TYPE_CHECKING:
+    from nbqueue.broker import Broker
+    from nbqueue.watcher import Offer
+
 
 @click.command(cls=Command)
 @global_options
+@click.option("-j", "--json", "as_json", is_flag=True, help="Write JSON.")
 @click.pass_context
-def status(ctx: click.Context, /, **options: Any) -> None:
+def status(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Show workers and queues."""
     from nbqueue.broker import ServerBroker
     from nbqueue.watcher import live_offers
@@ -21,6 +27,9 @@ def status(ctx: click.Context, /, **options: Any) -> None:
     backend = app.backend
     now = backend.now()
     offers = sorted(live_offers(backend, app.signer, now), key=lambda offer: offer.name)
+    if as_json:
+        click.echo(_as_json(offers, app.broker))
+        return
     for offer in offers:
         queues = "all queues" if offer.all_queues else ", ".join(offer.queues)
         click.echo(f"{offer.name}  {offer.busy} of {offer.children} children busy  {queues}")
@@ -36,6 +45,20 @@ def status(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"{reason}: {number}")
     if dead_letters := broker.count_dead():
         click.echo(f"dead letters: {dead_letters} (nbqueue dead)")
+
+
+def _as_json(offers: Sequence[Offer], broker: Broker) -> str:
+    """Return all of it for programs."""
+    import msgspec
+
+    from nbqueue.broker import ServerBroker
+
+    found: dict[str, Any] = {"workers": [msgspec.structs.asdict(offer) for offer in offers]}
+    if isinstance(broker, ServerBroker):
+        found["queues"] = {queue: broker.size(queue) for queue in sorted(broker.queues())}
+        found["counters"] = broker.counters()
+        found["dead_letters"] = broker.count_dead()
+    return msgspec.json.encode(found).decode()
 
 
 @click.command(cls=Command)

@@ -53,11 +53,17 @@ def control(ctx: click.Context, /, **options: Any) -> None:
 def list(ctx: click.Context, /, what: str, as_json: bool, **options: Any) -> None:  # noqa: A001 - Celery's name
     """List queues with what waits in them, or bindings: which queue a routing key leads to."""
     from nbqueue.broker import ServerBroker
+    from nbqueue.spread import bindings_of
 
-    broker = app_of(ctx, **options).broker
+    app = app_of(ctx, **options)
+    broker = app.broker
     queues = sorted(broker.queues()) if isinstance(broker, ServerBroker) else []
     if what == "bindings":
-        found: Any = [{"queue": queue, "exchange": "", "routing_key": queue} for queue in queues]
+        found: Any = [
+            {"queue": queue, "exchange": exchange, "type": kind, "routing_key": key}
+            for queue in dict.fromkeys([*queues, *map(str, app.conf.task_queues)])
+            for exchange, kind, key in bindings_of(app.conf, queue)
+        ]
     else:
         sizes = {queue: broker.size(queue) for queue in queues}
         found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -47,6 +48,16 @@ def test_status_shows_workers_and_queues_wherever_the_global_options_stand(share
             rf"^{shared_site.workers[0].name}  [012] of 2 children busy  nbqueue$", said.stdout, re.MULTILINE
         )
         assert re.search(r"^queue nbqueue: 0 queued, \d claimed, 0 delayed$", said.stdout, re.MULTILINE)
+
+
+def test_status_as_json_is_for_programs(shared_site: Site) -> None:
+    shared_site.app.send_task("tests.project.add", (1, 2)).get(timeout=10)
+    said = json.loads(run(shared_site, "status", "--json", "-b", shared_site.server.url).stdout)
+    (worker,) = said["workers"]
+    assert (worker["name"], worker["children"], worker["queues"]) == (shared_site.workers[0].name, 2, ["nbqueue"])
+    assert said["queues"]["nbqueue"].keys() == {"queued", "claimed", "delayed"}
+    assert said["dead_letters"] == 0
+    assert isinstance(said["counters"], dict)
 
 
 def test_status_without_workers_says_so(idle_site: Site) -> None:
@@ -102,8 +113,12 @@ def test_revoke_stops_a_running_task_only_with_terminate(shared_site: Site, tmp_
     wait_until(sent.ready, 5, "it to be known here")
 
 
+def touch(path: Path) -> None:
+    path.touch()
+
+
 def test_revoke_ends_a_map_by_its_id(idle_site: Site, tmp_path: Path) -> None:
-    sent = idle_site.app.task(Path.touch).map([tmp_path / "a", tmp_path / "b"])
+    sent = idle_site.app.task(touch).map([tmp_path / "a", tmp_path / "b"])
     said = run(idle_site, "-b", idle_site.server.url, "revoke", sent.id)
     assert said.stdout == f"{sent.id}: REVOKED\n", said.stderr
     idle_site.worker()

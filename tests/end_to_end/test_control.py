@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from nbqueue.messages import Control, Reply, new_nonce, sign_control, sign_reply
 from nbqueue.signing import Signer
 from tests.end_to_end.test_cli import options_of, run
 from tests.helpers import wait_until
-from tests.workers import Site, Worker
+from tests.workers import ROOT, Site, Worker
 
 pytestmark = pytest.mark.timeout(60)
 both = pytest.mark.brokers
@@ -341,6 +342,29 @@ def test_commands_that_are_not_there_and_workers_that_do_not_answer_are_told_by_
     assert re.search(r"^load +Say how much there is to do\.$", listed, re.MULTILINE)
 
 
+def test_queues_tell_what_they_are_bound_to(idle_site: Site) -> None:
+    directory = idle_site.server.directory
+    (directory / "bound.py").write_text(
+        "from tests.project import app\n"
+        "app.conf.task_queues = {'videos': {'exchange': 'media', 'exchange_type': 'topic', 'routing_key': 'video.#'}}\n"
+    )
+    path = f"{ROOT}{os.pathsep}{directory}"
+    idle_site.worker("-I", "bound", "-Q", "videos,plain", PYTHONPATH=path)
+    videos, plain = inspected(idle_site, "active_queues")
+    assert (videos["name"], videos["routing_key"]) == ("videos", "video.#")
+    assert (videos["exchange"]["name"], videos["exchange"]["type"]) == ("media", "topic")
+    assert (plain["name"], plain["exchange"]["name"], plain["routing_key"]) == ("plain", "", "plain")
+
+
+def test_very_many_ids_are_asked_for_and_revoked_in_parts(shared_site: Site) -> None:
+    ids = [f"no-such-task-{number}-{'x' * 36}" for number in range(1000)]
+    control, worker = shared_site.app.control, shared_site.workers[0].name
+    assert control.inspect(timeout=WAIT_S).query_task(ids) == {worker: {}}
+    answers = control.revoke(ids, reply=True, timeout=WAIT_S)
+    assert answers is not None
+    assert [next(iter(answer)) for answer in answers] == [worker] * 5
+
+
 @both
 def test_list_shows_queues_and_bindings(shared_site: Site) -> None:
     shared_site.app.send_task("tests.project.add", (1, 2)).get(timeout=10)
@@ -348,5 +372,5 @@ def test_list_shows_queues_and_bindings(shared_site: Site) -> None:
     (row,) = json.loads(run(shared_site, *where, "list", "queues", "--json").stdout)
     assert row["queue"] == shared_site.queue
     assert run(shared_site, *where, "list", "bindings").stdout == (
-        f"queue {shared_site.queue}  exchange (default)  routing_key {shared_site.queue}\n"
+        f"queue {shared_site.queue}  exchange (default)  type direct  routing_key {shared_site.queue}\n"
     )

@@ -184,6 +184,18 @@ def test_events_of_ones_own_are_received(idle_site: Site) -> None:
         assert not watch.one("yours-two")
 
 
+def test_task_sends_events_of_its_own_or_none_at_all(idle_site: Site) -> None:
+    app = idle_site.app
+    idle_site.worker("-E", "-I", "tests.signalled", concurrency=1)
+    with watching(app) as watch:
+        silent = app.send_task("tests.signalled.is_silent")
+        silent.get(timeout=10)
+        speaks = app.send_task("tests.signalled.speaks")
+        assert watch.until("task-speaking", speaks.id)["words"] == 3
+        watch.until("task-succeeded", speaks.id)
+        assert watch.of(silent.id) == []
+
+
 def test_events_go_on_after_the_server_was_away(idle_site: Site) -> None:
     idle_site.worker("-E", concurrency=1)
     app = idle_site.app
