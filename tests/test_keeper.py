@@ -90,6 +90,13 @@ def test_queue_is_wanted_when_something_waits_on_it(looking: Keeper, home: Home)
     assert not sight(looking).idle
 
 
+def test_own_queue_of_a_worker_that_is_gone_wants_no_other(looking: Keeper, home: Home) -> None:
+    home.queue("news/w1@host.dq")
+    seen = sight(looking)
+    assert not seen.wanted
+    assert seen.idle
+
+
 @pytest.mark.parametrize(("after_s", "wanted"), [(-1, True), (1, True), (60, False)])
 def test_queue_is_wanted_when_something_delayed_is_due_soon(
     looking: Keeper, home: Home, after_s: float, wanted: bool
