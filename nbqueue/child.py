@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,12 +36,13 @@ from nbqueue.current import current_app, set_app_maker
 from nbqueue.descriptors import last_words, nameless
 from nbqueue.exceptions import ImproperlyConfigured, NBQueueError, SoftTimeLimitExceeded
 from nbqueue.execute import Executor, failed, find_app, leave_task
-from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame
+from nbqueue.frames import BEGAN, BUFFER_BYTES, receive_frame, socket_of_frames
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
 from nbqueue.messages import ChildEvent, ChildTask, Graft, Outcome, encode_said
 from nbqueue.payloads import Packer
 from nbqueue.states import REVOKED
+from nbqueue.threads import host_of
 
 # Lets a child write to stderr where it is at. A task may take the signal for its own ends.
 STACKS_SIGNAL: Final[int] = getattr(signal, "SIGUSR2", 0)
@@ -65,6 +67,8 @@ class ForkServer:
         self.keep_s = 0.0
         self.accept: frozenset[str] | None = None
         self.wear = Wear()
+        self.threads = False  # tasks run in those of one process
+        self._host: tuple[int, socket.socket] | None = None  # that process, and what takes orders for it
 
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
@@ -99,7 +103,13 @@ class ForkServer:
                 data, descriptors, _, _ = socket.recv_fds(self.sock, 4096, 2)
                 if not data:
                     return
-                self._fork(json.loads(data), descriptors, (wake_in, wake_out))
+                order = json.loads(data)
+                if "raise" in order:
+                    self._pass_on(data, [])
+                elif self.threads:
+                    self._add_thread(order, data, descriptors, (wake_in, wake_out))
+                else:
+                    self._fork(order, descriptors, (wake_in, wake_out))
 
     def _preload(self) -> bool:
         told = self.sock.recv(1 << 16)
@@ -112,6 +122,7 @@ class ForkServer:
         self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
         # The supervisor, which reads the same settings, has said which of them mean nothing here.
         logging.getLogger("nbqueue.config").setLevel(logging.ERROR)
+        self.threads = settings["threads"]
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:
             found = [_registry(spec) for spec in settings["preload"]]
@@ -126,6 +137,49 @@ class ForkServer:
             _connect(client, self.registries)
         self._say(ready=True)
         return True
+
+    def _pass_on(self, data: bytes, descriptors: list[int]) -> bool:
+        """Pass an order on to the process of the threads; False if that has ended."""
+        if self._host is None or self._host[0] not in self.children:
+            return False
+        try:
+            socket.send_fds(self._host[1], [data], descriptors)
+        except OSError:
+            return False
+        return True
+
+    def _add_thread(
+        self, order: dict[str, Any], data: bytes, descriptors: list[int], own: tuple[socket.socket, ...]
+    ) -> None:
+        """Have one thread more, in the process of the others, or in a new one that gets them all from now on."""
+        if not self._pass_on(data, descriptors):
+            if self._host is not None:
+                self._host[1].close()
+            ours, theirs = socket_of_frames()
+            pid = self._forked(lambda parent: _become_host(parent, theirs, self, (*own, ours)), order["child"])
+            theirs.close()
+            self._host = (pid, ours)
+            self._pass_on(data, descriptors)  # one that has ended already is reaped, and the thread asked for anew
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if self._host is not None and self._host[0] > 0:
+            self._say(forked=self._host[0], child=order["child"])
+
+    def _forked(self, become: Callable[[int], NoReturn], child: int) -> int:
+        """Fork; return the process id, or -1 if it can't be done, which is said."""
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as exc:  # no memory, or too many processes: that may pass
+            time.sleep(FORK_PAUSE_S)
+            self._say(not_forked=str(exc), child=child)
+            return -1
+        if pid == 0:
+            become(parent)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        self.children[pid] = nameless()
+        return pid
 
     def _fork(self, order: dict[str, Any], descriptors: list[int], own: tuple[socket.socket, ...]) -> None:
         parent = os.getpid()
@@ -239,6 +293,25 @@ def _become_child(parent: int, wait_s: float, descriptors: list[int], server: Fo
         if sys.__stderr__ is not None:
             sys.stderr = sys.__stderr__
             sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def _become_host(parent: int, orders: socket.socket, server: ForkServer, own: tuple[socket.socket, ...]) -> NoReturn:
+    status = 1
+    try:
+        for sock in (server.sock, *own):
+            sock.close()
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
+        _die_with(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with contextlib.suppress(OSError, AttributeError):
+            faulthandler.register(STACKS_SIGNAL, os.fdopen(os.dup(2), "w"), all_threads=True)
+        host_of(orders, server.registries, server.store, server.keep_s, _graft, server.accept)
+    except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 

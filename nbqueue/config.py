@@ -24,6 +24,7 @@ from nbqueue.annotations import task_annotations
 from nbqueue.bindings import KINDS, bound_queues
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.limits import size_bytes
+from nbqueue.poolkinds import pool_kind
 from nbqueue.rates import per_second
 from nbqueue.routing import priority, routers
 
@@ -147,6 +148,7 @@ class Settings(_Layered):
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
+    worker_pool: str = "prefork"  # or "threads", or "solo"
     worker_concurrency: int = 0  # 0: as many as cores
     worker_soft_shutdown_timeout: float = 0.0  # how long a cold stop waits for running tasks
     worker_lease: float = 10.0  # how long a claim holds without renewal
@@ -516,6 +518,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "task_compression": contents.compression,
     "result_compression": contents.compression,
     "timezone": _time_zone,
+    "worker_pool": pool_kind,
     "task_default_rate_limit": lambda value: value if per_second(value) else None,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,

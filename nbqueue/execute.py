@@ -234,6 +234,10 @@ class Executor:
         out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
         sys.stdout = Stream("stdout", self._recorder, self.flusher, self.interrupts, out, self.descriptors.look)
         sys.stderr = Stream("stderr", self._recorder, self.flusher, self.interrupts, err, self.descriptors.look)
+        self.install_hooks()
+
+    def install_hooks(self) -> None:
+        """Take the place of what displays, draws and asks, now or once it is imported."""
         builtins.input = _no_input
         builtins.display = self.displayer.display  # type: ignore[attr-defined] # as in IPython
         bars = Bars(self._recorder, self.flusher)

@@ -33,6 +33,7 @@ class ChildSettings:
         keep_s: how long that of results is kept.
         max_tasks: a child is replaced after so many; 0: never.
         max_memory_kib: a child that uses more after a task is replaced; 0: never.
+        threads: tasks run in threads of one process.
         client: where tasks send calls of their own: fields of `Link` and settings, as JSON; empty where they can't.
         accept: serializers whose content children load; all if empty.
     """
@@ -43,6 +44,7 @@ class ChildSettings:
     keep_s: float = 0.0
     max_tasks: int = 0
     max_memory_kib: int = 0
+    threads: bool = False
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     accept: tuple[str, ...] = ()
 
@@ -55,6 +57,8 @@ class ChildSettings:
         max_tasks: int | None,
         max_memory_kib: int | None,
         client: Mapping[str, Any],
+        *,
+        threads: bool = False,
     ) -> Self:
         """Return those of a worker; what is None is as its settings say."""
         return cls(
@@ -64,6 +68,7 @@ class ChildSettings:
             conf.result_expires,
             max_tasks or conf.worker_max_tasks_per_child,
             max_memory_kib or conf.worker_max_memory_per_child,
+            threads,
             client,
             conf.accept_content,
         )

@@ -23,6 +23,7 @@ class _Running:
     began_at: float
     sampled_at: float
     warned: bool = False
+    shared: bool = False  # with others, in its process: nobody knows which of them uses its memory
 
     @property
     def limits(self) -> Limits:
@@ -34,7 +35,7 @@ class _Running:
             return None
         left = [self.limits.time_limit] + ([] if self.warned else [self.limits.soft_time_limit])
         looks = [self.began_at + limit for limit in left if limit]
-        if self.limits.memory_limit:
+        if self.limits.memory_limit and not self.shared:
             looks.append(self.sampled_at + SAMPLE_S)
         return min(looks, default=None)
 
@@ -52,7 +53,7 @@ class Guard:
 
     def began(self, held: Held, at: float) -> None:
         """Take note that a task with a limit has begun, at `at` of the monotonic clock."""
-        self._running[held.seq] = _Running(held, at, at)
+        self._running[held.seq] = _Running(held, at, at, shared=self.work.pool.settings.threads)
 
     def wait_s(self, now: float) -> float | None:
         """Return how long nothing is due for; None if nothing will be."""
@@ -75,7 +76,7 @@ class Guard:
         if limits.soft_time_limit and not running.warned and ran_s >= limits.soft_time_limit:
             running.warned = True
             self.work.warn(held)
-        if limits.memory_limit and now - running.sampled_at >= SAMPLE_S:
+        if limits.memory_limit and not running.shared and now - running.sampled_at >= SAMPLE_S:
             running.sampled_at = now
             used = rss_bytes(self.work.pool.children[held.child].pid)
             if used > limits.memory_limit:

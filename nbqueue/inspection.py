@@ -243,7 +243,7 @@ def report(worker: Worker) -> str:
 
 def memory(worker: Worker) -> int:
     """Return the bytes of memory that the supervisor and its children use."""
-    pids = [os.getpid(), *(child.pid for child in worker.pool.children.values() if child.pid)]
+    pids = [os.getpid(), *worker.pids()]
     return sum(rss_bytes(pid) for pid in pids)
 
 

@@ -101,6 +101,9 @@ class Outcomes:
             self.end(held, states.REVOKED, b"", "cancelled")
         elif held.fault is not None:
             self._ended_by_force(held, *held.fault, deaths)
+        elif died.shared and held.acks.late:
+            # It ran in a thread: nobody knows which of them was the end of all.
+            self.ledger.give_back([held], "none" if died.ended_by_us else "worker")
         elif not (held.acks.late and held.acks.again):
             why = FIRST_LOSS if held.acks.late else EARLY
             self.fail(held, "WorkerLostError", f"Its child ended: {cause} on {self.reports.worker}; {why}{said}")

@@ -97,6 +97,7 @@ class Died(msgspec.Struct, frozen=True):
     """A child has ended and is reaped; all it said has been delivered before. `started` is what it was at.
 
     `worn`: it was to be replaced, and ended in order between two tasks. `said`: what it wrote last to descriptor 2.
+    `shared`: others were in its process, any of which may have been its end. `ended_by_us`: one of them had to end.
     """
 
     child: int
@@ -105,6 +106,8 @@ class Died(msgspec.Struct, frozen=True):
     unstarted: tuple[int, ...]
     worn: bool = False
     said: str = ""
+    shared: bool = False
+    ended_by_us: bool = False
 
 
 Happening = Ready | Began | Finished | Told | Died
@@ -163,7 +166,8 @@ class Pool:
         ):
             started.close()
             self._started = None
-        self._by_pid: dict[int, Child] = {}
+        self._by_pid: dict[int, list[Child]] = {}
+        self._killed: set[int] = set()  # processes
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._server_ready = False
@@ -215,14 +219,26 @@ class Pool:
         return back
 
     def interrupt(self, child: int, signum: int) -> None:
-        """Send a signal to a child and to what it has started."""
-        self._signal(self.children[child], signum)
+        """Send a signal to a child and to what it has started; in a thread `KeyboardInterrupt` is raised."""
+        if self.settings.threads:
+            self._raise_in(child, "interrupt")
+        else:
+            self._signal(self.children[child], signum)
 
     def warn(self, child: int) -> None:
         """Have `SoftTimeLimitExceeded` raised in a child; what it has started itself is left alone."""
-        if pid := self.children[child].pid:
+        if self.settings.threads:
+            self._raise_in(child, "soft")
+        elif pid := self.children[child].pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, SOFT_SIGNAL)
+
+    def _raise_in(self, child: int, what: str) -> None:
+        """Have something raised in what the thread of a child runs."""
+        seq = next(iter(self.children[child].jobs), 0)
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send(json.dumps({"raise": what, "seq": seq}).encode())
 
     def resize(self, size: int) -> None:
         """Have so many children: more start at once, those beyond end after the task they are at."""
@@ -349,6 +365,9 @@ class Pool:
             child.incoming.clear()
             self.kill(child.number)
         self._send_again(child)
+        if child.silent and child.pid and self.settings.threads and not child.jobs:
+            self._by_pid[child.pid].remove(child)  # a thread that has ended, or its process has
+            yield from self._bury(child, "its thread ended")
 
     def _parse(self, child: Child) -> Iterator[Happening]:
         incoming, at = child.incoming, 0
@@ -407,15 +426,20 @@ class Pool:
         if "forked" in report:
             child = self.children[report["child"]]
             child.pid = report["forked"]
-            self._by_pid[child.pid] = child
-            if child.kill_when_forked:
+            self._by_pid.setdefault(child.pid, []).append(child)
+            if child.silent and self.settings.threads:
+                yield from self._read(child)
+            elif child.kill_when_forked:
                 self._signal(child, signal.SIGKILL)
         elif "not_forked" in report:
             yield from self._bury(self.children[report["child"]], f"can't be forked: {report['not_forked']}")
-        elif (ended := self._by_pid.pop(report.get("exited", 0), None)) is not None:
-            yield from self._bury(ended, _cause(report["status"]), report["said"])
+        elif "exited" in report:
+            pid = report["exited"]
+            for ended in self._by_pid.pop(pid, ()):
+                yield from self._bury(ended, _cause(report["status"]), report["said"], ended_by_us=pid in self._killed)
+            self._killed.discard(pid)
 
-    def _bury(self, child: Child, cause: str, said: str = "") -> Iterator[Happening]:
+    def _bury(self, child: Child, cause: str, said: str = "", *, ended_by_us: bool = False) -> Iterator[Happening]:
         child.pid = 0
         yield from self._read(child)
         unstarted = self.recall(child.number)
@@ -428,7 +452,16 @@ class Pool:
         if not self._stopping and child.number <= self.size:
             self._add(child.number, min(_MAX_WAIT_S, _WAIT_S * 2**self._failures) if self._failures else 0.0)
         worn = child.worn if started is None else ""  # one that was to leave after a task may not survive it
-        yield Died(child.number, child.fault or worn or cause, started, tuple(unstarted), worn=bool(worn), said=said)
+        yield Died(
+            child.number,
+            child.fault or worn or cause,
+            started,
+            tuple(unstarted),
+            worn=bool(worn),
+            said=said,
+            shared=self.settings.threads,
+            ended_by_us=ended_by_us,
+        )
 
     def _remove(self, child: Child) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -472,6 +505,8 @@ class Pool:
     def _signal(self, child: Child, signum: int) -> None:
         if not child.pid:
             return
+        if signum == signal.SIGKILL:
+            self._killed.add(child.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signum)
         if signum == signal.SIGKILL:  # a task may have moved it to another group

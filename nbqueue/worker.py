@@ -55,6 +55,7 @@ from nbqueue.messages import (
 )
 from nbqueue.orders import Orders
 from nbqueue.outcomes import Outcomes
+from nbqueue.poolkinds import SOLO, THREADS, pool_kind, processes
 from nbqueue.rates import per_second
 from nbqueue.reports import Reporter
 from nbqueue.routing import check_queue
@@ -101,6 +102,7 @@ class Worker:
         all_queues: listen to every queue that anything was sent to.
         exclude: queues that it doesn't listen to.
         concurrency: children; as many as cores if 0.
+        pool: `prefork`, `threads` or `solo`; as `conf.worker_pool` says if None.
         autoscale: the most and the fewest children instead, as many as there is work for.
         name: unique among workers; `@host` is added if it has none.
         preload: modules of `-A` and `include`, imported before children are forked.
@@ -121,6 +123,7 @@ class Worker:
         all_queues: bool = False,
         exclude: Sequence[str] = (),
         concurrency: int = 0,
+        pool: str | None = None,
         autoscale: tuple[int, int] | None = None,
         name: str = "",
         preload: Sequence[str] = (),
@@ -140,6 +143,9 @@ class Worker:
         sent.celeryd_init.send(self.name, instance=self, conf=self.conf, options=given)
         self.signer = app.signer
         read = Environment.read()
+        self.kind = pool_kind(pool or self.conf.worker_pool)
+        if self.kind == SOLO:
+            concurrency, autoscale = 1, None
         self.autoscaler = None if autoscale is None else Autoscaler(*autoscale, read.autoscale_keep_s)
         # The cores are shared out among as many as there may be.
         most = autoscale[0] if autoscale else concurrency or self.conf.worker_concurrency or os.cpu_count() or 1
@@ -171,7 +177,7 @@ class Worker:
         self._wake: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
         self._remap = read.remap_sigterm
-        environment = child_environment(read.variables, most)
+        environment = child_environment(read.variables, processes(self.kind, most))
         self.pool = pools.Pool(
             self.concurrency,
             self._selector,
@@ -183,6 +189,7 @@ class Worker:
                 max_tasks_per_child,
                 max_memory_per_child,
                 told(app.link, self.conf),
+                threads=self.kind == THREADS,
             ),
             started=started,
         )
@@ -285,7 +292,7 @@ class Worker:
 
     def pids(self) -> list[int]:
         """Return the process ids of the children."""
-        return [child.pid for child in self.pool.children.values() if child.pid]
+        return sorted({child.pid for child in self.pool.children.values() if child.pid})
 
     def call_soon(self, run: Callable[[], object]) -> None:
         """Have something done in the loop, from any thread."""
@@ -961,7 +968,7 @@ class Worker:
             python_version(),
             self.ledger.ended[states.SUCCESS],
             self.ledger.ended[states.FAILURE],
-            sum(shift.memory for shift in shifts) + self._usage.of(os.getpid())[1],
+            sum({shift.pid: shift.memory for shift in shifts}.values()) + self._usage.of(os.getpid())[1],
             self._stopping_since is not None,
             shifts[:MAX_SHIFTS],
         )

@@ -17,9 +17,11 @@ from nbqueue import signals
 from nbqueue.cli import daemon
 from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, names, prepare
 from nbqueue.config import Environment, child_environment
+from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.link import told
 from nbqueue.log import LEVELS, setup, tell_receivers
+from nbqueue.poolkinds import PREFORK, THREADS, pool_kind, processes
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -90,6 +92,18 @@ def cores(text: str) -> int:
     return int(text)
 
 
+def kind(text: str) -> str:
+    """Return the name of a pool.
+
+    Raises:
+        BadParameter: there is none of this name.
+    """
+    try:
+        return pool_kind(text)
+    except ImproperlyConfigured as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 def bounds(text: str) -> tuple[int, int]:
     """Return the most and the fewest children.
 
@@ -118,6 +132,7 @@ def bounds(text: str) -> tuple[int, int]:
 @click.option("-X", "--exclude-queues", metavar="A,B", help="Don't listen to these queues.")
 @click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
 @click.option("-c", "--concurrency", type=cores, metavar="N", help="How many children. Default: one a core.")
+@click.option("-P", "--pool", type=kind, metavar="POOL", help="prefork (the default), threads or solo.")
 @click.option("--autoscale", type=bounds, metavar="MAX[,MIN]", help="As many children as there is work for.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="Its name, as w1@%h; @host is added if it has none.")
 @click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
@@ -141,6 +156,7 @@ def worker(
     exclude_queues: str | None,
     all_queues: bool,
     concurrency: int | None,
+    pool: str | None,
     autoscale: tuple[int, int] | None,
     name: str | None,
     grace: float | None,
@@ -181,7 +197,8 @@ def worker(
             options["app_name"] = _importable(ctx.obj["app"])
         # Its interpreter starts while this one loads what a supervisor needs.
         environment = child_environment(
-            Environment.read().variables, autoscale[0] if autoscale else concurrency or os.cpu_count() or 1
+            Environment.read().variables,
+            processes(pool or PREFORK, autoscale[0] if autoscale else concurrency or os.cpu_count() or 1),
         )
         started = start_fork_server(environment)
         try:
@@ -196,7 +213,8 @@ def worker(
             tell_receivers(loglevel, log, app.conf.worker_log_format)
             client = told(app.link, app.conf)
             own = (preload, max_tasks_per_child, max_memory_per_child)
-            started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client))
+            threads = (pool or app.conf.worker_pool) == THREADS
+            started.tell(ChildSettings.of(app.conf, app.link.blobs, *own, client, threads=threads))
             from nbqueue.stopping import begin_anew
             from nbqueue.worker import Worker  # redis costs 0.1 s, in which the fork server gets ready
 
@@ -206,6 +224,7 @@ def worker(
                 all_queues=all_queues,
                 exclude=names(exclude_queues),
                 concurrency=concurrency or 0,
+                pool=pool,
                 autoscale=autoscale,
                 name=name,
                 preload=preload,
