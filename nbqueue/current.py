@@ -26,6 +26,13 @@ def set_current_app(app: App | None) -> None:
         _current = app
 
 
+def replace_current_app(app: App | None) -> App | None:
+    """Make `app` the current one; return which was, without making one."""
+    before = _current
+    set_current_app(app)
+    return before
+
+
 def set_app_maker(make: Callable[[], App]) -> None:
     """Let the first use of the current app, if there is none by then, make it so."""
     global _make  # noqa: PLW0603 - as above

@@ -63,3 +63,8 @@ def prepare(key: str, initializer: Callable[..., Any], initargs: tuple[Any, ...]
 def _keys() -> set[str]:
     """Return what this process has been prepared for."""
     return set()
+
+
+def pong() -> str:
+    """Answer, to show that calls are run."""
+    return "pong"

@@ -33,6 +33,7 @@ class Terms:
         queues: which it listens to; the app's if empty.
         drop: these queues are dropped if its owner ends without stopping it.
         max_tasks: a child is replaced after so many; 0: never.
+        takes_code: it runs code that travels, whatever the app's settings accept.
         loglevel: of what it writes.
     """
 
@@ -41,6 +42,7 @@ class Terms:
     queues: Sequence[str] = ()
     drop: bool = False
     max_tasks: int = 0
+    takes_code: bool = False
     loglevel: str = "warning"
 
 
@@ -99,6 +101,7 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         "queues": list(terms.queues or app.conf.task_queues or (app.conf.task_default_queue,)),
         "drop": terms.drop,
         "max_tasks": terms.max_tasks,
+        "takes_code": terms.takes_code,
         "loglevel": terms.loglevel,
     }
     process = subprocess.Popen(

@@ -68,6 +68,8 @@ def main() -> int:
         setup(orders["loglevel"])
         app = App(set_as_current=False)
         app.conf.update(orders["client"]["settings"])
+        if orders["takes_code"]:
+            app.conf.accept_content = tuple(dict.fromkeys((*app.conf.accept_content, "cloudpickle")))
         app.adopt(heard(orders["client"]))
         client = told(app.link, app.conf)
         started.tell(ChildSettings.of(app.conf, app.link.blobs, (), orders["max_tasks"], None, client))
