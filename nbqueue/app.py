@@ -340,6 +340,7 @@ class App:
         sent = plans.handle(plan.shape, graph, self, made)
         if not plan.calls:
             return sent
+        _note_children(graph.id_of(head) for head in plan.heads)
         first = drawn.steering(Step(graph.id, 0, 0, graph.sent_at, 0.0))
         self._save(packer, first)
         text = sign_graph(graph, self.signer)
@@ -1220,6 +1221,13 @@ class App:
             id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent, session=f.session,
             group=f.group, index=f.index, label=f.label, identity=f.identity, digest=f.digest,
         )  # fmt: skip
+
+
+def _note_children(ids: Iterable[str]) -> None:
+    """Let the task that runs here, if one does, know what it has sent."""
+    if (request := current_request()) is not None:
+        for id_ in ids:
+            request.add_child(id_)
 
 
 def _check_size(name: str, size_bytes: int) -> None:

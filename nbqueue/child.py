@@ -66,6 +66,7 @@ class ForkServer:
         self.store: BlobStore | None = None
         self.keep_s = 0.0
         self.accept: frozenset[str] | None = None
+        self.worker = ""
         self.wear = Wear()
         self.threads = False  # tasks run in those of one process
         self._host: tuple[int, socket.socket] | None = None  # that process, and what takes orders for it
@@ -196,6 +197,7 @@ class ForkServer:
                 sock.close()
             for file in self.children.values():
                 os.close(file)
+            self.worker = order["worker"]
             _become_child(parent, order["wait_s"], descriptors, self, errors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -374,6 +376,7 @@ class Child:
             store=server.store,
             keep_s=server.keep_s,
             accept=server.accept,
+            worker=server.worker,
             graft=_graft,
         )
         self._lock = threading.Lock()

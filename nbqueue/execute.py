@@ -196,6 +196,7 @@ class Executor:
         store: where large data is.
         keep_s: how long that of results is kept.
         accept: serializers whose content is loaded; all if None.
+        worker: name of the worker it is of.
     """
 
     send: Callable[[int, str, bytes], None]
@@ -206,6 +207,7 @@ class Executor:
     store: BlobStore | None = None
     keep_s: float = 7 * 86_400.0
     accept: frozenset[str] | None = None
+    worker: str = ""
     codes: dict[str, bytes] = field(default_factory=dict)
     functions: dict[str, Loaded] = field(default_factory=dict)
     modules: dict[Ref, dict[str, Module]] = field(default_factory=dict)
@@ -273,7 +275,7 @@ class Executor:
         share = 1.0 if task.index < 0 else MEMBERS_SHARE
         recorder = self.recorder = Recorder(send, self.interrupts, share)
         request = Request(task, recorder, self.flusher)
-        request.send, request.graft = self.send, self._graft
+        request.send, request.graft, request.worker = self.send, self._graft, self.worker
         token = begin(request)
         try:
             value, summary = self._call(task, request)
@@ -522,7 +524,9 @@ def failed(seq: int, exc: BaseException, started: float, request: Request | None
     failure = failure_of(exc, pickled=not form or form[0] in PICKLES)
     line = " ".join(f"{failure.type}: {failure.message}".split())
     made = tuple(request.made) if request is not None else ()
-    return Outcome(seq, states.FAILURE, _pack_failure(failure), started, time.time(), line[:500], "", made)
+    expected = bool(request is not None and request.loaded is not None and isinstance(exc, request.loaded.throws))
+    body = _pack_failure(failure)
+    return Outcome(seq, states.FAILURE, body, started, time.time(), line[:500], "", made, expected=expected)
 
 
 def failure_of(exc: BaseException, *, pickled: bool = True) -> Failure:

@@ -62,6 +62,7 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
 
     One that takes the place of a task has a `tail`, the call that has the task's id and ends for it; what followed that
     follows this, the call `onward_node` of the canvas `onward`. One that was added to a header joins it as `joins_as`.
+    One that a task has sent names it as its `parent`, and the call that it all began with as its `root`.
     """
 
     id: str
@@ -76,6 +77,8 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
     onward: str = ""
     onward_node: int = -1
     joins_as: str = ""
+    parent: str = ""
+    root: str = ""
 
     def id_of(self, node: int) -> str:
         """Return the task id of a call."""
@@ -110,6 +113,7 @@ class Drawn(msgspec.Struct, frozen=True):
     graph: Graph
     kinds: tuple[Steering, ...]
     onward: Drawn | None = None  # of `Graph.onward`
+    roots: tuple[int, ...] = ()  # for each call the first of those before it
 
     def steering(self, step: Step) -> Steering:
         """Return the steering of a call.
@@ -119,10 +123,13 @@ class Drawn(msgspec.Struct, frozen=True):
         """
         if not 0 <= step.node < len(self.graph.nodes):
             raise BadMessage("place", f"call {step.node} of a graph of {len(self.graph.nodes)}")
-        kind = self.kinds[self.graph.nodes[step.node].kind]
+        call = self.graph.nodes[step.node]
+        kind, first = self.kinds[call.kind], self.roots[step.node]
         return msgspec.structs.replace(
             kind,
             id=self.graph.id_of(step.node),
+            parent=self.graph.id_of(call.parent) if call.parent >= 0 else self.graph.parent,
+            root=self.graph.root or ("" if first == step.node else self.graph.id_of(first)),
             nonce=self.graph.nonce,
             session=self.graph.session,
             graph=self.graph.id,
@@ -228,6 +235,7 @@ def draw(graph: Graph) -> Drawn:
     calls = range(len(graph.nodes))
     for node in graph.nodes:
         whole = 0 <= node.kind < len(kinds) and -1 <= node.join < len(graph.joins) and 0 <= node.countdown < LATEST
+        whole = whole and -1 <= node.parent < len(graph.nodes)
         if not whole or not all(n in calls for n in (*node.follow, *node.errors)):
             raise BadMessage("fields", "a graph with a call that can't be")
     if not all(n in calls for join in graph.joins for n in (*join.members, *join.follow)):
@@ -236,7 +244,22 @@ def draw(graph: Graph) -> Drawn:
         raise BadMessage("fields", "a graph that ends with a call it doesn't have")
     if not all(0 <= kind.eta < LATEST for kind in kinds):
         raise BadMessage("fields", "a graph with calls at no time there is")
-    return Drawn(graph, kinds)
+    return Drawn(graph, kinds, roots=_roots([node.parent for node in graph.nodes]))
+
+
+def _roots(parents: Sequence[int]) -> tuple[int, ...]:
+    """Return for each call the first of those before it, in a time that grows with their number."""
+    roots = [-1] * len(parents)
+    for number in range(len(parents)):
+        path: list[int] = []
+        one = number
+        while roots[one] < 0 and parents[one] >= 0 and len(path) < len(parents):  # some might go round in a circle
+            path.append(one)
+            one = parents[one]
+        root = roots[one] if roots[one] >= 0 else one
+        for passed in (*path, one):
+            roots[passed] = root
+    return tuple(roots)
 
 
 def kinds_of(steerings: Sequence[Steering]) -> tuple[bytes, ...]:

@@ -132,7 +132,7 @@ class Herald:
             self.emitter.emit(f"worker-{what}", freq=FREQ_S, **SOFTWARE, **more)
 
     def _emit(self, type_: str, steering: Steering, **fields: Any) -> None:
-        if self.emitter is None or not self.tasks:
+        if self.emitter is None or not self.tasks or steering.unheard:
             return
         if getattr(self.registered.get(steering.task), "send_events", True):
             self.emitter.emit(type_, uuid=steering.id, **fields)

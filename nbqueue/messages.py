@@ -128,6 +128,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     reply_to: str = ""  # where the caller wants an answer; nothing here sends one
     argsrepr: str = ""  # arguments as text, where the caller wants others shown
     kwargsrepr: str = ""
+    unheard: bool = False  # its task sends no events
     rate_limit: float = UNSET  # tasks of its name a second; 0.0: as its worker says
     lock: str = ""  # of those with the same lock one runs at a time
     base: int = 0  # of what takes a task's place: of `retries`, those that were the task's
@@ -590,6 +591,7 @@ class Outcome(msgspec.Struct, array_like=True):
     summary: str = ""
     children: tuple[tuple[str, int], ...] = ()  # calls that it has made: ids, and members of those that are maps
     also: tuple[bytes, ...] = ()  # each a `Graft` that joins the header the task is in
+    expected: bool = False  # a failure of a kind that its task `throws`
 
 
 class Stated(msgspec.Struct, array_like=True):

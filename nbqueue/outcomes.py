@@ -18,7 +18,7 @@ from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.intake import failure_of
 from nbqueue.ledger import Ledger
-from nbqueue.messages import REPLACED, ChildEvent, Outcome
+from nbqueue.messages import REPLACED, ChildEvent, Outcome, decode_failure
 from nbqueue.pool import Died
 from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.transfers import Transfers
@@ -197,5 +197,20 @@ class Outcomes:
                 self.herald.given_back(held)
             self.ledger.give_back([held], "task")
         else:
+            if state == states.FAILURE:
+                _log_failure(held, outcome, body)
             kept = state == states.REJECTED or (state == states.FAILURE and not held.acks.on_failure and held.acks.late)
             self.end(held, state, body, error, outcome, dead=bool(kept))
+
+
+def _log_failure(held: Held, outcome: Outcome, body: bytes) -> None:
+    """Log that a task has raised: with its traceback, unless it was expected, or is one of a map's many."""
+    s = held.steering
+    brief = outcome.expected or bool(s.group)
+    level = logging.INFO if brief else logging.ERROR
+    if logger.isEnabledFor(level):
+        how = "expected" if outcome.expected else "unexpected"
+        trace = ""
+        with contextlib.suppress(BadMessage):
+            trace = "" if brief else "\n" + decode_failure(body).traceback.rstrip()
+        logger.log(level, "task %s[%s] raised %s: %s%s", s.task, s.id, how, outcome.error, trace)

@@ -17,6 +17,7 @@ from nbqueue.groups import Composed, GroupResult
 from nbqueue.handles import AsyncResult
 from nbqueue.messages import Graft, Steering, new_id
 from nbqueue.payloads import Packer
+from nbqueue.request import current_request
 from nbqueue.times import due_time
 
 if TYPE_CHECKING:
@@ -75,7 +76,19 @@ def pack(plan: Plan, app: App, packer: Packer) -> Graph:
             )
         )
     joins = tuple(Join(tuple(join.members), tuple(join.follow)) for join in plan.joins)
-    return Graph(new_id(), uuid.uuid4().hex, app.session, time.time(), codes, kinds_of(kinds), tuple(nodes), joins)
+    request = current_request()
+    return Graph(
+        new_id(),
+        uuid.uuid4().hex,
+        app.session,
+        time.time(),
+        codes,
+        kinds_of(kinds),
+        tuple(nodes),
+        joins,
+        parent=request.id if request is not None else "",
+        root=request.root_id if request is not None else "",
+    )
 
 
 def _kind(found: Signature, shared: Mapping[str, Any], packer: Packer) -> tuple[Steering, bytes]:

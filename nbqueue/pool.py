@@ -156,6 +156,7 @@ class Pool:
         if not hasattr(os, "fork"):
             raise ImproperlyConfigured("workers with child processes need a system that can fork; this one can't")
         self.size = size
+        self.worker = ""  # the name that its tasks are told
         self.children: dict[int, Child] = {}
         self._selector = selector
         self.settings = settings
@@ -337,7 +338,7 @@ class Pool:
         self.children[number] = child
         self._selector.register(replies, selectors.EVENT_READ, child)
         with contextlib.suppress(OSError):  # a fork server that has ended is replaced with all its children
-            order = json.dumps({"child": number, "wait_s": wait_s}).encode()
+            order = json.dumps({"child": number, "wait_s": wait_s, "worker": self.worker}).encode()
             socket.send_fds(self._control, [order], [theirs.fileno(), answers.fileno()])
         answers.close()
 

@@ -120,6 +120,8 @@ def headers_of(s: Steering, id_: str) -> dict[str, Any]:
 def tell_sent(emitter: Emitter, calls: Iterable[Steering]) -> None:
     """Send an event for each call that was sent."""
     for s in calls:
+        if s.unheard:
+            continue
         emitter.emit(
             "task-sent",
             uuid=s.id,

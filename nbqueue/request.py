@@ -39,6 +39,7 @@ class Loaded(NamedTuple):
         trail: calls that it makes are noted as its children.
         traits: of a task that travelled, what it was declared with.
         form: serializer and compression of its value, if not as ever.
+        throws: errors that are expected of it.
     """
 
     run: Callable[..., Any]
@@ -50,6 +51,7 @@ class Loaded(NamedTuple):
     trail: bool = True
     traits: Mapping[str, Any] = {}
     form: tuple[str, ...] = ()
+    throws: tuple[type[BaseException], ...] = ()
 
 
 class Request:
@@ -76,6 +78,7 @@ class Request:
         self.begun = False  # its function was reached
         self.send: Callable[[int, str, bytes], None] | None = None  # takes what is told even if nobody watches
         self.made: list[tuple[str, int]] = []  # its children: ids, and how many members those of maps have
+        self.worker = ""
         self.pace: stated.Pace | None = None
         self.said_end: tuple[str, Any] | None = None  # what the task has said that its end shall be
         self.replacement: Any = None  # a canvas that is to take its place
@@ -183,6 +186,19 @@ class Request:
         return self._task.index if self._task.index >= 0 else None
 
     @property
+    def taskset(self) -> str | None:
+        """Return the id of the map it belongs to, under its old name."""
+        return self.group
+
+    def as_execution_options(self) -> dict[str, Any]:
+        """Return the options that a call like this one is sent with, for `apply_async`; an id isn't among them."""
+        s, (hard, soft) = self.steering, self.timelimit
+        found: dict[str, Any] = {"root_id": self.root_id, "parent_id": self.parent_id, "shadow": self.shadow}
+        found |= {"expires": datetime.fromtimestamp(s.expires, UTC) if s.expires else None, "headers": self.headers}
+        found |= {"time_limit": hard, "soft_time_limit": soft, "reply_to": s.reply_to or None, "priority": s.priority}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
     def index(self) -> int:
         """Return its place in the map; -1 outside one."""
         return self._task.index
@@ -281,8 +297,8 @@ class Request:
 
     @property
     def hostname(self) -> str:
-        """Return the host it runs on."""
-        return socket.gethostname()
+        """Return the name of the worker that runs it; the host's where none does."""
+        return self.worker or socket.gethostname()
 
 
 _UNSET: Final = frozenset({"args", "kwargs", *(name for name, value in vars(Request).items() if name[0] != "_")})
@@ -429,7 +445,7 @@ class Running:
         request.also += (packed,)
         return handle
 
-    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None) -> None:
+    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: object) -> None:
         """Say how the call stands, in a word of its own: seen as the `state` and `info` of its result. Else do nothing.
 
         Told ten times a second at most; the newest counts. One of the states that tasks end with is kept until the

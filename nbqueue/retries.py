@@ -56,7 +56,7 @@ class RetryOptions:
         """
         for name in ("autoretry_for", "dont_autoretry_for"):
             if name in options:
-                options[name] = _exceptions(name, options[name])
+                options[name] = exceptions(name, options[name])
         for name in ("default_retry_delay", "retry_backoff", "retry_backoff_max"):
             if name in options:
                 options[name] = _number(name, options[name])
@@ -171,7 +171,12 @@ def planned_for(call: Call, exc: BaseException) -> Plan | None:
     return plan(call, exc=exc, **arguments)
 
 
-def _exceptions(name: str, value: object) -> Exceptions:
+def exceptions(name: str, value: object) -> Exceptions:
+    """Return classes of exceptions: one, or several.
+
+    Raises:
+        ImproperlyConfigured: something else is among them.
+    """
     found = (value,) if isinstance(value, type) else tuple(value) if isinstance(value, Iterable) else (value,)
     for kind in found:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):

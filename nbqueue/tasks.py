@@ -11,7 +11,7 @@ from datetime import datetime
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
-from nbqueue import canvas, contents, eager, serialization
+from nbqueue import canvas, contents, eager, retries, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
 from nbqueue.callbacks import HOOKS, ErrorInfo
 from nbqueue.current import current_app
@@ -89,9 +89,9 @@ class Task(Running):
         store_errors_even_if_ignored: accepted; errors are kept in any case.
         track_started: accepted; a task that runs for longer than 0.1 s is STARTED in any case.
         trail: note the calls that it makes as its children.
-        send_events: False: workers that know it by name send no events of its calls.
+        send_events: tell monitors of it, where events are sent at all.
         typing: check arguments where a call is made; as `App.strict_typing` says if None.
-        throws: errors that are expected of it.
+        throws: errors that are expected of it: workers log them as news, in one line, and no others so.
         expires: seconds, or an instant, after which a call that has not started is dropped.
         by_value: send the code with each call, so that the worker need not have it. None decides: yes for
             functions of a notebook or script, and for `@task` without an app of one's own.
@@ -221,6 +221,7 @@ class Task(Running):
         if self.serializer is not None:
             own["serializer"] = contents.serializer(self.serializer)
         contents.compression(self.compression)
+        own["throws"] = retries.exceptions("throws", self.throws)
         own["acks"] = Acks.of_options({name: getattr(self, name) for name in ACK_OPTIONS})
         own["retry_options"] = RetryOptions.of(**{name: getattr(self, name) for name in RETRY_OPTIONS})
         own["_typed"] = self.typing is not False
@@ -273,7 +274,9 @@ class Task(Running):
         """Return it as it is called where it runs."""
         if self._loaded is None:
             ways = self._ways()
-            found = Loaded(self.function, self.retry_options, self.bind, self, *ways, self.trail, {}, self.app.form)
+            found = Loaded(
+                self.function, self.retry_options, self.bind, self, *ways, self.trail, {}, self.app.form, self.throws
+            )
             vars(self)["_loaded"] = found
         assert self._loaded is not None
         return self._loaded
@@ -523,6 +526,25 @@ class Task(Running):
         """Return the handle on a call sent before."""
         return self.app.AsyncResult(task_id)
 
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: str | None = None, **options: Any
+    ) -> canvas.Signature:
+        """Return a call like one that runs, not sent yet, with other arguments and options where they are given.
+
+        Args:
+            request: of the call that runs; the task's own if None.
+            args: positional arguments.
+            kwargs: keyword arguments.
+            queue: where it waits.
+            options: of `apply_async`.
+        """
+        found = self.request if request is None else request
+        given = found.as_execution_options() if hasattr(found, "as_execution_options") else {}
+        given |= {**options, **({"queue": queue} if queue else {})}
+        return self.signature(found.args if args is None else args, found.kwargs if kwargs is None else kwargs, **given)
+
+    subtask_from_request = signature_from_request
+
     def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
         if wrong := sorted(options.keys() - MAP_OPTIONS):
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
@@ -592,6 +614,7 @@ class Task(Running):
             memory_limit=limits.memory_limit,
             priority=level,
             acks=self._sent_acks(),
+            unheard=not self.send_events,
             rate_limit=self.rate or (self.app.default_rate if self.by_value else NO_RATE),
             lock=self.lock or "",
         )
@@ -647,11 +670,12 @@ class Task(Running):
         """
         options, form = self.retry_options, self.app.form
         if self._is_whole:
-            return (options, self.bind, self, *self._ways(), self.trail, {}, form), False
+            return (options, self.bind, self, *self._ways(), self.trail, {}, form, self.throws), False
         traits = {name: value for name, value in self.given.items() if _is_simple(value)} if self.bind else {}
-        if traits.keys() <= _RETRIES and self.trail and not form:
+        if traits.keys() <= _RETRIES and self.trail and not form and not self.throws:
             return (None, True) if options == DEFAULTS else (options, False)
-        return (options, self.bind, None, False, False, self.trail, traits, form), options == DEFAULTS
+        fixed = options == DEFAULTS and not self.throws
+        return (options, self.bind, None, False, False, self.trail, traits, form, self.throws), fixed
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._typed:

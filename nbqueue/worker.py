@@ -193,6 +193,7 @@ class Worker:
             ),
             started=started,
         )
+        self.pool.worker = self.name
         self.work = Dispatcher(self.pool)
         self.new_code = Reload(self.pool, self._selector)
         store = BlobStore(app.link.blobs)

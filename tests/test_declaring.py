@@ -14,7 +14,9 @@ import pytest
 from nbqueue import App, Task, current_app, shared_task
 from nbqueue.current import set_current_app
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.extras import EXTRAS, IDLE
 from nbqueue.log import get_task_logger
+from nbqueue.request import Request
 from nbqueue.tasks import OPTIONS
 from nbqueue.utils.log import get_task_logger as celerys
 
@@ -207,3 +209,33 @@ def test_modules_of_tasks_are_looked_for(app: App, tmp_path: Path, monkeypatch: 
 def test_task_logger_is_where_celery_has_it() -> None:
     assert celerys is get_task_logger
     assert get_task_logger("proj.tasks").name == "nbqueue.task.proj.tasks"
+
+
+# What Celery's tasks have of its workers' machinery, which is another here.
+MACHINERY = {
+    *("Request", "Strategy", "start_strategy", "abstract", "add_around", "annotate", "from_config"),
+    *("request_stack", "push_request", "pop_request"),
+}
+
+
+def test_task_has_what_celerys_has() -> None:
+    from celery.app.task import Context
+    from celery.app.task import Task as Celerys
+
+    theirs = {name for name in dir(Celerys) if name[0] != "_"}
+    assert sorted(theirs - set(dir(Task)) - MACHINERY - MISSING) == []
+    fields = {name for name in dir(Context) if name[0] != "_"} - {"args", "kwargs", "clear", "update"}
+    assert sorted(fields - set(dir(Request))) == []
+
+
+MISSING = {"on_replace", "retry_on_worker_lost"}
+
+
+def test_calls_take_what_celerys_take(app: App) -> None:
+    import inspect
+
+    from celery import Celery
+
+    theirs = set(inspect.signature(Celery.send_task).parameters) - {"self", "name", "args", "kwargs", "options"}
+    own = set(inspect.signature(Task.apply_async).parameters) | EXTRAS | IDLE
+    assert sorted(theirs - own) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nbqueue import Task, current_task, states
-from nbqueue.exceptions import Ignore, SoftTimeLimitExceeded
+from nbqueue.exceptions import Ignore, SendFailed, SoftTimeLimitExceeded, TaskRevokedError
 from tests.helpers import wait_until
 from tests.project import Noting
 from tests.workers import Site
@@ -222,3 +222,82 @@ def test_coroutine_is_a_task_with_hooks_and_limits(shared_site: Site, tmp_path: 
     with pytest.raises(SoftTimeLimitExceeded):
         sleepy.delay(str(path), 30).get(timeout=20)
     assert path.read_text().splitlines()[-1] == "after_return FAILURE"
+
+
+def test_calls_of_a_canvas_know_what_came_before(shared_site: Site) -> None:
+    told = shared_site.app.task(fields, bind=True, queue=shared_site.queue)
+
+    @shared_site.app.task
+    def parent() -> str:
+        return str((told.si(1) | told.si(2)).apply_async().id)
+
+    chained = (told.si(1) | told.si(2) | told.si(3)).apply_async()
+    last = chained.get(timeout=20)
+    second, first = chained.parent, chained.parent.parent
+    assert (last["parent_id"], last["root_id"]) == (second.id, first.id)
+    assert (first.get()["parent_id"], first.get()["root_id"]) == (None, first.id)
+    sent = parent.delay()
+    inner = shared_site.app.AsyncResult(sent.get(timeout=20))
+    assert inner.get(timeout=20)["root_id"] == sent.id
+    (head,) = list(sent.children or ())
+    assert head.get(timeout=20)["parent_id"] == sent.id
+    assert [one.id for one in head.children or ()] == [inner.id]
+
+
+def test_id_of_a_task_with_a_state_of_its_own_is_not_sent_again(shared_site: Site, tmp_path: Path) -> None:
+    @shared_site.app.task(bind=True)
+    def slow(self: Task, folder: str) -> str:
+        self.update_state(state="HALF_WAY")
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.01)
+        return str(self.request.hostname)
+
+    result = slow.delay(str(tmp_path))
+    wait_until(lambda: result.state == "HALF_WAY", 20, "the state of the task's own")
+    with pytest.raises(SendFailed, match="queued or running already"):
+        slow.apply_async((str(tmp_path),), task_id=result.id)
+    (tmp_path / "go").touch()
+    assert result.get(timeout=20) == shared_site.workers[0].name
+
+
+def test_task_with_a_state_of_its_own_is_cancelled_like_any(shared_site: Site) -> None:
+    @shared_site.app.task(bind=True)
+    def endless(self: Task) -> None:
+        while True:
+            self.update_state(state="ENDLESS", meta=time.time())
+            time.sleep(0.01)
+
+    result = endless.delay()
+    wait_until(lambda: result.state == "ENDLESS", 20, "the state of the task's own")
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=20)
+    assert result.state == states.REVOKED
+
+
+def test_failures_are_logged_and_expected_ones_in_one_line(shared_site: Site) -> None:
+    expecting = shared_site.app.task(fails, name="expecting", throws=(ValueError,)).delay()
+    failing = shared_site.app.task(fails, name="failing").delay()
+    for result in (expecting, failing):
+        result.get(timeout=20, propagate=False)
+    log = shared_site.workers[0].log
+    wait_until(lambda: failing.id in log.read_text(), 10, "both to be logged")
+    text = log.read_text()
+    assert f"INFO/nbqueue.outcomes] task expecting[{expecting.id}] raised expected: ValueError: as ever\n" in text
+    line = f"ERROR/nbqueue.outcomes] task failing[{failing.id}] raised unexpected: ValueError: as ever\nTraceback"
+    assert line in text
+
+
+def fails() -> None:
+    raise ValueError("as ever")
+
+
+def test_call_like_one_that_runs_is_made_of_its_request(shared_site: Site) -> None:
+    @shared_site.app.task(bind=True, queue=shared_site.queue)
+    def twin(self: Task, x: int, again: bool = True) -> Any:
+        if again:
+            return self.signature_from_request(kwargs={"again": False}, shadow="twin").apply_async().id
+        return x, self.request.headers, self.request.shadow
+
+    id_ = twin.apply_async((5,), headers={"a": 1}).get(timeout=20)
+    assert shared_site.app.AsyncResult(id_).get(timeout=20) == (5, {"a": 1}, "twin")

@@ -254,3 +254,14 @@ def test_nbqueue_events_prints_them_too(idle_site: Site) -> None:
     with program(idle_site, "nbqueue", *options_of(idle_site), "events", "--json", "--limit", "2") as printed:
         wait_until(lambda: printed().count("\n") == 2, 20, "two lines")
         assert json.loads(printed().splitlines()[0])["hostname"] == worker.name
+
+
+@both
+def test_task_that_travelled_sends_no_events_where_it_is_not_to(idle_site: Site) -> None:
+    idle_site.worker("-E", concurrency=1)
+    with watching(idle_site.app) as watch:
+        quiet = idle_site.app.task(abs, send_events=False, name="quiet").delay(1)
+        assert quiet.get(timeout=20) == 1
+        result = idle_site.app.task(abs, name="heard").delay(2)
+        watch.until("task-succeeded", result.id)
+        assert watch.of(quiet.id) == []
