@@ -12,7 +12,7 @@ def open_broker(url: str, *, backend_url: str | None = None, name: str = "nbq-cl
     """Return the broker of a URL; nothing is connected yet.
 
     Args:
-        url: `redis://`, `rediss://`, `redis+socket://`, `unix://`, `amqp://`, `amqps://` or `memory://`.
+        url: `redis://`, `rediss://`, `redis+socket://`, `unix://`, `sentinel://`, `amqp://`, `amqps://` or `memory://`.
         backend_url: for RabbitMQ, the Redis that keeps the rest.
         name: what the server shows of this connection.
         streams: arguments of `Streams`.

@@ -13,7 +13,7 @@ import enum
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
@@ -28,10 +28,12 @@ from nbqueue.poolkinds import pool_kind
 from nbqueue.rates import per_second
 from nbqueue.routing import priority, routers
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
 AMQP_SCHEMES: Final = ("amqp", "amqps")
 SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
-TRANSPORT_OPTIONS: Final = ("socket_connect_timeout", "connect_timeout", "socket_keepalive")
+TRANSPORT_OPTIONS: Final = (
+    *("socket_connect_timeout", "connect_timeout", "socket_keepalive", "master_name", "sentinel_kwargs"),
+)
 _TRANSPORTS: Final = ("redis", "amqp", "pyamqp", "memory")
 # Where Celery can keep results besides.
 _ELSEWHERE: Final = frozenset(
@@ -49,14 +51,14 @@ _ELSEWHERE: Final = frozenset(
             "s3",
         ),
         *("azureblockblob", "arangodb", "cosmosdbsql", "dynamodb", "consul", "file", "filesystem", "gs", "disabled"),
-        *("django-db", "django-cache", "sentinel"),
+        *("django-db", "django-cache"),
     }
 )
 NEVER_S: Final = 100 * 365 * 86_400.0  # servers take such numbers, and none that are much larger
 
 logger = logging.getLogger(__name__)
 
-_QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_)?password=)[^&\s'\"]*")
+_QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_|sentinel_)?password=)[^&\s'\"]*")
 _SECRET: Final = re.compile(
     r"pass|secret|token|(^|[_-])api|signature|credential|private|(^|[_-])key($|[_-])", re.IGNORECASE
 )
@@ -444,6 +446,8 @@ def _one_url(name: str, value: Any) -> str | None:
     urls = [url for part in parts for url in (part.split(";") if isinstance(part, str) else [part]) if url]
     if not urls:
         return None
+    if isinstance(urls[0], str) and urls[0].startswith("sentinel://"):
+        return sentinel_url(str(url) for url in urls)
     if not isinstance(urls[0], str):
         raise ImproperlyConfigured(f"{name} must be a URL such as 'redis://localhost', not {urls[0]!r}")
     if len(urls) > 1:
@@ -591,6 +595,22 @@ def redis_url(url: str) -> str:
     return f"unix://{unquote(parts.path)}?db={database}"
 
 
+def sentinel_url(urls: Iterable[str]) -> str:
+    """Return one URL of several sentinels, as Celery writes them one after the other.
+
+    >>> sentinel_url(["sentinel://:pw@a:26379", "sentinel://b:26379/1"])
+    'sentinel://:pw@a:26379;b:26379/1'
+    """
+    logins, hosts, path, query = "", [], "", ""
+    for url in urls:
+        rest, _, given = url.removeprefix("sentinel://").partition("?")
+        where, _, database = rest.partition("/")
+        login, at, host = where.rpartition("@")
+        logins, path, query = f"{login}{at}" or logins, database or path, given or query
+        hosts.append(host)
+    return f"sentinel://{logins}{';'.join(hosts)}" + (f"/{path}" if path else "") + (f"?{query}" if query else "")
+
+
 def redis_beside(broker: str, backend: str | None) -> str:
     """Return the backend of a broker that needs a Redis beside it.
 
@@ -607,10 +627,14 @@ def redis_beside(broker: str, backend: str | None) -> str:
 
 def in_the_open(url: str) -> bool:
     """Tell whether a URL leads to another host without encryption."""
-    if scheme_of(url) not in ("redis", "amqp"):
+    if scheme_of(url) not in ("redis", "amqp", "sentinel") or "ssl=True" in url:
         return False
-    host = urlsplit(url).hostname or "localhost"
-    return not (host in ("localhost", "::1") or host.startswith("127."))
+    parts = urlsplit(url)
+    hosts = [text.partition(":")[0] for text in parts.netloc.rpartition("@")[2].split(";")] if ";" in url else []
+    return any(
+        not (host in ("localhost", "::1") or host.startswith("127."))
+        for host in hosts or [parts.hostname or "localhost"]
+    )
 
 
 def mask(url: str) -> str:

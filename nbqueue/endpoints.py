@@ -15,7 +15,7 @@ from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.tls import tls_options
 
 _PORTS: Final = {"redis": 6379, "amqp": 5672}
-_ENCRYPTED: Final = {"redis": "rediss", "rediss": "rediss", "amqp": "amqps", "amqps": "amqps"}
+_ENCRYPTED: Final = {"sentinel": "sentinel", "redis": "rediss", "rediss": "rediss", "amqp": "amqps", "amqps": "amqps"}
 
 
 def broker_url(conf: Settings, environment: Environment) -> str | None:
@@ -75,6 +75,8 @@ def extended(url: str, name: str, value: Any, options: Mapping[str, str]) -> str
             raise ImproperlyConfigured(f"{name} has no meaning for {mask(url)}, which stays on this machine")
         if scheme in AMQP_SCHEMES and "ssl_password" in tls:
             raise ImproperlyConfigured(f"{name}: the client of RabbitMQ takes no key file with a password")
+        if scheme == "sentinel":
+            tls = {"ssl": "True", **tls}
         url = f"{_ENCRYPTED[scheme]}://{url.partition('://')[2]}"
     parameters = {**options, **(tls or {})}
     given = {part.partition("=")[0] for part in url.partition("?")[2].split("&")}
@@ -91,10 +93,28 @@ def _connecting(
     scheme = scheme_of(url)
     if scheme in AMQP_SCHEMES:
         return {} if seconds is None else {"connect_timeout": str(float(seconds))}
-    if scheme not in ("redis", "rediss"):
+    if scheme not in ("redis", "rediss", "sentinel"):
         return {}
-    found = {} if seconds is None else {"socket_connect_timeout": str(float(seconds))}
+    found = _sentinel(url, given) if scheme == "sentinel" else {}
+    found |= {} if seconds is None else {"socket_connect_timeout": str(float(seconds))}
     return found if keep is None else {**found, "socket_keepalive": str(bool(keep))}
+
+
+def _sentinel(url: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return what transport options say of sentinels.
+
+    Raises:
+        ImproperlyConfigured: they don't say which of the servers they watch is meant.
+    """
+    name = given.get("master_name")
+    if not name and "master_name=" not in url:
+        raise ImproperlyConfigured(
+            f"{mask(url)} needs the name under which sentinels know the server: "
+            'broker_transport_options = {"master_name": "mymaster"}, or ?master_name=mymaster'
+        )
+    found = {"master_name": str(name)} if name else {}
+    own = given.get("sentinel_kwargs") or {}
+    return found | {f"sentinel_{key}": str(own[key]) for key in ("username", "password") if own.get(key)}
 
 
 def _joined(

@@ -6,7 +6,7 @@ Queues of tasks are not there: those are nbqueue's own. What loads kombu does so
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_url, scheme_of
 from nbqueue.exceptions import ImproperlyConfigured
@@ -40,8 +40,24 @@ def kombu_connection(url: str) -> Any:
         local = urlsplit(redis_url(url))
         database = parse_qs(local.query).get("db", ["0"])[0]
         url = f"redis+socket://{local.path}?virtual_host={database}"
-    options = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S, "socket_keepalive": scheme == "redis"}
+    options: dict[str, Any] = {
+        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": ANSWER_S,
+        "socket_keepalive": scheme in ("redis", "sentinel"),
+    }
+    if scheme == "sentinel":
+        url, known = _sentinels(parts)
+        options |= known
     return kombu.Connection(url, transport_options=options)
+
+
+def _sentinels(parts: SplitResult) -> tuple[str, dict[str, Any]]:
+    """Return kombu's URL of sentinels, each with all that is said, and its options."""
+    login, at, hosts = parts.netloc.rpartition("@")
+    url = ";".join(f"sentinel://{login}{at}{host}{parts.path}" for host in hosts.split(";"))
+    given = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    own = {name: given[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in given}
+    return url, {"master_name": given.get("master_name", ""), "sentinel_kwargs": own}
 
 
 def fanout_topic(exchange: str, routing_key: str, database: int) -> str:

@@ -46,18 +46,22 @@ def connect(url: str, *, name: str, timeout_s: float = 5.0) -> redis.Redis:
         name: shown by CLIENT LIST; the keeper looks for it.
         timeout_s: how long an answer may take; longer for connections that block.
     """
-    options: dict[str, Any] = {"socket_timeout": timeout_s}
-    if scheme_of(url) in ("redis", "rediss"):
-        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
-    return redis.Redis.from_url(
-        redis_url(url),
-        protocol=2,  # one shape of reply, whatever the server
-        client_name=name,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
+    scheme = scheme_of(url)
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "protocol": 2,  # one shape of reply, whatever the server
+        "client_name": name,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
         **_ANONYMOUS,
-        **options,
-    )
+    }
+    if scheme in ("redis", "rediss", "sentinel"):
+        options |= {"socket_connect_timeout": 5.0, "socket_keepalive": True}
+    if scheme == "sentinel":
+        from nbqueue.sentinels import connect_by_sentinels  # noqa: PLC0415 - few have any
+
+        return connect_by_sentinels(url, options)
+    return redis.Redis.from_url(redis_url(url), **options)
 
 
 class Wire:
