@@ -197,7 +197,7 @@ def _broker(worker: Worker) -> dict[str, Any]:
     return {
         "hostname": parts.hostname or parts.path,
         "userid": parts.username,
-        "virtual_host": parts.path.strip("/") or "/",
+        "virtual_host": (parts.path.strip("/") if parts.hostname else "") or "/",
         "port": parts.port,
         "insist": False,
         "ssl": parts.scheme in ("rediss", "amqps"),

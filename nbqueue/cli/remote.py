@@ -93,8 +93,10 @@ def _run(
 
     known = remote.commands(kind)
     if lists or not words:
-        for name, command in sorted(known.items()):
-            click.echo(f"{name} {command.signature}".strip().ljust(40) + f"  {command.help}")
+        formatter = ctx.make_formatter()
+        rows = [(f"{name} {command.signature}".strip(), command.help) for name, command in sorted(known.items())]
+        formatter.write_dl(rows)
+        click.echo(formatter.getvalue(), nl=False)
         if not lists:
             raise click.UsageError(f"name one of these commands: nbqueue {kind} COMMAND")
         return
