@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from nbqueue import states
+from nbqueue.backends.base import Label
 from nbqueue.canvas import Signature, maybe_signature
 from nbqueue.config import REDIS_SCHEMES, scheme_of
 from nbqueue.configuration import zone as zone_of_settings
@@ -24,6 +25,7 @@ from nbqueue.entries import (
     Call,
     Entry,
     Run,
+    Sent,
     Stand,
     after_firing,
     check,
@@ -449,7 +451,7 @@ class Schedule:
         """
         app = self.app
         id_, nonce, now = new_id(), new_nonce(), app.backend.now()
-        sent: list[str] = []
+        sent: list[Sent] = []
 
         def fire() -> bool:
             row = self._row(name)
@@ -460,13 +462,16 @@ class Schedule:
             if made.graph is not None:
                 app.backend.store_graph(*made.graph, app.conf.result_expires)
             after = after_firing(stand, entry, Run(now, made.id, by_hand=True), by_hand=True)
-            sent[:] = [made.id]
+            sent[:] = [made]
             return self.timetable.fire(0, name, row, sign_stand(after, app.signer), made.messages) == FIRED
 
         self._again(fire, name)
         if not self.timetable.joined:
             send_outbox(self.timetable, app.broker.publish)
-        return sent[0]
+        steering = sent[0].steering
+        if steering.label or steering.identity:
+            app.backend.label(Label(sent[0].id, steering.label, steering.identity, now))
+        return sent[0].id
 
     def _again(self, action: Callable[[], bool], name: str) -> None:
         """Do something that fails where somebody else was faster."""

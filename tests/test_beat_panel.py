@@ -148,6 +148,12 @@ def test_cell_names_what_is_wrong_with_its_times_and_schedules_nothing(site: Sit
     assert site.app.beat.list() == []
 
 
+def test_cell_that_was_run_by_hand_is_found_by_its_name(site: Site, magics: TaskMagics) -> None:
+    magics.task("report --every 1h", "6 * 7")
+    id_ = site.app.beat.run_now("report")
+    assert site.app.attach("report").id == id_
+
+
 def test_cell_without_a_beat_reads_a_variable_of_its_own_name(site: Site, shell: InteractiveShell) -> None:
     shell.user_ns["report"] = 7
     TaskMagics(shell, site.app, show=lambda *_, **__: None).task("report --every 10m", "report + 1")
@@ -241,7 +247,8 @@ def test_text_tells_when_who_leads_and_what_the_last_runs_came_to() -> None:
 def test_time_of_the_next_firing_says_the_day_where_it_is_another() -> None:
     entry = shown_entry(next_at=NOW + timedelta(minutes=6))
     assert panels.when(entry, NOW).endswith("(in 6:00)")
-    assert len(panels.when(entry, NOW).split()[0]) == len("13:10:00")
+    assert len(panels.when(entry, NOW).split()[0]) == len("13:10")
+    assert len(panels.when(shown_entry(next_at=NOW + timedelta(seconds=5)), NOW).split()[0]) == len("13:04:05")
     assert panels.when(shown_entry(next_at=NOW + timedelta(days=30)), NOW).startswith("23 Dec ")
     assert panels.when(shown_entry(next_at=NOW), NOW + timedelta(seconds=1)).endswith("(due)")
 

@@ -192,7 +192,8 @@ def as_text(entries: Sequence[ShownEntry], leader: Leader | None, *, embedded: b
     if not entries:
         return "Nothing is scheduled. Put %%task NAME --every 10m on a cell."
     if leader is not None:
-        lines = [f"Beat: {visible(leader.name, 60)} leads, {leader.standby} stand{'s' * (leader.standby == 1)} by"]
+        others = f", {leader.standby} stand{'s' * (leader.standby == 1)} by" if leader.standby else ""
+        lines = [f"Beat: {visible(leader.name, 60)} leads{others}"]
     elif embedded:
         lines = ["Beat: one begins within seconds"]
     else:
@@ -231,7 +232,8 @@ def when(entry: ShownEntry, now: datetime | None = None) -> str:
     far = (local.date() - today).days
     day = "" if not far else f"{local:%a} " if 0 < far < 7 else f"{local.day} {local:%b} "
     left = (entry.next_at - now).total_seconds()
-    return f"{day}{local:%H:%M:%S} ({f'in {clock(left)}' if left > 0 else 'due'})"
+    at = f"{local:%H:%M:%S}" if local.second else f"{local:%H:%M}"
+    return f"{day}{at} ({f'in {clock(left)}' if left > 0 else 'due'})"
 
 
 def told(runs: Sequence[ShownRun]) -> str:

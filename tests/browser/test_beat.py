@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, expect
 
-from tests.browser.lab import Lab
+from tests.browser.lab import ROOT, Lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -136,3 +136,13 @@ def test_panel_and_its_form_are_not_wider_than_a_narrow_page(lab: Lab, width: in
         assert panel.evaluate("node => node.scrollWidth - node.clientWidth") <= 0
         assert panel.evaluate(WIDER) == []
         notebook.run(1)
+
+
+def test_notebook_of_periodic_cells_runs_top_to_bottom(lab: Lab) -> None:
+    with lab.open_copy(ROOT / "notebooks" / "06_periodic_cells.ipynb") as notebook:
+        notebook.run_all()
+        expect(notebook.page.get_by_text(re.compile(r"^Batch \d+ needs a look: \d"))).to_be_visible(timeout=150_000)
+        panel = notebook.page.locator(".nbq-beat")
+        panel.scroll_into_view_if_needed()  # off screen it asks for nothing
+        expect(panel).to_contain_text("Nothing is scheduled")
+        assert notebook.errors == []
