@@ -18,11 +18,12 @@ WAIT_S: Final = 120.0
 URL: Final = "BENCHMARK_URL"  # the variable that tells workers of other systems where their server is
 # Kinds of sessions, each measured by a process of its own; see `session`.
 HOT: Final = "hot"
+CALLS: Final = "calls"
 BACKLOG: Final = "backlog"
 COMPUTE: Final = "compute"
 DATA: Final = "data"
 FIRST: Final = "first"
-KINDS: Final = (HOT, BACKLOG, COMPUTE, DATA, FIRST)
+KINDS: Final = (HOT, CALLS, BACKLOG, COMPUTE, DATA, FIRST)
 Rows = Sequence[tuple[Any, ...]]
 
 
@@ -64,6 +65,14 @@ class Peer(ABC):
     def pipelined(self, task: str, rows: Rows) -> list[Any] | None:
         """Run calls sent one by one that are confirmed later, and wait for all; None where there is no such way."""
         return None
+
+    def submitted(self, task: str, rows: Rows) -> list[Any] | None:
+        """Run calls submitted one by one to an executor, and wait for all; None where there is none."""
+        return None
+
+    def chord(self, task: str, rows: Rows) -> int:
+        """Run many calls and one that gets all their values; return how many these were."""
+        return int(self.call("size", self.map(task, rows)))
 
     def share(self, data: Any) -> Any:
         """Return what is passed to many tasks that read the same data."""
@@ -118,23 +127,23 @@ class System(NamedTuple):
         return peer
 
 
-QUEUES: Final = (HOT, BACKLOG, COMPUTE)
-CLUSTERS: Final = (HOT, COMPUTE, DATA, FIRST)
+QUEUES: Final = (HOT, CALLS, BACKLOG, COMPUTE)
+CLUSTERS: Final = (HOT, CALLS, COMPUTE, DATA, FIRST)
 SYSTEMS: Final[dict[str, System]] = {
     "nbqueue": System(
         "nbqueue", "own", "`python -m nbqueue worker -c 2`, the task's code sent by value", (*QUEUES, DATA)
     ),
     "nbqueue, file": System(
-        "nbqueue", "own", "the same, the server with its append-only file", (HOT, BACKLOG), appendonly=True
+        "nbqueue", "own", "the same, the server with its append-only file", (HOT, CALLS, BACKLOG), appendonly=True
     ),
     "nbqueue, by name": System(
-        "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT, BACKLOG)
+        "nbqueue", "own:ByName", "the same as the first, the task in a module given with `-A`", (HOT, CALLS, BACKLOG)
     ),
     "nbqueue, RabbitMQ": System(
         "nbqueue",
         "own:OnRabbit",
         "the same as the first, messages on RabbitMQ's quorum queues; the server whose memory is shown is its Redis",
-        (HOT, BACKLOG),
+        (HOT, CALLS, BACKLOG),
         program=rabbitmq_binary,
     ),
     "nbqueue, embedded": System(
@@ -148,7 +157,7 @@ SYSTEMS: Final[dict[str, System]] = {
         "concurrent.futures",
         "pool",
         "two processes, `map` with chunksize 1; no server, keeps nothing",
-        (HOT, COMPUTE, DATA),
+        (HOT, CALLS, COMPUTE, DATA),
         server=False,
     ),
     "Celery": System(

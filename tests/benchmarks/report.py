@@ -42,6 +42,8 @@ ROWS: Final = (
     Row("loop of `delay()`, tasks by name, sent/s", "send_rate", 0, True, BY_NAME, "2 x huey, 10 x Celery"),
     Row("loop until all results are back, tasks/s", "send_all_rate", 0, True, goal="2 x huey, 10 x Celery"),
     Row("loop in `app.pipeline()`, all results back, tasks/s", "pipeline_rate", 0, True, goal="2 x the pool"),
+    Row("loop of `Executor.submit`, all results back, tasks/s", "submit_rate", 0, True, goal="2 x the pool"),
+    Row("chord over 1,000 no-ops, ms", "chord_ms", 0, goal="0.5 x SAQ"),
     Row("round trip p50, ms", "p50_ms", 2, goal="0.5 x Ray"),
     Row("round trip p50, tasks by name, ms", "p50_ms", 2, ours=BY_NAME, goal="0.5 x Ray"),
     Row("round trip p99, ms", "p99_ms", 2),

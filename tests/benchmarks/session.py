@@ -19,13 +19,14 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 
-from tests.benchmarks.peers import BACKLOG, COMPUTE, DATA, FIRST, HOT, SYSTEMS, Peer, Rows
+from tests.benchmarks.peers import BACKLOG, CALLS, COMPUTE, DATA, FIRST, HOT, SYSTEMS, Peer, Rows
 from tests.benchmarks.work import MARKS
 
 Figures = dict[str, float]
 
 PROBE: Final = 200
 MOST: Final = 50_000
+HEADER: Final = 1_000  # calls of a chord
 PART: Final = 10_000  # of a backlog, sent at once
 BURNS: Final = 200
 BURN_MS: Final = 20.0
@@ -82,6 +83,14 @@ def hot(name: str, url: str, amount: Work) -> Figures:
         figures |= pipelining(peer, seconds)
         figures |= round_trips(peer, seconds)
     return figures
+
+
+def calls(name: str, url: str, amount: Work) -> Figures:
+    """A loop that submits to an executor, and chords."""
+    with running(name, url) as peer:
+        peer.start()
+        check([peer.call("noop", 0)])
+        return submitting(peer, amount.seconds) | chords(peer, amount.seconds)
 
 
 def backlog(name: str, url: str, amount: Work) -> Figures:
@@ -185,6 +194,7 @@ def first(name: str, url: str, _: Work) -> Figures:
 
 SESSIONS: Final[dict[str, Callable[[str, str, Work], Figures]]] = {
     HOT: hot,
+    CALLS: calls,
     BACKLOG: backlog,
     COMPUTE: compute,
     DATA: data,
@@ -243,6 +253,26 @@ def pipelining(peer: Peer, seconds: float) -> Figures:
         return {}
     rate, n = rated(lambda n: peer.pipelined("noop", rows(n)), seconds)
     return {"pipeline_rate": rate, "pipeline_n": n}
+
+
+def submitting(peer: Peer, seconds: float) -> Figures:
+    """Return the rate of a loop that submits to an executor, until all results are back; nothing without one."""
+    if peer.submitted("noop", rows(1)) is None:
+        return {}
+    rate, n = rated(lambda n: peer.submitted("noop", rows(n)), seconds)
+    return {"submit_rate": rate, "submit_n": n}
+
+
+def chords(peer: Peer, seconds: float) -> Figures:
+    """Return how long many calls take whose values go to one more."""
+    n = HEADER if seconds >= 1.0 else HEADER // 10
+    times = []
+    for _ in range(4):  # the first warms up
+        start = clock()
+        if peer.chord("noop", rows(n)) != n:
+            raise RuntimeError("wrong results")
+        times.append((clock() - start) * 1e3)
+    return {"chord_ms": statistics.median(times[1:])}
 
 
 def round_trips(peer: Peer, seconds: float) -> Figures:

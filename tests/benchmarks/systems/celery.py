@@ -60,6 +60,10 @@ class Driver(Peer):
     def enqueue(self, task: str, rows: Rows) -> None:
         self._group(task, rows)
 
+    def chord(self, task: str, rows: Rows) -> int:
+        header = [self.tasks[task].s(*args) for args in rows]
+        return int(celery.chord(header)(self.tasks["size"].s()).get(timeout=WAIT_S))
+
     def _group(self, task: str, rows: Rows) -> Any:
         return celery.group(self.tasks[task].s(*args) for args in rows).apply_async()
 

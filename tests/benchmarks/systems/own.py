@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nbqueue import App
+from nbqueue import App, Executor, chord
 from nbqueue.tasks import Task
 from tests.benchmarks import work
 from tests.benchmarks.peers import CHILDREN, WAIT_S, Peer, Rows
@@ -34,6 +34,7 @@ class Driver(Peer):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.app, self.tasks = self._open()
+        self.executor: Executor | None = None
 
     def _open(self) -> tuple[App, dict[str, Task]]:
         app = App()  # its URL and key come from the environment
@@ -66,7 +67,19 @@ class Driver(Peer):
             handles = self.send(task, rows)
         return self.gather(handles)
 
+    def submitted(self, task: str, rows: Rows) -> list[Any] | None:
+        if self.executor is None:
+            self.executor = Executor(CHILDREN)
+        submit, fn = self.executor.submit, self.tasks[task].function
+        return [future.result(WAIT_S) for future in [submit(fn, *args) for args in rows]]
+
+    def chord(self, task: str, rows: Rows) -> int:
+        signature = self.tasks[task].s
+        return int(chord([signature(*args) for args in rows])(self.tasks["size"].s()).get(timeout=WAIT_S))
+
     def stop(self) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
         self.app.close()
         super().stop()
 

@@ -29,5 +29,8 @@ class Driver(Peer):
     def pipelined(self, task: str, rows: Rows) -> list[Any] | None:
         return self.gather(self.send(task, rows))
 
+    def submitted(self, task: str, rows: Rows) -> list[Any] | None:
+        return self.pipelined(task, rows)
+
     def stop(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -30,6 +30,7 @@ class Driver(Peer):
             _node_ip_address="127.0.0.1",
         )
         self.tasks = {name: ray.remote(fn) for name, fn in work.TASKS.items()}
+        self._count = ray.remote(lambda *values: len(values))
 
     def send(self, task: str, rows: Rows) -> Sequence[Any]:
         remote = self.tasks[task].remote
@@ -37,6 +38,9 @@ class Driver(Peer):
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return list(ray.get(list(handles), timeout=WAIT_S))
+
+    def chord(self, task: str, rows: Rows) -> int:
+        return int(ray.get(self._count.remote(*self.send(task, rows)), timeout=WAIT_S))
 
     def share(self, data: Any) -> Any:
         return ray.put(data)
