@@ -177,7 +177,7 @@ def stats(worker: Worker, totals: dict[str, int], clock: int) -> dict[str, Any]:
         "total": totals,
         "pid": os.getpid(),
         "clock": str(clock),
-        "uptime": int(time.time() - worker.started_at),
+        "uptime": int(time.time() - worker.adverts.started_at),
         "pool": {
             "implementation": f"{type(worker.pool).__module__}:{type(worker.pool).__qualname__}",
             "max-concurrency": worker.concurrency,

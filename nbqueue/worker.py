@@ -18,52 +18,48 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import redis
 
 from nbqueue import pool as pools
 from nbqueue import signals as sent
 from nbqueue import states
+from nbqueue.adverts import Adverts
 from nbqueue.autoscale import Autoscaler
-from nbqueue.bindings import broadcasts, is_own, own_queue
+from nbqueue.bindings import broadcasts, own_queue
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
 from nbqueue.consumer import CLAIM_MOST, Batch
 from nbqueue.contents import accepts
-from nbqueue.deliveries import CONTROL, Delivery, Settlement
+from nbqueue.deliveries import CONTROL
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured, NBQueueError
+from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
 from nbqueue.forkserver import ChildSettings, ForkServer
 from nbqueue.gatekeeper import Gatekeeper
-from nbqueue.grafts import in_header
 from nbqueue.guard import Guard
-from nbqueue.intake import Accepted, Ended, Intake, NotMine, Refused, Repeat
+from nbqueue.intake import Intake
 from nbqueue.leases import Leases
 from nbqueue.ledger import Ledger
 from nbqueue.limits import limits_of_call
 from nbqueue.link import told
+from nbqueue.listening import Listening
 from nbqueue.memory import OutOfMemory
 from nbqueue.messages import (
-    ChildTask,
     Control,
     open_mark,
-    python_version,
 )
 from nbqueue.orders import Orders
 from nbqueue.outcomes import Outcomes
 from nbqueue.poolkinds import SOLO, THREADS, pool_kind, processes
 from nbqueue.rates import per_second
+from nbqueue.reception import OUTAGE, Reception
 from nbqueue.reports import Reporter
-from nbqueue.routing import check_queue
 from nbqueue.stopping import Reload, signals
 from nbqueue.terms import Terms
 from nbqueue.transfers import Transfers
-from nbqueue.usage import Usage
-from nbqueue.watcher import Offer, Shift
 from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
@@ -77,7 +73,6 @@ STARTED_S: Final = 0.1  # a task that runs longer than this is shown as started
 TELL_S: Final = 0.05  # between two tellings of output
 LOOK_S: Final = 0.02  # between two looks at overruns and stops
 BLOCK_MS: Final = 500  # a delayed task that was sent meanwhile may start this late
-PUT_OFF_MS: Final = 5_000
 PAUSE_AFTER: Final = 2 / 3  # of a lease without renewal: what has not begun by then may be taken over
 CLEAN_S: Final = 3_600.0  # between two looks at large data that nobody needs any more
 MARK_S: Final = 86_400.0  # between two records of a task that runs on and on
@@ -85,12 +80,8 @@ SCALE_S: Final = 1.0  # between two looks at whether there are too few children,
 MAX_CHILDREN: Final = 1_000
 REVOKED_KEPT: Final = 10_000
 HEARTBEAT_S: Final = 2.0  # between two events that say that it lives
-MAX_SHIFTS: Final = 64  # told of in a worker's advert
 
 logger = logging.getLogger(__name__)
-# A server that answers but refuses (its memory or disk is full, it is a replica now) is as good as away: a worker
-# outlasts it, and its tasks run on.
-_OUTAGE = (redis.RedisError, BackendUnavailable)
 
 
 class Worker:
@@ -150,18 +141,15 @@ class Worker:
         # The cores are shared out among as many as there may be.
         most = autoscale[0] if autoscale else concurrency or self.conf.worker_concurrency or os.cpu_count() or 1
         self.concurrency = most if self.autoscaler is None else self.autoscaler.fewest
-        self.all_queues = all_queues
-        self.exclude = frozenset(exclude)
         self._left: set[str] = set()  # queues that were listened to, and are no more
-        self.queues = self._chosen(queues or self.conf.task_queues or (self.conf.task_default_queue,))
         self.grace_s = grace_s
-        self.started_at = time.time()
         self._client_name = f"nbq-worker-{self.name}".replace(" ", "_")
         broker = app.open_broker(self._client_name)
         if not isinstance(broker, ServerBroker):
             scheme = app.link.broker_url.partition(":")[0]
             raise ImproperlyConfigured(f"a worker needs a Redis or RabbitMQ broker, not {scheme}")
         self.broker = broker
+        self.listening = Listening(self.name, self.conf, broker, queues, every=all_queues, exclude=exclude)
         consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
         self.consumer = broker.open_consumer(consumer, self.conf.worker_lease)
         self.backend = app.open_backend(self._client_name)
@@ -218,7 +206,8 @@ class Worker:
             self.work, self.reports, self.ledger, self.transfers, self.conf.worker_max_child_deaths
         )
         self.outcomes.own_event = self._own_event
-        self._seq = 0
+        self.reception = Reception(self.intake, self.consumer, self.gates, self.terms, self.work, self.outcomes)
+        self.adverts = Adverts(self.name, self.signer, self.work, self.ledger)
         self._next_due: float | None = None
         self._drained = False  # the last claim left nothing behind: wait for news instead of asking again
         self._ask_at = 0.0  # when to ask for messages instead of waiting for them; 0.0: it waits
@@ -226,7 +215,6 @@ class Worker:
         self._order_cursor = ""
         self._timers: dict[str, float] = {}
         self._stops = 0
-        self._usage = Usage()
         self._stopping_since: float | None = None
         self._pressed_at: float | None = None  # when it was first asked not to wait
         self._offline_since: float | None = None
@@ -301,6 +289,11 @@ class Worker:
         if self._wake is not None:
             with contextlib.suppress(OSError):  # one that is full wakes the loop as well; one that is closed has ended
                 self._wake.send(b"\0")
+
+    @property
+    def queues(self) -> list[str]:
+        """Return the queues it listens to."""
+        return self.listening.names
 
     @property
     def panel(self) -> Panel:
@@ -387,24 +380,16 @@ class Worker:
         Raises:
             ImproperlyConfigured: there is none of this name, and none may be made.
         """
-        if not self.conf.task_create_missing_queues:
-            check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
-        queue = own_queue(self.name, queue) if queue in broadcasts(self.conf.task_queues) else queue
-        self.broker.check_queue(queue)
-        self.exclude -= {queue}
-        self._listen_to([*(one for one in self.queues if one != queue), queue])
+        self._listen_to(self.listening.with_one(queue))
 
     def listen_no_more(self, queue: str) -> None:
         """Listen to a queue no more; what was claimed of it runs."""
-        queue = own_queue(self.name, queue) if queue in broadcasts(self.conf.task_queues) else queue
-        self._left.add(queue)
-        if self.all_queues:
-            self.exclude |= {queue}
-        self._listen_to([one for one in self.queues if one != queue])
+        self._left.add(self.listening.own(queue))
+        self._listen_to(self.listening.without(queue))
 
     def _listen_to(self, queues: list[str]) -> None:
         self.consumer.follow(queues)
-        self.queues = queues
+        self.listening.names = queues
         self._drained = False
         self._show_soon()
 
@@ -642,7 +627,7 @@ class Worker:
         """Do what needs the server; while it can't be reached, keep everything and go on without it."""
         try:
             action()
-        except _OUTAGE as exc:
+        except OUTAGE as exc:
             if self._offline_since is None:
                 self._offline_since = time.monotonic()
                 self._pause_s = 0.1
@@ -661,14 +646,14 @@ class Worker:
         """
         try:
             self._reconnect()
-        except _OUTAGE as exc:
+        except OUTAGE as exc:
             raise BackendUnavailable(f"{exc} It isn't waited for: broker_connection_retry_on_startup is off.") from exc
 
     def _reconnect(self) -> None:
         """Renew before anything else: what was taken over meanwhile stops here, and its outcome is dropped."""
         # Orders count from before this worker shows itself: whoever sees it can give it some.
         self._order_cursor = self._order_cursor or self.backend.last_order() or "0"
-        self._follow_queues()
+        self.listening.follow()
         self._renew()
         self.gates.look()
         self.consumer.open(self.queues)
@@ -714,35 +699,10 @@ class Worker:
             self._selector.unregister(orders)
             if (settling := self.consumer.settling) is not None:
                 self._selector.unregister(settling)
-            with contextlib.suppress(*_OUTAGE, OSError):
+            with contextlib.suppress(*OUTAGE, OSError):
                 orders.close()
         self.consumer.hang_up()
         self.ledger.interrupted()
-
-    def _follow_queues(self) -> None:
-        if self.all_queues:
-            found = {queue for queue in self.broker.queues() if not is_own(queue)} | {self.conf.task_default_queue}
-            self.queues = self._own(sorted(found - self.exclude))
-
-    def _chosen(self, queues: Sequence[str]) -> list[str]:
-        """Return the queues to listen to, checked.
-
-        Raises:
-            ImproperlyConfigured: none is left, or one isn't known and `task_create_missing_queues` is off.
-        """
-        chosen = [queue for queue in dict.fromkeys(queues) if queue not in self.exclude]
-        if not chosen and not self.all_queues:
-            raise ImproperlyConfigured(f"no queue is left to listen to: {', '.join(queues)} are excluded")
-        if not self.conf.task_create_missing_queues:
-            for queue in chosen:
-                check_queue(queue, self.conf.task_queues or (self.conf.task_default_queue,))
-        return self._own(chosen)
-
-    def _own(self, queues: Sequence[str]) -> list[str]:
-        """Return these queues, with those of this worker's own in place of broadcasts, and the one for it alone."""
-        shared = broadcasts(self.conf.task_queues)
-        found = [own_queue(self.name, queue) if queue in shared else str(queue) for queue in queues]
-        return [*found, own_queue(self.name)] if self.conf.worker_direct else found
 
     # ---- claiming
 
@@ -757,7 +717,8 @@ class Worker:
     def _claimed(self, batch: Batch) -> None:
         self._next_due, self._drained = batch.next_due_s, batch.drained
         self.work.arrived(len(batch.deliveries), time.monotonic(), drained=batch.drained)
-        self._take(batch.deliveries)
+        if self.reception.take(batch.deliveries):
+            self._drained = False
 
     def _may_claim(self) -> bool:
         """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
@@ -791,108 +752,6 @@ class Worker:
     def _read_settled(self) -> None:
         if self.ledger.answered():
             self._drained = False
-
-    def _take(self, deliveries: Iterable[Delivery]) -> None:
-        """Judge what was claimed, and hand out what is to run."""
-        undecided = deque(deliveries)
-        put_off: list[Delivery] = []
-        refused: list[tuple[Delivery, str]] = []
-        try:
-            repeats = self._judge(undecided, put_off, refused)
-            if self.gates.pass_on(self._hold):
-                self._drained = False  # there is room again, and the next may be due sooner
-            self.work.hand_out()
-            self.ledger.give_back(self.work.surplus())
-            if put_off:
-                self.consumer.put_off(put_off, PUT_OFF_MS)
-            if refused:
-                self.consumer.quarantine(refused)
-        except _OUTAGE:
-            gated = [task.delivery for task in self.gates.give_up()]
-            self.consumer.abandon([*undecided, *put_off, *gated, *(delivery for delivery, _ in refused)])
-            raise
-        if repeats:
-            self.consumer.count("repeat", repeats)
-
-    def _judge(self, undecided: deque[Delivery], put_off: list[Delivery], refused: list[tuple[Delivery, str]]) -> int:
-        """Judge deliveries, each of which is then no longer undecided; return how many were only repeats."""
-        now = time.time()
-        repeats = 0
-        while undecided:
-            delivery = undecided[0]
-            match self.intake.judge(delivery, now):
-                case Accepted() as task:
-                    if not self.gates.stops(task):
-                        self._hold(task)
-                case Ended(steering=steering, state=state, error=error, body=body, dead=dead) as end:
-                    if self.herald is not None:
-                        self.herald.never_began(steering, state, error, body)
-                    settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
-                    self.ledger.settle(
-                        self.reports.followed(
-                            settlement, end.drawn, steering.node, body, error, propagated=end.propagated
-                        )
-                    )
-                case Repeat():
-                    self.ledger.settle(Settlement(delivery, b""))
-                    repeats += 1
-                case NotMine(reason=reason):
-                    logger.warning("a message was left to other workers: %s", reason)
-                    put_off.append(delivery)
-                case Refused(reason=reason):
-                    logger.warning("a message was refused: %s", reason)
-                    if self.herald is not None:
-                        self.herald.refused(delivery, reason)
-                    refused.append((delivery, reason))
-            undecided.popleft()
-        return repeats
-
-    def _hold(self, task: Accepted, lock: str = "") -> None:
-        self._seq += 1
-        s = task.steering
-        limits = self.terms.limits_of(s)
-        child_task = ChildTask(
-            self._seq,
-            task.delivery.attempt,
-            s.id,
-            s.task,
-            s.code,
-            s.index,
-            task.steering_text,
-            task.args,
-            retries=s.retries - s.base,
-            limited=bool(limits),
-            time_limit=limits.time_limit,
-            soft_time_limit=limits.soft_time_limit,
-            fed=task.fed,
-            in_header=in_header(task.drawn, s.node),
-        )
-        held = Held(
-            self._seq,
-            task.delivery,
-            s,
-            pools.Job(self._seq, child_task, task.code),
-            limits=limits,
-            acks=self.terms.acks_of(s),
-            lock=lock,
-            alone=task.alone,
-            drawn=task.drawn,
-        )
-        if self.herald is not None:
-            self.herald.received(held)
-        self.work.add(held, waits=bool(task.blobs))
-        if task.blobs and self.transfers.fetch(task.blobs, lambda error: self._fetched(held, error)):
-            self.work.resume(held)
-
-    def _fetched(self, held: Held, error: NBQueueError | None) -> None:
-        """Go on with a task whose large data has come, or can't be had."""
-        if self.work.held.get(held.seq) is not held or held.lost or held.revoked:
-            return
-        if error is None:
-            self.work.resume(held)
-            self.work.hand_out()
-        else:
-            self.outcomes.fail(held, type(error).__name__, f"{error} (worker {self.name})")
 
     # ---- what children say
 
@@ -936,44 +795,14 @@ class Worker:
         self.out_of_memory.happened(time.monotonic())
         if self._stopping_since is not None:
             return
-        self._follow_queues()
+        self.listening.follow()
         mine = [held.delivery for held in self.work.held.values() if not held.lost]
         if taken := self.leases.sweep(self.queues, mine, time.monotonic()):
             self._drained = False
             logger.warning("%d tasks of workers that no longer answer were returned to their queues", taken)
 
-    def _shifts(self) -> tuple[Shift, ...]:
-        now, found = time.time() - time.monotonic(), []
-        self._usage.forget_but({child.pid for child in self.pool.children.values()} | {os.getpid()})
-        for number, child in sorted(self.pool.children.items()):
-            cpu, memory = self._usage.of(child.pid)
-            held = self.work.running(number)
-            task = (
-                (held.steering.id, held.steering.shown_name, now + self.work.since(number)) if held else ("", "", 0.0)
-            )
-            found.append(Shift(number, child.pid, cpu, memory, *task, child.ready))
-        return tuple(found)
-
     def _advert(self) -> str:
-        shifts = self._shifts()
-        offer = Offer(
-            self.name,
-            socket.gethostname(),
-            os.getpid(),
-            self.signer.key_id,
-            tuple(self.queues),
-            self.all_queues and not self.exclude,
-            self.concurrency,
-            self._busy(),
-            self.started_at,
-            python_version(),
-            self.ledger.ended[states.SUCCESS],
-            self.ledger.ended[states.FAILURE],
-            sum({shift.pid: shift.memory for shift in shifts}.values()) + self._usage.of(os.getpid())[1],
-            self._stopping_since is not None,
-            shifts[:MAX_SHIFTS],
-        )
-        return msgspec.json.encode({"nbq": self.signer.sign("worker", msgspec.json.encode(offer))}).decode()
+        return self.adverts.text(self.listening, self.concurrency, stopping=self._stopping_since is not None)
 
     # ---- orders
 
