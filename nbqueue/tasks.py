@@ -730,7 +730,7 @@ def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
     name = getattr(run, "__qualname__", repr(run))
     if isinstance(run, staticmethod | classmethod):
         raise TypeError(f"{name} is a {type(run).__name__}: make a task of a plain function, outside of the class")
-    if isinstance(run, type):
+    if isinstance(run, type) and run.__module__ != "builtins":  # `str` and its kin are functions enough
         raise TypeError(f"{name} is a class; app.register_task makes a task of a class with a method run")
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise TypeError(
