@@ -637,6 +637,12 @@ def in_the_open(url: str) -> bool:
     )
 
 
+def encrypted_way(url: str) -> str:
+    """Return what would encrypt the way to a server, for people."""
+    scheme = scheme_of(url)
+    return "broker_use_ssl" if scheme == "sentinel" else f"{scheme}s://"
+
+
 def mask(url: str) -> str:
     """Return a URL without its password, for logs, errors and pages."""
     url = _QUERY_SECRET.sub(r"\1***", url)

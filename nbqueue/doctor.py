@@ -20,7 +20,7 @@ import redis
 
 from nbqueue import embedded, endpoints, server
 from nbqueue.broker import ServerBroker
-from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, Environment, in_the_open, mask, scheme_of
+from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, Environment, encrypted_way, in_the_open, mask, scheme_of
 from nbqueue.exceptions import NBQueueError
 from nbqueue.limits import shown_size
 from nbqueue.messages import python_version
@@ -160,11 +160,11 @@ def encryption(url: str) -> Iterator[Finding]:
     scheme = scheme_of(url)
     if in_the_open(url):
         yield Finding(
-            "note", f"what goes to {mask(url)} can be read and changed on the way", f"use {scheme}s://, see README.md"
+            "note", f"what goes to {mask(url)} can be read and changed on the way", f"use {encrypted_way(url)}"
         )
     if parse_qs(urlsplit(url).query).get("ssl_cert_reqs", ["required"])[0] != "required":
         yield Finding("note", f"the certificate of {mask(url)} is not verified", "remove ssl_cert_reqs")
-    if scheme in ("redis", "rediss") and _elsewhere(url) and not urlsplit(url).password:
+    if scheme in ("redis", "rediss", "sentinel") and _elsewhere(url) and not urlsplit(url).password:
         yield Finding("note", f"{mask(url)} is used without a password", "set requirepass or an ACL there")
 
 

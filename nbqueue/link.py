@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import endpoints
-from nbqueue.config import AMQP_SCHEMES, Environment, Settings, in_the_open, mask, redis_beside, scheme_of
+from nbqueue.config import (
+    AMQP_SCHEMES,
+    Environment,
+    Settings,
+    encrypted_way,
+    in_the_open,
+    mask,
+    redis_beside,
+    scheme_of,
+)
 from nbqueue.signing import read_key_file
 
 logger = logging.getLogger(__name__)
@@ -114,7 +123,7 @@ def resolve(conf: Settings, environment: Environment, *, work_follows: bool = Fa
         backend = broker
     for url in {broker, backend}:
         if in_the_open(url):
-            logger.warning("what goes to %s can be read on the way; %s:// encrypts it", mask(url), f"{scheme_of(url)}s")
+            logger.warning("what goes to %s can be read on the way; %s encrypts it", mask(url), encrypted_way(url))
     from nbqueue import embedded  # not before it is known that something is configured
 
     places = embedded.Places.find(environment.variables)

@@ -96,6 +96,7 @@ def test_doctor_starts_no_embedded_server(idle_site: Site, tmp_path: Path, monke
         ("redis://example.org", ["can be read and changed on the way", "without a password"]),
         ("rediss://:pw@example.org?ssl_cert_reqs=none", ["is not verified"]),
         ("amqp://me:pw@example.org", ["can be read and changed on the way"]),
+        ("sentinel://:pw@example.org:26379;127.0.0.1/0?master_name=m", ["can be read and changed on the way"]),
         ("redis://localhost", []),
         ("rediss://:pw@example.org", []),
         ("redis+socket:///run/s", []),
