@@ -198,9 +198,13 @@ class Executor(futures.Executor):
         code = self._codes.get((fn, in_rows)) or self._code(fn, in_rows)
         packer = Packer(spill=self._app.spill)
         whole, digest = code.packed(packer)
-        packed = serialization.dumps_args(args, kwargs, SERIALIZER, packer, by_value=True)
-        if len(whole) + len(packed) > MAX_MESSAGE_BYTES:
-            raise PayloadTooLarge(f"Not sent: a call of {fn.__name__} has {len(packed) / 1e6:,.0f} MB of arguments")
+        try:
+            packed = serialization.dumps_args(args, kwargs, SERIALIZER, packer, by_value=True)
+            if len(whole) + len(packed) > MAX_MESSAGE_BYTES:
+                raise PayloadTooLarge(f"Not sent: a call of {fn.__name__} has {len(packed) / 1e6:,.0f} MB of arguments")
+        except BaseException:
+            code.until = 0.0  # parts of it went into this packer, and are not sent
+            raise
         return Call(future, code.task, digest, whole, packed, packer if packer.blobs else None)
 
     def _code(self, fn: Callable[..., Any], in_rows: bool) -> _Code:
