@@ -34,6 +34,7 @@ from nbqueue.entries import (
     open_stand,
     sent_by,
     sign_stand,
+    with_ends,
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
 from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox
@@ -49,6 +50,8 @@ RENEWAL_S: Final = 1.0
 IDLE_S: Final = 5.0  # between two looks at a schedule that has no entries
 ASIDE_S: Final = 60.0  # an entry that can't be fired is tried again after so long
 BLOBS_AGAIN_S: Final = 86_400.0
+NOTED_S: Final = 20.0  # between two looks at how runs ended
+NOTED_AT_ONCE: Final = 1_000
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class Beat:
         self._stopped = threading.Event()
         self._pause_s = 0.0
         self._blobs_kept_at = 0.0
+        self._noted_at = 0.0
         self._synced = False
         self._doubted: set[bytes] = set()
 
@@ -140,6 +144,7 @@ class Beat:
             if not self._timetable.joined:
                 send_outbox(self._timetable, self.app.broker.publish)
             self._fire_due(token)
+            self._note_ends(token)
             self._keep_blobs()
             if self.leads:
                 cursor, wait_s = self._cursor or "0", self._until_next()
@@ -264,6 +269,28 @@ class Beat:
             if sent.steering.label or sent.steering.identity:
                 app.backend.label(Label(sent.id, sent.steering.label, sent.steering.identity, self._now()))
         return said
+
+    def _note_ends(self, token: int) -> None:
+        """Write how runs ended beside when they were due: their records go after a while."""
+        if not self.leads or time.monotonic() - self._noted_at < NOTED_S:
+            return
+        self._noted_at = time.monotonic()
+        kept_since = self._now() - self.app.conf.result_expires
+        runs = [run for known in self._known.values() for run in known.stand.runs if run.id and not run.ended]
+        newest = sorted((run for run in runs if run.due > kept_since), key=lambda run: -run.due)[:NOTED_AT_ONCE]
+        if not newest:
+            return
+        ids = [run.id for run in newest]
+        records = dict(zip(ids, self.app.backend.load(ids), strict=True))
+        for known in self._known.values():
+            stand = with_ends(known.stand, records, self.app.signer)
+            if stand is known.stand:
+                continue
+            text = sign_stand(stand, self.app.signer)
+            if self._timetable.fire(token, known.entry.name, known.row, text, ()) != FIRED:
+                self._cursor = ""  # somebody else was faster, or leads: to be read again
+                return
+            known.stand, known.row = stand, Row(known.row.entry, text)
 
     def _call_of(self, known: _Known) -> Call:
         if known.call is None:

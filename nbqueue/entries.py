@@ -9,7 +9,7 @@ Source: Celery 5.7, "Periodic Tasks" of its user guide.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -27,12 +27,14 @@ from nbqueue.messages import (
     decode_fact_text,
     decode_steering,
     id_from,
+    open_fact,
     pending_facts,
     sign_record,
 )
 from nbqueue.payloads import Ref, named
 from nbqueue.schedules import Rule, rule_of
 from nbqueue.signing import Signer
+from nbqueue.states import READY_STATES
 from nbqueue.times import expiry_time
 
 T = TypeVar("T")
@@ -86,12 +88,25 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
-    """One firing, or those that were missed before it. `due` is Unix seconds; `missed` counts; `by_hand`: run now."""
+    """One firing, or those that were missed before it. Times are Unix seconds.
+
+    Args:
+        due: when it was due.
+        id: of its task; empty where nothing was sent.
+        missed: how many were missed before it.
+        by_hand: it was run now, beside its times.
+        state: how it ended, once a beat has seen that; records are gone after a while, a history stays.
+        started: when it began, of one that has ended.
+        ended: when it ended.
+    """
 
     due: float
     id: str = ""
     missed: int = 0
     by_hand: bool = False
+    state: str = ""
+    started: float = 0.0
+    ended: float = 0.0
 
 
 class Stand(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -197,6 +212,35 @@ def after_firing(stand: Stand, entry: Entry, run: Run, *, by_hand: bool = False)
         count=stand.count + bool(run.id),
         runs=(*stand.runs, run)[-RUNS_KEPT:],
     )
+
+
+def known_of(record: bytes | None, run: Run, signer: Signer) -> Run:
+    """Return a run with what its record says, as far as that can be believed."""
+    if record is None:
+        return run
+    try:
+        facts = open_fact(record, signer, kind="record").facts
+    except BadMessage:
+        return run
+    if facts.id != run.id:
+        return run
+    ended = facts.at if facts.state in READY_STATES else 0.0
+    return msgspec.structs.replace(run, state=facts.state, started=facts.started_at, ended=ended)
+
+
+def with_ends(stand: Stand, records: Mapping[str, bytes | None], signer: Signer) -> Stand:
+    """Return how an entry stands with the ends of its runs; the same object if none is new.
+
+    Args:
+        stand: as it is stored.
+        records: of tasks, by their ids.
+        signer: verifies them.
+    """
+    runs = []
+    for run in stand.runs:
+        known = known_of(records.get(run.id), run, signer) if run.id and not run.ended else run
+        runs.append(known if known.ended else run)
+    return stand if runs == list(stand.runs) else msgspec.structs.replace(stand, runs=tuple(runs))
 
 
 def ids_of(entry: Entry, due: float) -> tuple[str, str]:

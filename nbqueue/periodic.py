@@ -31,6 +31,7 @@ from nbqueue.entries import (
     check,
     digest_of,
     encode_call,
+    known_of,
     next_due,
     open_call,
     open_entry,
@@ -41,7 +42,7 @@ from nbqueue.entries import (
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
 from nbqueue.expand import expand
-from nbqueue.messages import Steering, encode_steering, new_id, new_nonce, open_fact, pack_body
+from nbqueue.messages import Steering, encode_steering, new_id, new_nonce, pack_body
 from nbqueue.payloads import Packer
 from nbqueue.plans import pack
 from nbqueue.schedules import Rule, maybe_schedule
@@ -156,8 +157,8 @@ class Schedule:
         """Return all entries, in the order of their names, with their last runs."""
         rows = self.timetable.rows()
         known = {name: _read(name, row, self.app) for name, row in rows.items()}
-        ids = [run.id for found in known.values() if not isinstance(found, str) for run in found[1].runs if run.id]
-        records = dict(zip(ids, self.app.backend.load(ids), strict=True))
+        ids = [id_ for found in known.values() if not isinstance(found, str) for id_ in _open_runs(found[1])]
+        records = dict(zip(ids, self.app.backend.load(ids), strict=True)) if ids else {}
         return [self._shown(name, known[name], records) for name in sorted(known)]
 
     def get(self, name: str) -> ShownEntry:
@@ -168,7 +169,7 @@ class Schedule:
         """
         row = self._row(name)
         found = _read(name, row, self.app)
-        ids = [run.id for run in found[1].runs if run.id] if not isinstance(found, str) else []
+        ids = _open_runs(found[1]) if not isinstance(found, str) else []
         return self._shown(name, found, dict(zip(ids, self.app.backend.load(ids), strict=True)))
 
     def leader(self) -> Leader | None:
@@ -208,17 +209,10 @@ class Schedule:
         )
 
     def _shown_run(self, run: Run, record: bytes | None) -> ShownRun:
-        state, started, ended = (states.UNKNOWN if run.id else "MISSED"), 0.0, 0.0
-        if record is not None:
-            try:
-                facts = open_fact(record, self.app.signer, kind="record").facts
-            except BadMessage:
-                facts = None
-            if facts is not None and facts.id == run.id:
-                state, started = facts.state, facts.started_at
-                ended = facts.at if state in states.READY_STATES else 0.0
-        due = datetime.fromtimestamp(run.due, UTC)
-        return ShownRun(due, run.id, state, _instant(started), _instant(ended), run.missed, run.by_hand)
+        known = known_of(record, run, self.app.signer)
+        state = known.state or (states.UNKNOWN if run.id else "MISSED")
+        due, started, ended = datetime.fromtimestamp(run.due, UTC), _instant(known.started), _instant(known.ended)
+        return ShownRun(due, run.id, state, started, ended, run.missed, run.by_hand)
 
     # ---- changing
 
@@ -673,6 +667,11 @@ def _read(name: str, row: Row, app: App) -> tuple[Entry, Stand] | str:
     except BadMessage as exc:
         return f"It can't be believed: {exc}"
     return entry, stand
+
+
+def _open_runs(stand: Stand) -> list[str]:
+    """Return ids of runs that may come to another end than is noted, as a failure does that is run again."""
+    return [run.id for run in stand.runs if run.id and run.state != states.SUCCESS]
 
 
 def _instant(at: float) -> datetime | None:

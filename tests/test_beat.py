@@ -280,3 +280,34 @@ def test_entry_of_another_key_is_told_of_and_never_fires(site: Site, leading: Be
     assert [(entry.name, entry.enabled) for entry in site.app.beat.list()] == [("forged", False), ("garbage", False)]
     assert "can't be believed" in site.app.beat.list()[0].problem
     assert queued(site) == 0
+
+
+def test_history_outlives_the_records_of_its_runs(site: Site, leading: Beat) -> None:
+    site.app.beat.add("sum", 3600.0, site.app.task(add).s(2, 3))
+    move_back(site, "sum", 3600)
+    leading.turn(wait=False)
+    by_hand = site.app.beat.run_now("sum")
+    site.worker(concurrency=1)
+    assert site.app.AsyncResult(by_hand).get(timeout=15) == 5
+    wait_until(lambda: [run.state for run in site.app.beat.get("sum").runs] == ["SUCCESS"] * 2, 10, "both to end")
+    before = site.app.beat.get("sum")
+    for _ in range(2):
+        leading._noted_at = 0.0
+        leading.turn(wait=False)
+    for run in before.runs:
+        site.server_says("DEL", f"celery-task-meta-{run.id}")
+    assert site.app.beat.get("sum") == before
+    assert site.app.beat.list() == [before]
+
+
+def test_end_that_is_noted_by_a_beat_that_leads_no_more_changes_nothing(site: Site, leading: Beat) -> None:
+    site.app.beat.add("sum", 3600.0, site.app.task(add).s(2, 3))
+    move_back(site, "sum", 3600)
+    leading.turn(wait=False)
+    site.worker(concurrency=1)
+    wait_until(lambda: site.app.beat.get("sum").runs[0].state == "SUCCESS", 15, "it to end")
+    row = site.app.beat.timetable.row("sum")
+    site.server_says("SET", "nbq:beat:leader", "99999 0 somebody else", "PX", "60000")
+    leading._noted_at = 0.0
+    leading._note_ends(1)
+    assert site.app.beat.timetable.row("sum") == row

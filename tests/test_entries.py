@@ -6,8 +6,24 @@ from datetime import UTC, datetime
 
 import pytest
 
-from nbqueue.entries import Entry, Firing, Run, Stand, after_firing, check, firings, ids_of, next_due
+from nbqueue.entries import (
+    Entry,
+    Firing,
+    Run,
+    Stand,
+    after_firing,
+    check,
+    firings,
+    ids_of,
+    known_of,
+    next_due,
+    with_ends,
+)
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.messages import Facts, Failure, encode_failure, sign_record
+from nbqueue.signing import Signer
+
+SIGNER = Signer(b"k" * 32)
 
 START = datetime(2026, 3, 28, 12, tzinfo=UTC).timestamp()
 
@@ -104,3 +120,17 @@ def test_what_can_not_be_an_entry_is_named(wrong: dict[str, str], why: str) -> N
     fields = {"rule": "0 7 * * *", **wrong}
     with pytest.raises(ImproperlyConfigured, match=why):
         check(entry(**fields), START)
+
+
+def test_failure_that_is_noted_and_run_again_has_its_new_end() -> None:
+    def record(state: str) -> bytes:
+        body = encode_failure(Failure("ValueError", "bad", "")) if state == "FAILURE" else b""
+        return sign_record(Facts(kind="record", id="i", state=state, started_at=1.0, at=3.0), body, SIGNER)
+
+    stand = Stand(name="e", runs=(Run(0.0, "i"), Run(9.0, "other")))
+    noted = with_ends(stand, {"i": record("FAILURE")}, SIGNER)
+    assert [(run.state, run.started, run.ended) for run in noted.runs] == [("FAILURE", 1.0, 3.0), ("", 0.0, 0.0)]
+    assert with_ends(noted, {"i": record("SUCCESS")}, SIGNER) is noted
+    assert known_of(record("SUCCESS"), noted.runs[0], SIGNER).state == "SUCCESS"
+    assert known_of(b"forged", noted.runs[0], SIGNER) == noted.runs[0]
+    assert with_ends(stand, {"other": record("SUCCESS")}, SIGNER) is stand

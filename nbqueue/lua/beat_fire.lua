@@ -20,4 +20,6 @@ for n, message in ipairs(messages) do
   end
 end
 if #messages > 0 and elsewhere ~= 1 then rouse(wake) end
+-- by hand: whoever leads is to know of this run too
+if token == 0 then redis.call("XADD", "nbq:beat:changes", "MAXLEN", "~", 100, "*", "n", name) end
 return 1
