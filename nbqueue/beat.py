@@ -17,6 +17,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from nbqueue import signals
 from nbqueue.backends.base import Label
 from nbqueue.entries import (
     Call,
@@ -106,6 +107,7 @@ class Beat:
     def run(self) -> None:
         """Send what is due until stopped."""
         logger.info("%s begins", self.name)
+        signals.beat_init.send(self)
         while not self._stopped.is_set():
             try:
                 self.turn()

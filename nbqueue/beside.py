@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from nbqueue import signals
+
 if TYPE_CHECKING:
     from nbqueue.app import App
     from nbqueue.beat import Beat
@@ -46,6 +48,7 @@ class BeatThread:
         try:
             with Beat(self.app, **self.options) as self.beat:
                 if not self._stopped.is_set():
+                    signals.beat_embedded_init.send(self.beat)
                     self.beat.run()
         except Exception:
             logger.exception("the beat has ended")

@@ -43,6 +43,7 @@ class Held(msgspec.Struct, eq=False):
     job: Job
     child: int = 0  # 0: not handed out
     marked: bool = False  # shown as started
+    announced: bool = False  # told as started, to those who watch
     revoked: bool = False  # being stopped because somebody cancelled it
     unwanted: bool = False  # cancelled, but left to run; it must not run again
     alone: bool = False  # it may have been the end of its workers: nothing else runs beside it

@@ -44,7 +44,6 @@ class Herald:
         self.emitter = emitter
         self.tasks = tasks
         self.processed = 0
-        self._started: set[int] = set()
 
     @property
     def tells(self) -> bool:
@@ -72,8 +71,8 @@ class Herald:
 
     def started(self, held: Held, at: float) -> None:
         """Tell that a task runs, since `at` (Unix seconds)."""
-        if self.tells and held.seq not in self._started:
-            self._started.add(held.seq)
+        if self.tells and not held.announced:
+            held.announced = True
             self._emit("task-started", held.steering, timestamp=at)
 
     def ended(self, held: Held, state: str, body: bytes, error: str, outcome: Outcome | None) -> None:
@@ -81,7 +80,6 @@ class Herald:
         s = held.steering
         if outcome is not None:
             self.started(held, outcome.started_at)
-        self._started.discard(held.seq)
         self.processed += 1
         if state == states.SUCCESS and outcome is not None:
             self._emit(
@@ -100,12 +98,10 @@ class Herald:
     def retried(self, held: Held, outcome: Outcome) -> None:
         """Tell that a task will run again, as it has asked to."""
         self.started(held, outcome.started_at)
-        self._started.discard(held.seq)
         self._failed("task-retried", held.steering, decode_again(outcome.body).failure)
 
     def given_back(self, held: Held) -> None:
         """Tell that a task has put its message back."""
-        self._started.discard(held.seq)
         self._emit("task-rejected", held.steering, requeue=True)
 
     def never_began(self, steering: Steering, state: str, error: str, body: bytes) -> None:

@@ -14,7 +14,7 @@ from nbqueue.cli import daemon
 from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, prepare
 from nbqueue.cli.worker import level
 from nbqueue.config import Environment
-from nbqueue.log import setup
+from nbqueue.log import setup, tell_receivers
 
 
 @click.command(cls=Command)
@@ -74,6 +74,7 @@ def beat(
         app = chosen_app(ctx, options)
         for module in dict.fromkeys((*app.conf.imports, *app.conf.include)):
             importlib.import_module(module)
+        tell_receivers(loglevel, log)
         from nbqueue.beat import Beat  # loads the client of a server
 
         made = stack.enter_context(Beat(app, name=name))

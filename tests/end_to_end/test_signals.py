@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,25 @@ def test_life_of_a_worker_is_told_in_its_order(idle_site: Site, lines: Lines) ->
     (began,) = lines.of("worker_process_init")
     (ended,) = lines.of("worker_process_shutdown")
     assert began["process"] == ended["process"] == ended["pid"] != worker.pid
+
+
+def test_beat_tells_that_it_begins_and_whether_beside_a_worker(idle_site: Site, lines: Lines) -> None:
+    worker = start(idle_site, lines, "-B")
+    assert lines.one("beat_init")["process"] == lines.one("beat_embedded_init")["process"] == worker.pid
+    lines.file.unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nbqueue", "-A", "tests.signalled:app", "beat", "-b", idle_site.broker_url],
+        cwd=ROOT,
+        env={**os.environ, "NBQUEUE_KEY_FILE": str(idle_site.key_file), "TESTS_SIGNALS": str(lines.file)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: any(line["process"] == process.pid for line in lines.of("beat_init")), 15, "beat_init")
+    finally:
+        process.terminate()
+        process.wait(15)
+    own = [line["signal"] for line in lines.all() if line["process"] == process.pid]
+    assert own == ["user_preload_options", "after_setup_logger", "after_setup_task_logger", "beat_init"]
 
 
 def test_settings_that_celeryd_init_changes_hold(idle_site: Site, lines: Lines) -> None:
