@@ -270,6 +270,30 @@ class Task:
         return self.cluster_state.tasks.get(id_)
 
 
+class Index:
+    """The tasks of a state by something that is known of them.
+
+    Args:
+        state: which.
+        of: returns what a task is found by.
+    """
+
+    def __init__(self, state: State, of: Callable[[Task], str | None]) -> None:
+        self._state = state
+        self._of = of
+
+    def __call__(self, key: str, limit: int | None = None, reverse: bool = True) -> Iterator[tuple[str, Task]]:
+        """Yield ids and tasks of one key, the newest first."""
+        found = [item for item in self._state.tasks_by_time(reverse=reverse) if self._of(item[1]) == key]
+        yield from found[:limit]
+
+    def __getitem__(self, key: str) -> set[Task]:
+        return {task for _, task in self._state.itertasks() if self._of(task) == key}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({key for _, task in self._state.itertasks() if (key := self._of(task)) is not None})
+
+
 Handler = Callable[[str, dict[str, Any]], Any]
 
 
@@ -378,21 +402,15 @@ class State:
 
     tasks_by_timestamp = tasks_by_time
 
-    def tasks_by_type(self, name: str, limit: int | None = None, reverse: bool = True) -> Iterator[tuple[str, Task]]:
-        """Yield ids and tasks of one name, the newest first."""
-        found = [item for item in self.tasks_by_time(reverse=reverse) if item[1].name == name]
-        yield from found[:limit]
+    @property
+    def tasks_by_type(self) -> Index:
+        """Return the tasks by their names: `tasks_by_type["add"]` is a set, `tasks_by_type("add")` goes by time."""
+        return Index(self, lambda task: task.name)
 
-    def tasks_by_worker(
-        self, hostname: str, limit: int | None = None, reverse: bool = True
-    ) -> Iterator[tuple[str, Task]]:
-        """Yield ids and tasks of one worker, the newest first."""
-        found = [
-            item
-            for item in self.tasks_by_time(reverse=reverse)
-            if item[1].worker is not None and item[1].worker.hostname == hostname
-        ]
-        yield from found[:limit]
+    @property
+    def tasks_by_worker(self) -> Index:
+        """Return the tasks by their workers' names, likewise."""
+        return Index(self, lambda task: task.worker.hostname if task.worker is not None else None)
 
     def task_types(self) -> list[str]:
         """Return the names of all tasks seen."""

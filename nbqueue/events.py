@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nbqueue.app import App
     from nbqueue.receiver import EventDispatcher, EventReceiver
 
+_OF_KOMBU = frozenset({"EventDispatcher", "EventReceiver", "get_exchange"})
+
 __all__ = ["Event", "Events", "State", "Task", "Worker", "group_from"]
 
 
@@ -42,6 +44,14 @@ def group_from(type: str) -> str:
     ('task', 'mine')
     """
     return type.partition("-")[0]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_KOMBU:
+        raise AttributeError(f"module 'nbqueue.events' has no attribute {name!r}")
+    from nbqueue import receiver  # noqa: PLC0415 - loads kombu, which sending doesn't need
+
+    return getattr(receiver, name)
 
 
 class Events:

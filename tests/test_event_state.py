@@ -99,6 +99,9 @@ def test_tasks_are_found_by_time_by_name_and_by_worker() -> None:
     assert [uuid for uuid, _ in state.tasks_by_type("add")] == ["c", "a"]
     assert [uuid for uuid, _ in state.tasks_by_worker("y")] == ["b"]
     assert [uuid for uuid, _ in state.itertasks(2)] == ["a", "b"]
+    assert state.tasks_by_type["add"] == {state.tasks["a"], state.tasks["c"]}
+    assert state.tasks_by_worker["nobody"] == set()
+    assert set(state.tasks_by_worker) == {"x", "y"}
 
 
 def test_relatives_are_found_by_their_ids() -> None:

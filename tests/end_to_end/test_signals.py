@@ -80,6 +80,25 @@ def test_signals_of_a_task_are_sent_in_its_child_and_in_the_supervisor(idle_site
     assert lines.one("task_postrun", rejected.id)["state"] == "REJECTED"
 
 
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_other_pools_answer_and_send_signals_as_well(idle_site: Site, lines: Lines, pool: str) -> None:
+    worker = idle_site.worker("-E", "-I", "tests.signalled", "-P", pool, concurrency=2, TESTS_SIGNALS=str(lines.file))
+    app = idle_site.app
+    long = app.send_task("tests.project.note", (str(idle_site.server.directory), "long", 60.0))
+    wait_until(lambda: long.state == "STARTED", 10, "it to run")
+    ((_, (active,)),) = (app.control.inspect(timeout=5).active() or {}).items()
+    assert active["id"] == long.id
+    ((_, stats),) = (app.control.inspect(timeout=5).stats() or {}).items()
+    assert active["worker_pid"] in stats["pool"]["processes"]
+    long.revoke(terminate=True)
+    wait_until(long.ready, 15, "it to end")
+    good = app.send_task("tests.project.add", (1, 2))
+    assert good.get(timeout=10) == 3
+    assert lines.one("task_postrun", good.id)["state"] == "SUCCESS"
+    assert lines.of("worker_process_init")
+    assert lines.one("task_revoked", long.id)["process"] == worker.pid
+
+
 def test_error_of_a_receiver_harms_no_task(idle_site: Site, lines: Lines) -> None:
     start(idle_site, lines)
     sent = idle_site.app.send_task("tests.signalled.headers", (), {"stumble": True})
