@@ -7,14 +7,18 @@ in its child. Memory is that of the child, not of processes which it has started
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
 from nbqueue.dispatch import Dispatcher, Held
+from nbqueue.forkserver import ChildSettings
 from nbqueue.limits import Limits, shown_size
 from nbqueue.memory import rss_bytes
 
 SAMPLE_S: Final = 0.25  # between two looks at how much memory a task uses
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -82,3 +86,9 @@ class Guard:
             if used > limits.memory_limit:
                 text = f"used {shown_size(used)}, its limit is {shown_size(limits.memory_limit)}"
                 self.work.end(held, "MemoryLimitExceeded", text)
+
+
+def warn_of_threads(settings: ChildSettings, limits: Limits) -> None:
+    """Say which limits of a worker its threads can't keep."""
+    if settings.threads and (settings.max_tasks or settings.max_memory_kib or limits.memory_limit):
+        logger.warning("threads share a process: limits of memory are not kept, nor are children replaced by wear")

@@ -39,7 +39,7 @@ from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
 from nbqueue.forkserver import ChildSettings, ForkServer
 from nbqueue.gatekeeper import Gatekeeper
-from nbqueue.guard import Guard
+from nbqueue.guard import Guard, warn_of_threads
 from nbqueue.intake import Intake
 from nbqueue.leases import Leases
 from nbqueue.ledger import Ledger
@@ -195,6 +195,7 @@ class Worker:
             app.default_rate,
             rates=not self.conf.worker_disable_rate_limits,
         )
+        warn_of_threads(self.pool.settings, self.terms.limits)
         accept = accepts(self.conf.accept_content)
         self.intake = Intake(
             self.signer, self.backend, self.name, self.conf.worker_max_losses, self.terms.acks_of, accept

@@ -91,6 +91,24 @@ def test_map_in_threads_keeps_its_order(threads: tuple[Site, Worker]) -> None:
     assert site.app.task(square).map(range(500)).get(timeout=30) == [n * n for n in range(500)]
 
 
+def test_task_in_a_thread_calls_others(threads: tuple[Site, Worker]) -> None:
+    site, _ = threads
+    inner = site.app.task(square, name="inner")
+
+    def outer(x: int) -> str:
+        return str(inner.delay(x).id)
+
+    results = [site.app.task(outer).delay(n) for n in range(8)]
+    ids = [result.get(timeout=20) for result in results]
+    assert [site.app.AsyncResult(id_).get(timeout=20) for id_ in ids] == [n * n for n in range(8)]
+
+
+def test_limits_that_threads_can_not_keep_are_named(idle_site: Site) -> None:
+    worker = idle_site.worker("-P", "threads", "--max-tasks-per-child", "1", concurrency=2)
+    assert "threads share a process: limits of memory are not kept" in worker.log.read_text()
+    assert idle_site.app.task(square).map(range(10)).get(timeout=20)[-1] == 81
+
+
 def test_soft_limit_is_raised_in_the_thread_of_its_task(threads: tuple[Site, Worker], tmp_path: Path) -> None:
     site, worker = threads
     process = process_of(worker).pid
