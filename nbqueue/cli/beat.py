@@ -12,6 +12,7 @@ import click
 
 from nbqueue.cli import daemon
 from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, prepare
+from nbqueue.cli.placed import words_again
 from nbqueue.cli.worker import level
 from nbqueue.config import Environment
 from nbqueue.log import setup, tell_receivers
@@ -63,7 +64,7 @@ def beat(
 
         variables = Environment.read().variables
         log = log or embedded.Places.find(variables).logs / "beat.log"
-        pid = daemon.Detached(log).start(daemon.without_detach(daemon.command_line()), variables)
+        pid = daemon.Detached(log).start(daemon.without_detach(words_again(ctx)), variables)
         if not options["quiet"]:
             click.echo(f"beat started, process {pid}; its log is {log}")
         return

@@ -9,7 +9,6 @@ import pwd
 import select
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,11 +159,6 @@ def without_detach(arguments: Sequence[str]) -> list[str]:
         elif word not in flags and not word.startswith(tuple(f"{option}=" for option in valued)):
             kept.append(word)
     return kept
-
-
-def command_line() -> list[str]:
-    """Return this process's arguments, without the program."""
-    return sys.argv[1:]
 
 
 def _user(named: str | None) -> tuple[int | None, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,4 +120,5 @@ def main(arguments: Sequence[str] | None = None, *, app: App | None = None) -> N
         arguments: without the program; this process's if None.
         app: the one that commands use, in place of what `-A` would name.
     """
-    cli.main(None if arguments is None else list(arguments), prog_name="nbqueue", obj={"app": app})
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    cli.main(words, prog_name="nbqueue", obj={"app": app, "words": tuple(words)})

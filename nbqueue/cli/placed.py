@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from nbqueue.config import Environment
 from nbqueue.exceptions import ImproperlyConfigured
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+
+
+def words_again(ctx: click.Context) -> list[str]:
+    """Return the words of a command line, for another process: with `-A` where a program runs it for its own app."""
+    words = list(ctx.obj["words"])
+    return words if ctx.obj["app"] is None else ["-A", importable(ctx.obj["app"]), *words]
+
+
+def importable(app: App) -> str:
+    """Return what `-A` would say of an app; processes started from now on find its script by their path."""
+    named, directory = place_of(app)
+    if directory is not None:
+        before = Environment.read().variables.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{directory}{os.pathsep}{before}" if before else str(directory)
+    return named
 
 
 def place_of(app: App) -> tuple[str, Path | None]:

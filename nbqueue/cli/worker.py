@@ -16,6 +16,7 @@ import click
 from nbqueue import signals
 from nbqueue.cli import daemon
 from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, names, prepare
+from nbqueue.cli.placed import importable, words_again
 from nbqueue.config import Environment, child_environment
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.forkserver import ChildSettings, start_fork_server
@@ -187,14 +188,14 @@ def worker(
     name = daemon.expanded(name or "")
     log, numbered = (_path(options[option], name) for option in ("logfile", "pidfile"))
     if options["detach"]:
-        _detach(options, name, log)
+        _detach(ctx, options, name, log)
         return
     _refuse_without_detach(options)
     with contextlib.ExitStack() as stack:
         if numbered is not None:
             stack.enter_context(daemon.pid_file(numbered))
         if (ctx.obj or {}).get("app") is not None:
-            options["app_name"] = _importable(ctx.obj["app"])
+            options["app_name"] = importable(ctx.obj["app"])
         # Its interpreter starts while this one loads what a supervisor needs.
         environment = child_environment(
             Environment.read().variables,
@@ -283,31 +284,21 @@ def _set(app: App, options: dict[str, Any]) -> None:
             setattr(app.conf, setting, True)
 
 
-def _importable(app: App) -> str:
-    """Return what `-A` would say of an app; children find a script beside which they don't start by their path."""
-    from nbqueue.cli.placed import place_of  # only for apps that start their workers themselves
-
-    named, directory = place_of(app)
-    if directory is not None:
-        before = Environment.read().variables.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = f"{directory}{os.pathsep}{before}" if before else str(directory)
-    return named
-
-
 def _path(given: str | None, name: str) -> Path | None:
     return Path(daemon.expanded(given, name or "worker")).absolute() if given else None
 
 
-def _detach(options: dict[str, Any], name: str, log: Path | None) -> None:
+def _detach(ctx: click.Context, options: dict[str, Any], name: str, log: Path | None) -> None:
     """Start the same worker in the background."""
     from nbqueue import embedded  # a worker in the foreground may need none
 
+    words = words_again(ctx)
     variables = Environment.read().variables
     if log is None:
         short = name.partition("@")[0] or "worker"
         log = embedded.Places.find(variables).logs / f"{short}.log"
     how = daemon.Detached(log, **{option: options[option] for option in ("uid", "gid", "umask", "executable")})
-    pid = how.start(daemon.without_detach(daemon.command_line()), variables)
+    pid = how.start(daemon.without_detach(words), variables)
     if not options["quiet"]:
         click.echo(f"worker started, process {pid}; its log is {log}")
 

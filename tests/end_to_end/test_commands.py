@@ -212,6 +212,25 @@ def test_program_runs_a_worker_for_its_own_app(idle_site: Site, tmp_path: Path) 
         assert process.wait(15) == 0
 
 
+def test_program_starts_its_worker_in_the_background(idle_site: Site, tmp_path: Path) -> None:
+    script = tmp_path / "proj.py"
+    script.write_text(
+        "from nbqueue import Celery\n"
+        f"app = Celery('proj', broker={idle_site.server.url!r}, key_file={str(idle_site.key_file)!r})\n"
+        "@app.task\ndef twice(x):\n    return 2 * x\n"
+        "if __name__ == '__main__':\n"
+        "    app.worker_main(['worker', '-D', '-c', '1', '--pidfile', 'w.pid', '-f', 'w.log'])\n"
+    )
+    words = [sys.executable, str(script), "not an argument of the worker's"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(words, cwd=tmp_path, env=variables, check=True, timeout=30, capture_output=True)
+    try:
+        assert idle_site.app.send_task("proj.twice", (3,)).get(timeout=20) == 6, (tmp_path / "w.log").read_text()
+    finally:
+        os.kill(int((tmp_path / "w.pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: not (tmp_path / "w.pid").exists(), 15, "it to stop")
+
+
 def test_worker_main_needs_the_word_worker() -> None:
     from nbqueue import App
 
