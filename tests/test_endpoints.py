@@ -194,7 +194,7 @@ def test_worker_and_client_meet_over_tls(encrypted: Encrypted, tmp_path: Path) -
         )
     try:
         with encrypted.app(broker_use_ssl=encrypted.tls) as app:
-            wait_until(lambda: bool(app.offers()), 20, "the worker to show itself")
+            wait_until(lambda: bool(app.offers()), 40, "the worker to show itself")
             inner = app.send_task("mine.four_times", (3,)).get(timeout=20)
             assert app.AsyncResult(inner).get(timeout=10) == 12, (tmp_path / "log").read_text()
     finally:

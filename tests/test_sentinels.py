@@ -125,6 +125,7 @@ def test_tasks_run_on_after_a_failover(watched: Watched, tmp_path: Path) -> None
     try:
         with watched.app(broker_transport_options={"master_name": "mine"}) as app:
             assert app.link.joined
+            wait_until(lambda: bool(app.offers()), 40, "the worker to show itself")
             assert app.send_task("mine.add", (1, 2)).get(timeout=20) == 3
             before = watched.primary()
             watched.kill_primary()

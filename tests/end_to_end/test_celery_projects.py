@@ -118,7 +118,7 @@ def working(site: Site, directory: Path, *words: str) -> Iterator[Path]:
             start_new_session=True,
         )
     try:
-        wait_until(lambda: "children, queues" in log.read_text(), 20, "the worker to say that it works")
+        wait_until(lambda: "children, queues" in log.read_text(), 40, "the worker to say that it works")
         yield log
     finally:
         process.send_signal(signal.SIGTERM)

@@ -171,6 +171,7 @@ def test_detached_worker_works_until_it_is_told_to_stop(idle_site: Site, tmp_pat
     pid = int(number.read_text())
     try:
         assert said.stdout == f"worker started, process {pid}; its log is {log}\n"
+        wait_until(lambda: bool(idle_site.app.offers()), 40, "the worker to show itself")
         assert idle_site.app.send_task("tests.project.add", (1, 2)).get(timeout=20) == 3
         assert os.getsid(pid) == pid
         assert number.stat().st_mode & 0o777 == 0o640
@@ -206,6 +207,7 @@ def test_program_runs_a_worker_for_its_own_app(idle_site: Site, tmp_path: Path) 
             [sys.executable, str(script)], cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
         )
     try:
+        wait_until(lambda: bool(idle_site.app.offers()), 40, "the worker to show itself")
         assert idle_site.app.send_task("proj.twice", (3,)).get(timeout=20) == 6, (tmp_path / "log").read_text()
     finally:
         process.terminate()
@@ -225,6 +227,7 @@ def test_program_starts_its_worker_in_the_background(idle_site: Site, tmp_path: 
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(words, cwd=tmp_path, env=variables, check=True, timeout=30, capture_output=True)
     try:
+        wait_until(lambda: bool(idle_site.app.offers()), 40, "the worker to show itself")
         assert idle_site.app.send_task("proj.twice", (3,)).get(timeout=20) == 6, (tmp_path / "w.log").read_text()
     finally:
         os.kill(int((tmp_path / "w.pid").read_text()), signal.SIGTERM)
