@@ -3,64 +3,45 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
-from nbqueue import canvas, contents, declaring, eager, plans, signals, states
+from nbqueue import canvas, contents, declaring, eager, finding, signals
 from nbqueue import result as results
 from nbqueue.acks import Acks
 from nbqueue.annotations import annotate
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
-from nbqueue.config import AMQP_SCHEMES, Environment, Settings, scheme_of
+from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.configuration import Configuration, from_environment, zone
 from nbqueue.current import Shared, join, set_current_app
-from nbqueue.deliveries import CODE_GONE, KEEPER_WAKE, LIVE, LIVE_S, RECORDS, Outgoing, QueueSize, Revocation
+from nbqueue.deliveries import KEEPER_WAKE, RECORDS, QueueSize
 from nbqueue.exceptions import (
-    AmbiguousLabel,
-    BlobNotStored,
     ImproperlyConfigured,
-    PayloadTooLarge,
-    SendFailed,
-    SendUncertain,
     UnknownTask,
 )
-from nbqueue.expand import Plan, expand
-from nbqueue.graph import Given, draw, sign_graph
+from nbqueue.expand import expand
 from nbqueue.limits import Limits, limits_of_call
-from nbqueue.link import Link, embedded_link, resolve
+from nbqueue.link import Link, resolve
 from nbqueue.messages import (
     CELL_TASK,
-    MAX_MESSAGE_BYTES,
-    MAX_STEERING_BYTES,
     Control,
-    Facts,
-    Ids,
-    Message,
     Steering,
-    Step,
-    encode_steering,
     new_nonce,
     open_group,
-    pack_body,
-    pending_facts,
     python_version,
-    revoked_facts,
     sign_control,
-    sign_group,
-    sign_record,
 )
 from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
@@ -68,13 +49,14 @@ from nbqueue.rates import NO_RATE, per_second
 from nbqueue.request import current_request, get_current_task
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, named, routers
 from nbqueue.routing import priority as check_priority
+from nbqueue.sending import Sender
 from nbqueue.signals import Signal
 from nbqueue.signing import Signer
 from nbqueue.spread import Spread
 from nbqueue.tasks import Task, elsewhere
 from nbqueue.times import due_time, expiry_time
-from nbqueue.watched import WatchedMap, WatchedTask
-from nbqueue.watcher import ALIVE_S, Offer, Watcher, known_offers
+from nbqueue.watched import WatchedMap
+from nbqueue.watcher import Offer, Watcher, known_offers
 
 if TYPE_CHECKING:
     from nbqueue.broker import Broker
@@ -88,7 +70,6 @@ if TYPE_CHECKING:
 __all__ = ["App"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MAP_CHUNK: Final = 500  # as many as one script takes: workers begin with them while the next are made
 
 
 class App:
@@ -138,15 +119,14 @@ class App:
         self.work_follows = True  # False: this one doesn't send, so a server that it has to start gets no worker yet
         self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
         self.session = new_nonce()
-        self._ids = Ids()
         self.tasks: dict[str, Task] = {}
         self._configuration.settings.when_set("task_annotations", self.annotate)
         self.strict_typing = strict_typing
         self.Task = task_cls or Task  # the class of its tasks that name no `base`; may be set
         self._discovery = declaring.Discovery()
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
-        self._spread = Spread()
-        self._pipelines = threading.local()
+        self.spread = Spread()
+        self.sender = Sender(self)
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -318,52 +298,7 @@ class App:
         """
         if self.conf.task_always_eager:
             return eager.run_canvas(self, found, args, kwargs, options)
-        return self._send_plan(expand(found, args, kwargs, options))
-
-    def _send_plan(self, plan: Plan) -> Any:
-        if len(plan.calls) == 1 and plan.shape.call == 0:
-            call = plan.calls[0].signature
-            return call.type.apply_async(call.args, call.kwargs, **call.options)
-        if plan.joins and not self.joined and scheme_of(self.link.broker_url) not in AMQP_SCHEMES:
-            raise ImproperlyConfigured(
-                "a chord needs one Redis as broker and backend, or RabbitMQ with Redis as its backend: where it "
-                "ends is decided in the step that writes the records of its header"
-            )
-        packer = Packer()
-        graph = plans.pack(plan, self, packer)
-        drawn = draw(graph)
-        for queue in {kind.queue for kind in drawn.kinds}:
-            self.broker.check_queue(queue)
-        for kind, text in zip(drawn.kinds, graph.kinds, strict=True):
-            _check_steering(kind, len(text) + max(len(node.id) for node in graph.nodes))
-        made: dict[int, results.AsyncResult] = {}
-        sent = plans.handle(plan.shape, graph, self, made)
-        if not plan.calls:
-            return sent
-        _note_children(graph.id_of(head) for head in plan.heads)
-        first = drawn.steering(Step(graph.id, 0, 0, graph.sent_at, 0.0))
-        self._save(packer, first)
-        text = sign_graph(graph, self.signer)
-        _check_size("this canvas", len(text))
-        self.backend.store_graph(graph.id, text, max(self.conf.result_expires, LIVE_S))
-        watched = [
-            WatchedTask(graph.id_of(call), drawn.steering(Step(graph.id, call, 0, graph.sent_at, 0.0)), self.session)
-            for call in plan.shape.calls
-        ]
-        for number, task in zip(plan.shape.calls, watched, strict=True):
-            made[number].follow(self.watcher.watch(task))
-        heads = [drawn.steering(Step(graph.id, head, 0, graph.sent_at, 0.0)) for head in plan.heads]
-        announced = self._announced(heads)
-        outgoing = [drawn.step(head, Given("nothing"), time.time(), self.signer) for head in plan.heads]
-        try:
-            for start in range(0, len(outgoing), _MAP_CHUNK):
-                self._publish(outgoing[start : start + _MAP_CHUNK], None, None)
-        except (SendFailed, SendUncertain):
-            for task in watched:
-                self.watcher.unwatch(task)
-            raise
-        self._tell_sent(heads, announced)
-        return sent
+        return self.sender.send_plan(expand(found, args, kwargs, options))
 
     def run_canvas(
         self,
@@ -428,11 +363,11 @@ class App:
             options = {"queue": queue, "priority": priority, "exchange": exchange, "routing_key": routing_key}
             route = find_route(self._routes[1], Call(name, args, kwargs or {}, options))
         if queue is None and (exchange is not None or routing_key is not None):
-            queue = self._spread.bound(conf, route, exchange, routing_key)
+            queue = self.spread.bound(conf, route, exchange, routing_key)
         elif queue is None and route.queue is None and (route.exchange is not None or route.routing_key is not None):
-            queue = self._spread.bound(conf, route, None, None)
+            queue = self.spread.bound(conf, route, None, None)
         queue = queue or route.queue or conf.task_default_queue
-        if not conf.task_create_missing_queues and queue not in self._spread:
+        if not conf.task_create_missing_queues and queue not in self.spread:
             check_queue(queue, conf.task_queues or (conf.task_default_queue,))
         found = route.priority if priority is None else priority
         if found is None and conf.task_inherit_parent_priority and (request := current_request()) is not None:
@@ -631,107 +566,11 @@ class App:
 
     # ---- sending
 
-    def send(
-        self,
-        steering: Steering,
-        code: bytes,
-        args: bytes,
-        packer: Packer | None = None,
-        *,
-        task_id: str | None = None,
-        ignore_result: bool = False,
-        retry: bool | None = None,
-        retry_policy: Mapping[str, float] | None = None,
-        add_to_parent: bool = True,
-    ) -> results.AsyncResult:
-        """Send one task; return its handle once the broker has it.
-
-        Args:
-            steering: everything but id and nonce.
-            code: what `steering.code` is the digest of; empty for a task by name.
-            args: packed arguments.
-            packer: holds what code and arguments name of large data.
-            task_id: the id to use.
-            ignore_result: keep no value.
-            retry: try again when the broker can't be reached.
-            retry_policy: how often, and how long between.
-            add_to_parent: note it as a child of the task that sends it, if one does.
-        """
-        if not self._spread.is_one(self.conf, steering.queue):
-            sent: list[results.AsyncResult] = []
-            for queue in self._queues_of(steering.queue):
-                copy = msgspec.structs.replace(steering, queue=queue)
-                sent.append(
-                    self.send(
-                        copy,
-                        code,
-                        args,
-                        packer,
-                        task_id=None if sent else task_id,
-                        ignore_result=ignore_result,
-                        retry=retry,
-                        retry_policy=retry_policy,
-                        add_to_parent=add_to_parent,
-                    )
-                )
-            return sent[0]
-        id_, nonce = self._ids.draw()
-        steering = msgspec.structs.replace(steering, id=task_id or id_, nonce=nonce, ignore_result=ignore_result)
-        if (request := current_request()) is not None:
-            steering = request.on(steering)
-            if add_to_parent:
-                request.add_child(steering.id)
-        _check_size(steering.shown_name, len(code) + len(args))
-        self._save(packer, steering)
-        named = bool(code) and self.joined and self.codes.is_kept(steering.code, code, steering.expires)
-        body = pack_body(b"" if named else code, args)
-        message = Message.sign(steering, body, self.signer)
-        _check_steering(steering, len(message.header))
-        mine = WatchedTask(steering.id, steering, self.session)
-        watched = self.watcher.watch(mine)
-        outgoing = Outgoing(
-            steering.queue,
-            steering.id,
-            message.header,
-            body,
-            int(steering.eta * 1000),
-            steering.nonce,
-            sign_record(pending_facts(steering), b"", self.signer),
-            priority=steering.priority,
-            code=steering.code if named else "",
-            fresh=task_id is None,
-        )
-        pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
-        if pipeline is not None:
-            pipeline.add(outgoing, mine)
-            if self.conf.task_send_sent_event:
-                self._tell_sent((steering,))
-            return results.AsyncResult(steering.id, self, watched=watched)
-        try:
-            verdict = self._publish([outgoing], retry, retry_policy)[0]
-        except (SendFailed, SendUncertain):
-            self.watcher.unwatch(mine)
-            raise
-        if verdict == LIVE:
-            self.watcher.unwatch(mine)
-            raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
-        if self.conf.task_send_sent_event:
-            self._tell_sent((steering,))
-        return results.AsyncResult(steering.id, self, watched=watched)
-
     def require_one_queue(self, queue: str, what: str) -> None:
         """Raise `ImproperlyConfigured` if a queue's name stands for several, to which `what` can't go."""
-        self._spread.require_one(self.conf, queue, what)
+        self.spread.require_one(self.conf, queue, what)
 
-    def _queues_of(self, name: str) -> list[str]:
-        """Return the queues that a name stands for, as they are listened to now."""
-        listened = [
-            queue for offer, age in self.offers() if age <= ALIVE_S and not offer.stopping for queue in offer.queues
-        ]
-        return self._spread.queues(name, listened)
-
-    @contextmanager
-    def pipeline(self) -> Iterator[Pipeline]:
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
         """Send what this thread calls in a `with` block while it goes on; confirmed together when the block ends.
 
         A call returns at once with its handle, which may be waited for in the block too. Maps are sent as ever.
@@ -740,82 +579,7 @@ class App:
             SendFailed: at the end of the block: some calls were not sent. Their handles raise `UnknownTask`.
             SendUncertain: the broker went away before it answered; of some calls it isn't known.
         """
-        outer = getattr(self._pipelines, "current", None)
-        if outer is not None:
-            yield outer  # the outer block confirms
-            return
-        with Pipeline(lambda messages: self._publish(messages, None, None), self.watcher.unwatch) as made:
-            self._pipelines.current = made
-            try:
-                yield made
-            finally:
-                self._pipelines.current = None
-
-    def send_map(
-        self,
-        steering: Steering,
-        code: bytes,
-        calls: Sequence[bytes],
-        packer: Packer | None = None,
-        *,
-        watched_by: Callable[[Steering, str], WatchedMap] = WatchedMap,
-        shown: bool = True,
-    ) -> results.GroupResult:
-        """Send one task for each packed tuple of arguments; what they share travels once.
-
-        Args:
-            steering: that of all, but for their indexes.
-            code: what `steering.code` is the digest of.
-            calls: packed arguments.
-            packer: holds what code and arguments name of large data.
-            watched_by: makes what is told of their ends, from that steering and the session.
-            shown: let a notebook show it.
-        """
-        for index, args in enumerate(calls):
-            _check_size(f"{steering.shown_name}, call {index}", len(args))
-        self.require_one_queue(steering.queue, "a map")
-        id_, nonce = self._ids.draw()
-        group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
-        if (request := current_request()) is not None:
-            group = request.on(group)
-            request.add_child(group.id, len(calls))
-        _check_steering(group, len(encode_steering(group)))
-        watched = watched_by(group, self.session)
-        self._save(packer, group)
-        keep_s = max(self.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
-        self.backend.store_group(group.id, sign_group(group, code, self.signer), keep_s)
-        self.watcher.watch_map(watched)
-        due = int(group.eta * 1000)
-        signer = self.signer
-        announced = self._announced(group.member(index) for index in range(len(calls)))
-        for start in range(0, len(calls), _MAP_CHUNK):
-            outgoing = []
-            for index, args in enumerate(calls[start : start + _MAP_CHUNK], start):
-                message = Message.sign_call(group.id, index, args, signer)
-                outgoing.append(
-                    Outgoing(
-                        group.queue,
-                        message.id,
-                        message.header,
-                        args,
-                        due,
-                        priority=group.priority,
-                        group=group.id,
-                        index=index,
-                    )
-                )
-            try:
-                self._publish(outgoing, None, None)
-            except (SendFailed, SendUncertain) as exc:
-                self.watcher.unwatch_map(watched)
-                if start:
-                    exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
-                raise
-        self._tell_sent((group.member(index) for index in range(len(calls))), announced)
-        sent = results.GroupResult(group.id, app=self, watched=watched)
-        if shown and self.show is not None:
-            self.show(sent)
-        return sent
+        return self.sender.pipeline()
 
     def send_cell(
         self,
@@ -851,7 +615,7 @@ class App:
             eta=due,
             expires=expiry_time(steering.sent_at, None, due),
         )
-        result = self.send(steering, b"", run, packer)
+        result = self.sender.send(steering, b"", run, packer)
         self.backend.label(Label(result.id, label, identity, steering.sent_at))
         return result
 
@@ -898,52 +662,6 @@ class App:
             acks=self.default_acks.as_sent(),
         )
 
-    def _save(self, packer: Packer | None, steering: Steering) -> None:
-        """Put large data where workers find it, for as long as the task may start, and a day to run."""
-        if packer is not None and packer.blobs:
-            try:
-                self.blobs.save(packer.blobs, steering.expires + 86_400.0, packer.spilled)
-            except BlobNotStored as exc:
-                raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
-
-    def _publish(
-        self, messages: Sequence[Outgoing], retry: bool | None, policy: Mapping[str, float] | None
-    ) -> list[int]:
-        """Publish, again and again where that may help: what arrived before is recognised by id and nonce."""
-        policy = {**self.conf.task_publish_retry_policy, **(policy or {})}
-        tries = int(policy["max_retries"]) if (self.conf.task_publish_retry if retry is None else retry) else 0
-        pause = policy["interval_start"]
-        for attempt in range(tries + 1):
-            try:
-                verdicts = self.broker.publish(messages)
-                return self._sent_with_code(messages, verdicts) if CODE_GONE in verdicts else verdicts
-            except (SendFailed, SendUncertain):
-                if attempt == tries:
-                    raise
-                messages = [msgspec.structs.replace(message, fresh=False) for message in messages]
-                self._revive()
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
-                pause = min(pause + policy["interval_step"], policy["interval_max"])
-        raise AssertionError("unreachable")
-
-    def _sent_with_code(self, messages: Sequence[Outgoing], verdicts: list[int]) -> list[int]:
-        """Send those messages again whose code the backend has lost, once it is there again."""
-        gone = [n for n, verdict in enumerate(verdicts) if verdict == CODE_GONE]
-        self.codes.keep_again({messages[n].code for n in gone})
-        again = [msgspec.structs.replace(messages[n], fresh=False) for n in gone]
-        for n, verdict in zip(gone, self.broker.publish(again), strict=True):
-            if verdict == CODE_GONE:
-                raise SendFailed(
-                    f"the code of task {messages[n].id} is lost again and again; is the server's memory full?"
-                )
-            verdicts[n] = verdict
-        return verdicts
-
-    def _revive(self) -> None:
-        """Start the embedded server again if it has ended; a server of the user's is not ours to start."""
-        if self._link is not None and self._link.embedded:
-            embedded_link(work_follows=self.work_follows)
-
     # ---- finding again
 
     def AsyncResult(self, id: str) -> results.AsyncResult:  # noqa: N802 - Celery's name
@@ -972,19 +690,7 @@ class App:
             UnknownTask: neither is known.
             AmbiguousLabel: several tasks with this label are alive; names them.
         """
-        ids = self.backend.labelled(label_or_id)
-        if not ids:
-            if self.backend.load_group(label_or_id) is not None:
-                return results.GroupResult(label_or_id, app=self)
-            if self.backend.load([label_or_id])[0] is not None or self._is_member(label_or_id):
-                return results.AsyncResult(label_or_id, self)
-            raise UnknownTask(f"no task has the label or id {label_or_id!r}, or nothing is kept of it any more")
-        handles = [results.AsyncResult(id_, self) for id_ in ids[:20]]
-        live = [handle for handle in handles if handle.state in states.UNREADY_STATES]
-        if len(live) > 1:
-            named = ", ".join(handle.id for handle in live)
-            raise AmbiguousLabel(f"{len(live)} live tasks have the label {label_or_id!r}: {named}; attach by id")
-        return (live or handles)[0]
+        return finding.attach(self, label_or_id)
 
     def find_cell(self, identity: str, digest: str) -> results.AsyncResult | None:
         """Return the newest task of a cell if it was sent with the same code and inputs."""
@@ -999,18 +705,6 @@ class App:
         """Let the same cell send anew: the end of its task was seen."""
         self.backend.unidentify(identity, id_)
 
-    def _is_member(self, id_: str) -> bool:
-        return self._member_steering(id_) is not None
-
-    def _member_steering(self, id_: str) -> Steering | None:
-        """Return what a member of a map was sent with; None for any other id."""
-        group, _, index = id_.rpartition("-")
-        text = self.backend.load_group(group) if group and index.isdecimal() else None
-        if text is None:
-            return None
-        steering = open_group(text, self.signer)[0]
-        return steering.member(int(index)) if int(index) < steering.size else None
-
     # ---- revoking
 
     def revoke(self, results: Sequence[results.AsyncResult], *, terminate: bool = False, signal: str = "") -> None:
@@ -1021,21 +715,7 @@ class App:
             terminate: stop those that run: interrupted, then ended by force.
             signal: the first signal, instead of SIGINT.
         """
-        now = time.time()
-        order = Control(order="revoke", at=now, nonce=new_nonce(), terminate=terminate, signal=signal)
-        items = []
-        for result in results:
-            steering = self._steering_of(result)
-            facts = revoked_facts(steering, "cancelled", now) if steering else Facts(kind="record", id=result.id)
-            record = sign_record(facts, b"", self.signer).decode() if steering else ""
-            mark = sign_control(msgspec.structs.replace(order, ids=(result.id,)), self.signer)
-            items.append(Revocation(facts.queue, result.id, record, facts.session, facts.group, mark))
-        said = self.broker.revoke(items)
-        held = tuple(result.id for result, word in zip(results, said, strict=True) if word in ("held", "unknown"))
-        for start in range(0, len(held), 200):
-            part = msgspec.structs.replace(order, nonce=new_nonce(), ids=held[start : start + 200])
-            self.backend.order(sign_control(part, self.signer))
-        self.watcher.check_soon()
+        finding.revoke(self, results, terminate=terminate, signal=signal)
 
     def retry(self, results: Sequence[results.AsyncResult]) -> int:
         """Run tasks again that failed or were given up, and at once those that wait for their retry.
@@ -1128,26 +808,6 @@ class App:
 
         return Publication(described(steering, *call), call, task_id)
 
-    def _announced(self, calls: Iterable[Steering]) -> list[Publication]:
-        """Tell that calls are about to be sent which share their message's frame, so that nothing can be added."""
-        if not signals.anybody(signals.OF_CLIENT):
-            return []
-        from nbqueue.publishing import Publication  # as above
-
-        told = [Publication(steering, ((), {}), steering.id) for steering in calls]
-        for publication in told:
-            publication.begin()
-        return told
-
-    def _tell_sent(self, calls: Iterable[Steering], announced: Iterable[Publication] = ()) -> None:
-        """Tell whoever watches that calls were sent."""
-        for publication in announced:
-            publication.end()
-        if self.conf.task_send_sent_event:
-            from nbqueue.publishing import tell_sent  # as above
-
-            tell_sent(self.emitter, calls)
-
     @property
     def control(self) -> RemoteControl:
         """Return what asks workers and tells them what to do: `app.control.inspect().active()` and the like."""
@@ -1209,38 +869,3 @@ class App:
         """Return what each worker says of itself, and how many seconds ago it said so."""
         now = self.backend.now()
         return [(offer, max(0.0, now - at)) for offer, at in known_offers(self.backend, self.signer)]
-
-    def _steering_of(self, result: results.AsyncResult) -> Steering | None:
-        watched = result.watched
-        if watched.steering is not None:
-            return watched.steering
-        if watched.latest is None:
-            return self._member_steering(result.id)
-        f = watched.latest.facts
-        return Steering(
-            id=f.id, nonce=f.nonce, task=f.task, name=f.name, queue=f.queue, sent_at=f.sent, session=f.session,
-            group=f.group, index=f.index, label=f.label, identity=f.identity, digest=f.digest,
-        )  # fmt: skip
-
-
-def _note_children(ids: Iterable[str]) -> None:
-    """Let the task that runs here, if one does, know what it has sent."""
-    if (request := current_request()) is not None:
-        for id_ in ids:
-            request.add_child(id_)
-
-
-def _check_size(name: str, size_bytes: int) -> None:
-    if size_bytes > MAX_MESSAGE_BYTES:
-        raise PayloadTooLarge(
-            f"Not sent: {name} has {size_bytes / 1e6:,.0f} MB of code and data, a message carries "
-            f"{MAX_MESSAGE_BYTES / 1e6:,.0f} beside what travels as large data; send fewer parts at once"
-        )
-
-
-def _check_steering(steering: Steering, size_bytes: int) -> None:
-    if size_bytes > MAX_STEERING_BYTES:
-        raise PayloadTooLarge(
-            f"Not sent: name, id, queue and label of {steering.shown_name[:80]} have {size_bytes:,} bytes together, "
-            f"{MAX_STEERING_BYTES:,} is the most; shorten them"
-        )

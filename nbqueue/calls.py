@@ -426,7 +426,7 @@ class Calls:
             rows = [call.args for call in calls]
             for attempt in range(TRIES):
                 try:
-                    self.app.send_map(steering, first.code, rows, packer, watched_by=sending.watch, shown=False)
+                    self.app.sender.send_map(steering, first.code, rows, packer, watched_by=sending.watch, shown=False)
                     break
                 except BackendUnavailable as exc:  # what they share could not be stored, so none was sent
                     if attempt == TRIES - 1:

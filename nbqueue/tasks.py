@@ -416,7 +416,7 @@ class Task(Running):
         told = app.publication(steering, (args, kwargs), task_id) if app.is_watched else None
         if told is not None:
             steering, task_id = told.begin(), told.id
-        sent = app.send(
+        sent = app.sender.send(
             steering,
             code,
             serialization.dumps_args(
@@ -557,7 +557,7 @@ class Task(Running):
             serialization.dumps_args(args, {}, how, packer, by_value=self.by_value, compression=squeezed)
             for args in calls
         ]
-        return self.app.send_map(steering, code, packed, packer)
+        return self.app.sender.send_map(steering, code, packed, packer)
 
     def _steering(
         self,

@@ -113,7 +113,7 @@ def test_code_of_another_python_is_not_loaded(site: Site) -> None:
     steering = Steering(
         id="", nonce="", task="t", queue="nbqueue", sent_at=time.time(), code="digest", python="2.7", session=""
     )
-    result = site.app.send(steering, b"\x80\x05cthis\nisnt\n.", b"\x80\x05.", task_id=str(uuid.uuid4()))
+    result = site.app.sender.send(steering, b"\x80\x05cthis\nisnt\n.", b"\x80\x05.", task_id=str(uuid.uuid4()))
     with pytest.raises(PythonMismatch, match=r"sent from Python 2\.7, worker w\d+@test runs 3\."):
         result.get(timeout=20)
     assert still_works(site)
