@@ -88,9 +88,18 @@ def test_map_returns_results_in_order_of_the_calls(shared_site: Site) -> None:
     assert [result.get() for result in results][:3] == [0, 2, 4]
 
 
-def test_map_yields_results_as_they_complete(shared_site: Site) -> None:
-    results = shared_site.app.task(wait_a_while).map([0.6, 0.0])
-    assert [result.id[-2:] for result in results.as_completed(timeout=10)] == ["-1", "-0"]
+def wait_for(path: str) -> None:
+    while path and not Path(path).exists():
+        time.sleep(0.01)
+
+
+def test_map_yields_results_as_they_complete(shared_site: Site, tmp_path: Path) -> None:
+    results = shared_site.app.task(wait_for).map([str(tmp_path / "go"), ""])
+    order = []
+    for result in results.as_completed(timeout=20):
+        order.append(result.id[-2:])
+        (tmp_path / "go").touch()
+    assert order == ["-1", "-0"]
 
 
 def test_map_raises_its_first_error_and_keeps_the_other_results(shared_site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,13 +103,25 @@ def nap(seconds: float) -> float:
     return seconds
 
 
-def test_group_is_waited_for_in_every_way(shared_site: Site) -> None:
+def last(path: str) -> float:
+    while not Path(path).exists():
+        time.sleep(0.01)
+    return 0.6
+
+
+def test_group_is_waited_for_in_every_way(shared_site: Site, tmp_path: Path) -> None:
     a, _, f = tasks_of(shared_site.app)
     naps = shared_site.app.task(nap)
-    sent = group(naps.s(0.6), a.s(1, 1), group(a.s(2, 2), a.s(3, 3)))()
+    go = tmp_path / "go"
+    sent = group(shared_site.app.task(last).s(str(go)), a.s(1, 1), group(a.s(2, 2), a.s(3, 3)))()
     ended: list[Any] = []
     sent.then(ended.append)
-    assert [part.get() for part in sent.as_completed(timeout=15)][-1] == 0.6
+    order = []
+    for part in sent.as_completed(timeout=15):
+        order.append(part.get())
+        if len(order) == 3:
+            go.touch()
+    assert order[-1] == 0.6
     wait_until(lambda: ended, 5, "the callback")
     assert ended == [sent]
     assert asyncio.run(_awaited(sent)) == [0.6, 2, 4, 6]
@@ -118,9 +131,12 @@ def test_group_is_waited_for_in_every_way(shared_site: Site) -> None:
         asyncio.run(_awaited(failed))
     with pytest.raises(UnknownTask, match="send the canvas again"):
         failed.retry()
-    slow = group(naps.s(1.0), naps.s(0.0))()
+    go.unlink()
+    slow = group(shared_site.app.task(last).s(str(go)), naps.s(0.0))()
+    slow[1].get(timeout=15)
     with pytest.raises(TimeoutError, match="1 of 2 tasks have not ended"):
         list(slow.as_completed(timeout=0.5))
+    go.touch()
     slow.get(timeout=15)
 
 
