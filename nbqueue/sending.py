@@ -75,6 +75,7 @@ class Sender:
         retry: bool | None = None,
         retry_policy: Mapping[str, float] | None = None,
         add_to_parent: bool = True,
+        watched_by: Callable[[str, Steering, str], WatchedTask] = WatchedTask,
     ) -> results.AsyncResult:
         """Send one task; return its handle once the broker has it.
 
@@ -88,6 +89,7 @@ class Sender:
             retry: try again when the broker can't be reached.
             retry_policy: how often, and how long between.
             add_to_parent: note it as a child of the task that sends it, if one does.
+            watched_by: makes what is told of its end, from its id, that steering and the session.
         """
         app = self.app
         if not app.spread.is_one(app.conf, steering.queue):
@@ -120,7 +122,7 @@ class Sender:
         body = pack_body(b"" if named else code, args)
         message = Message.sign(steering, body, app.signer)
         _check_steering(steering, len(message.header))
-        mine = WatchedTask(steering.id, steering, app.session)
+        mine = watched_by(steering.id, steering, app.session)
         watched = app.watcher.watch(mine)
         outgoing = Outgoing(
             steering.queue,

@@ -117,26 +117,29 @@ def run(server: RedisServer, text: str) -> subprocess.Popen[str]:
 @pytest.mark.brokers
 def test_calls_run_and_leave_nothing_at_the_broker(idle_site: Site) -> None:
     with executor_of(idle_site) as executor:
-        assert list(executor.map(add, range(600), range(600))) == [2 * n for n in range(600)]
+        assert list(executor.map(add, range(300), range(300))) == [2 * n for n in range(300)]
         queued = [executor.submit(time.sleep, 0.3) for _ in range(8)]
         assert queued[-1].cancel()
         assert isinstance(executor.submit(divmod, 1, 0).exception(WAIT_S), ZeroDivisionError)
         worker = worker_of(executor)
     assert not worker.is_running()
     assert [name for name in idle_site.app.broker.queues() if is_own(name)] == []  # type: ignore[attr-defined]
-    left = [key for key in idle_site.server_says("KEYS", "*") if b"executor" in key or b"group" in key]  # type: ignore[attr-defined]
+    kept: Any = idle_site.server_says("KEYS", "*")
+    # Code stays for a while: others may send the same.
+    left = [key for key in kept if b"executor" in key or (b"group" in key and b"group:code" not in key)]
     assert left == []
 
 
 def test_server_keeps_nothing_of_calls_that_have_ended(idle_site: Site) -> None:
     with executor_of(idle_site) as executor:
         for _ in range(3):
-            list(executor.map(add, range(2_000)))
+            list(executor.map(add, range(700)))
         calls = executor._calls
-        wait_until(lambda: not calls.batches and not calls._ended, WAIT_S, "what has ended to be forgotten")
+        wait_until(lambda: idle_site.server_says("DBSIZE") < 40, WAIT_S, "it to forget")  # type: ignore[operator]
+        assert not calls.sent
+        assert not calls._ended
         assert not calls._waiting
         assert calls._unended == 0
-        assert idle_site.server_says("DBSIZE") < 40  # type: ignore[operator]
 
 
 def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: RedisServer) -> None:
@@ -145,7 +148,7 @@ def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: Redi
         assert executor.submit(add, 1).result(WAIT_S) == 1
         os.kill(private_redis.pid, signal.SIGSTOP)
         sent: list[futures.Future[int]] = []
-        thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(2 * MOST)))
+        thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(MOST + 500)))
         thread.start()
         try:
             wait_until(lambda: len(executor._calls._waiting) == MOST, WAIT_S, "it to be full")
@@ -153,7 +156,7 @@ def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: Redi
         finally:
             os.kill(private_redis.pid, signal.SIGCONT)
         thread.join()
-        assert [future.result(WAIT_S) for future in sent] == list(range(2 * MOST))
+        assert [future.result(WAIT_S) for future in sent] == list(range(MOST + 500))
 
 
 def test_call_whose_process_dies_runs_again(server: RedisServer, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_worker_ends_when_its_owner_is_killed(server: RedisServer, tmp_path: Pat
         server,
         f"ex = executor(); ex.submit(Path({str(tmp_path / 'ran')!r}).touch).result()\n"
         "for n in range(100): ex.submit(time.sleep, 1)\n"
-        "while not ex._calls.batches: time.sleep(0.01)\n"
+        "while not ex._calls.sent: time.sleep(0.01)\n"
         "print(ex._calls.worker.pid, ex._calls.queue, flush=True)\n"
         "time.sleep(60)",
     )
@@ -281,6 +284,19 @@ def test_callback_may_submit_and_cancel(server: RedisServer) -> None:
         first.add_done_callback(lambda _: more[0].cancel())
         wait_until(lambda: more and more[0].done(), WAIT_S, "what the callback submitted")
         assert more[0].cancelled() or more[0].result() == 2
+
+
+def test_callback_may_shut_the_executor_down(server: RedisServer) -> None:
+    executor = executor_of(server, 1)
+    ended = threading.Event()
+
+    def end(_: object) -> None:
+        executor.shutdown()
+        ended.set()
+
+    executor.submit(add, 1).add_done_callback(end)
+    assert ended.wait(WAIT_S)
+    executor.shutdown()
 
 
 def test_interrupt_that_a_call_raises_is_its_error(server: RedisServer) -> None:
@@ -388,7 +404,7 @@ class TestWithAnApp:
             future = executor.submit(add, 1)
             wait_until(lambda: future.sending is not None and future.sending.settled.is_set(), WAIT_S, "it to be sent")
             assert future.sending is not None
-            assert future.sending.batch is not None
-            idle_site.app.AsyncResult(f"{future.sending.batch.id}-0").revoke()
+            assert future.sending.told is not None
+            idle_site.app.AsyncResult(future.sending.told.id).revoke()
             with pytest.raises(futures.CancelledError):
                 future.result(WAIT_S)
