@@ -91,7 +91,7 @@ class Commands(Group):
         for title, commands in SECTIONS.items():
             found = [(name, self.get_command(ctx, name)) for name in commands]
             with formatter.section(title):
-                formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in found if command])
+                formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in found if command])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -30,12 +30,12 @@ def _shared(command: Any) -> Any:
 @service.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @global_options
 @_shared
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER-OPTIONS...]")
 @click.pass_context
 def install(ctx: click.Context, /, name: str, dry_run: bool, words: tuple[str, ...], **options: Any) -> None:
     """Write the service's file and start it, now and at each login.
 
-    \\b
+    \b
     Example, with options of `nbqueue worker` after --:
       nbqueue service install -A proj -- -c 4 -Q gpu
 

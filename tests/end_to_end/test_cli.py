@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from nbqueue.cli.group import SECTIONS
+from nbqueue.cli.group import SECTIONS, cli
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site
 
@@ -137,6 +138,22 @@ def test_help_lists_every_command_in_its_section(idle_site: Site) -> None:
     for title, commands in SECTIONS.items():
         section = said.split(f"\n{title}:\n")[1].split("\n\n")[0]
         assert set(re.findall(r"^  (\w+)  ", section, re.MULTILINE)) == set(commands)
+
+
+def test_help_of_every_command_is_whole_and_reads_as_it_is_laid_out() -> None:
+    def look(command: click.Command, context: click.Context) -> int:
+        said = command.get_help(context)
+        assert "\\b" not in said, context.command_path
+        assert not re.search(r"\.\.\.$", command.get_short_help_str(200)), context.command_path
+        names = command.list_commands(context) if isinstance(command, click.Group) else []
+        found = 1
+        for name in names:
+            sub = command.get_command(context, name)  # type: ignore[attr-defined]
+            assert sub is not None
+            found += look(sub, click.Context(sub, parent=context, info_name=name))
+        return found
+
+    assert look(cli, click.Context(cli, info_name="nbqueue")) > sum(map(len, SECTIONS.values()))
 
 
 def test_app_module_brings_broker_and_tasks(shared_site: Site, tmp_path: Path) -> None:
