@@ -148,7 +148,7 @@ def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: Redi
         assert executor.submit(add, 1).result(WAIT_S) == 1
         os.kill(private_redis.pid, signal.SIGSTOP)
         sent: list[futures.Future[int]] = []
-        thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(MOST + 500)))
+        thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(MOST + 1500)))
         thread.start()
         try:
             wait_until(lambda: len(executor._calls._waiting) == MOST, WAIT_S, "it to be full")
@@ -156,7 +156,7 @@ def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: Redi
         finally:
             os.kill(private_redis.pid, signal.SIGCONT)
         thread.join()
-        assert [future.result(WAIT_S) for future in sent] == list(range(MOST + 500))
+        assert [future.result(WAIT_S) for future in sent] == list(range(MOST + 1500))
 
 
 def test_call_whose_process_dies_runs_again(server: RedisServer, tmp_path: Path) -> None:
