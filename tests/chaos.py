@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from tests.helpers import wait_until
 from tests.workers import Site, Worker
 
 CHILDREN: Final = 2
+_ENTRIES: Final = re.compile(r"^(?=\[\d{4}-)", re.MULTILINE)  # of a log
+_OWN: Final = re.compile(r"\[[^]]*ERROR/nbqueue\.outcomes\] task ")
 
 
 class Faults:
@@ -106,8 +109,9 @@ class Faults:
         found = [f"{worker.name} has ended by itself" for worker in self.workers if worker.process.poll() is not None]
         for worker in self.site.workers:
             said = worker.log.read_text(errors="replace")
-            if (at := said.find("Traceback (most recent call last)")) >= 0:
-                found.append(f"{worker.name} met an error:\n{said[max(0, at - 3000) : at + 5000]}")
+            # What a task raises is told too, and is its own.
+            entries = [entry for entry in _ENTRIES.split(said) if "Traceback (most" in entry and not _OWN.match(entry)]
+            found += [f"{worker.name} met an error:\n{entry[:8_000]}" for entry in entries[:1]]
         return found
 
 

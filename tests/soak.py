@@ -140,6 +140,8 @@ class Soak:
         self.crash = app.task(crash, by_value=True)
         self.retry = app.task(retry_twice, bind=True, by_value=True)
         self.talk = app.task(talk, by_value=True)
+        self.early = app.task(note, name="early", by_value=True, acks_late=False)
+        self.limited = app.task(note, name="limited", by_value=True, rate_limit="20/s")
 
     # ---- tasks
 
@@ -148,7 +150,8 @@ class Soak:
         self.number += 1
         name, seconds = f"t{self.number}", self.random.uniform(0.01, 0.3)
         kind = self.random.choices(
-            ["note", "later", "map", "fail", "crash", "retry", "talk"], [10, 3, 2, 2, 0.3, 2, 1]
+            ["note", "later", "map", "fail", "crash", "retry", "talk", "early", "lock", "rate"],
+            [10, 3, 2, 2, 0.3, 2, 1, 2, 2, 2],
         )[0]
         expected: list[Any] = [name]
         result: AsyncResult | GroupResult
@@ -169,13 +172,25 @@ class Soak:
                     result = self.crash.delay()
                 case "retry":
                     result = self.retry.delay(name)
-                case _:
+                case "talk":
                     result = self.talk.delay(name)
+                case _:
+                    result, expected = self._send_rarer(kind, name, seconds)
         except (SendFailed, SendUncertain, BackendUnavailable):
             self.tally.not_sent += 1
             return
         self.tally.sent[kind] += len(expected)
         self.live.append(Sent(kind, result, expected))
+
+    def _send_rarer(self, kind: str, name: str, seconds: float) -> tuple[AsyncResult, list[Any]]:
+        """Send what has terms of its own; return its handle, and what it should come to."""
+        folder = str(self.folder)
+        if kind == "early":
+            return self.early.delay(folder, f"early-{name}", seconds), [f"early-{name}"]
+        if kind == "lock":
+            lock = self.random.choice("ab")
+            return self.note.apply_async((folder, name, seconds / 10), lock=lock), [name]
+        return self.limited.delay(folder, name, seconds / 10), [name]
 
     def tick(self) -> None:
         """Send a little, and look at what has ended."""
@@ -258,6 +273,7 @@ class Soak:
             wrong.append(f"{sum(self.tally.sent.values())} were sent, {sum(self.tally.ends.values())} have ended")
         begun = Counter(path.name.partition(".")[0] for path in self.folder.iterdir())
         again = sum(times - 1 for times in begun.values())
+        wrong += [f"{name} ran {times} times" for name, times in begun.items() if name[:5] == "early" and times > 1]
         print(f"{again} ran again, {self.faults.in_flight} were in flight when something broke")
         if again > self.faults.in_flight:
             wrong.append(f"{again} ran again, of {self.faults.in_flight} in flight at most")
