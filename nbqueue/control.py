@@ -510,14 +510,15 @@ class Control:
         """Replace the children of workers, each after the task it is at.
 
         Args:
-            modules: taken for Celery's sake: all of them are read anew.
-            reload: likewise.
-            reloader: likewise.
+            modules: their code is read anew: as with `reload`, which reads all of it.
+            reload: once what runs has ended the worker begins anew with the code on disk, as at HUP, if it can be used.
+            reloader: taken for Celery's sake.
             destination: names of workers; all if None.
             options: as `broadcast` takes them.
         """
-        del modules, reload, reloader
-        return self.broadcast("pool_restart", {}, destination, **options)
+        del reloader
+        arguments = {"modules": list(modules or ()), "reload": reload}
+        return self.broadcast("pool_restart", arguments, destination, **options)
 
     def heartbeat(self, destination: Sequence[str] | None = None, **options: Any) -> list[Answer] | None:
         """Have workers send a heartbeat event now."""

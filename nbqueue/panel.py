@@ -271,8 +271,11 @@ class Panel:
             return {"error": f"a pool of {size} children can't be had"}
         return {"ok": f"pool will {how}"}
 
-    def _pool_restart(self, modules: object = None, reload: object = None, reloader: object = None) -> Any:
-        self.worker.restart()
+    def _pool_restart(self, modules: object = None, reload: bool = False, reloader: object = None) -> Any:
+        if reload or modules:
+            self.worker.reload()  # no module of a running process is reloaded; the worker begins anew instead
+        else:
+            self.worker.restart()
         return {"ok": "reload started"}
 
     def _autoscale(self, max: int | None = None, min: int | None = None) -> Any:

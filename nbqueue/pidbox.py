@@ -24,6 +24,7 @@ from nbqueue.wire import connect
 
 ANSWER_S: Final = 5.0  # how long the supervisor may take over a command
 LOOK_S: Final = 1.0  # between two looks whether to go on
+FIRST_PAUSE_S: Final = 1.0
 MAX_PAUSE_S: Final = 30.0
 QUEUE_EXPIRES_S: Final = 10.0
 MAX_BYTES: Final = 1 << 20  # of a command
@@ -53,6 +54,7 @@ class Pidbox:
         self.hostname = hostname
         self._client_name = client_name
         self._ask = ask
+        self._pause_s = FIRST_PAUSE_S
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nbqueue pidbox", daemon=True)
 
@@ -66,15 +68,14 @@ class Pidbox:
 
     def _run(self) -> None:
         listen = self._listen_amqp if scheme_of(self.url) in AMQP_SCHEMES else self._listen_redis
-        pause_s = 1.0
         while not self._stopped.is_set():
             try:
                 listen()
-                pause_s = 1.0
             except Exception as exc:  # noqa: BLE001 - two libraries have very many ways to say that a server is away
-                logger.debug("Celery's commands can't be listened to at %s: %s", mask(self.url), exc)
-            self._stopped.wait(pause_s * random.uniform(0.7, 1.0))  # noqa: S311 - spreads workers
-            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+                level = logging.INFO if self._pause_s == FIRST_PAUSE_S else logging.DEBUG  # said once an outage
+                logger.log(level, "Celery's commands can't be listened to at %s for now: %s", mask(self.url), exc)
+            self._stopped.wait(self._pause_s * random.uniform(0.7, 1.0))  # noqa: S311 - spreads workers
+            self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
 
     # ---- Redis
 
@@ -87,6 +88,7 @@ class Pidbox:
         node: Any = None
         try:
             subscription.subscribe(fanout_topic(f"{CONTROL_EXCHANGE}.pidbox", "", database))
+            self._pause_s = FIRST_PAUSE_S
             while not self._stopped.is_set():
                 try:
                     message = subscription.get_message(timeout=LOOK_S)
@@ -110,6 +112,7 @@ class Pidbox:
         with kombu_connection(self.url) as connection:
             node = self._node(connection)
             node.listen(callback=lambda body, message: self._dispatch(node, body, message))
+            self._pause_s = FIRST_PAUSE_S
             while not self._stopped.is_set():
                 try:
                     connection.drain_events(timeout=LOOK_S)

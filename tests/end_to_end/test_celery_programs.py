@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
+from kombu.pidbox import Mailbox
 
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.brokers]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.brokers]
 
 
 def celery(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
@@ -32,16 +33,18 @@ def celery(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def asked(site: Site, *words: str) -> dict[str, Any]:
-    """Return what `celery inspect` or `control` got to hear, once somebody has answered."""
+def asked(site: Site, command: str, **arguments: Any) -> dict[str, Any]:
+    """Return what the worker answers to a command, asked as Celery's client does, over a connection of its own."""
+    name = site.workers[0].name
 
     def answered() -> dict[str, Any]:
-        said = celery(site, *words, "--json", "--timeout", "5", "-d", site.workers[0].name)
-        answers = json.loads(said.stdout) if said.returncode == 0 else {}
-        # of `inspect` one dict, of `control` a list of them
-        return answers if isinstance(answers, dict) else {name: one for each in answers for name, one in each.items()}
+        with kombu.Connection(site.broker_url) as connection:
+            mailbox = Mailbox("celery", type="fanout", accept=["json"], serializer="json", queue_exclusive=False)
+            client = mailbox(connection)
+            said = client._broadcast(command, arguments, [name], reply=True, timeout=5, limit=1)
+        return {worker: answer for each in said or () for worker, answer in each.items()}
 
-    return wait_until(answered, 30, f"an answer to {' '.join(words)}")
+    return wait_until(answered, 30, f"an answer to {command}")
 
 
 def loaded(site: Site) -> bool:
@@ -54,15 +57,15 @@ def test_celery_inspect_sees_workers_and_tasks(shared_site: Site, tmp_path: Path
     worker = shared_site.workers[0].name
     if not shared_site.on_rabbitmq:
         assert not loaded(shared_site), "nothing has asked in Celery's way yet"
-    assert asked(shared_site, "inspect", "ping") == {worker: {"ok": "pong"}}
+    assert asked(shared_site, "ping") == {worker: {"ok": "pong"}}
     said = celery(shared_site, "inspect", "ping", "-d", worker, "-t", "5")
     assert f"->  {worker}: OK" in said.stdout
     assert "1 node online." in said.stdout
     assert loaded(shared_site)
-    assert "tests.project.add" in asked(shared_site, "inspect", "registered")[worker]
+    assert "tests.project.add" in asked(shared_site, "registered")[worker]
     sent = shared_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
     wait_until(lambda: sent.state == "STARTED", 10, "it to run")
-    (active,) = asked(shared_site, "inspect", "active")[worker]
+    (active,) = asked(shared_site, "active")[worker]
     assert (active["id"], active["name"]) == (sent.id, "tests.project.note")
     refused = celery(shared_site, "control", "terminate", "KILL", sent.id, "-t", "5", "-d", worker)
     assert "terminate is not for everyone" in refused.stdout + refused.stderr
@@ -77,13 +80,13 @@ def test_worker_that_serves_celery_obeys_it(idle_site: Site, tmp_path: Path) -> 
     sent = idle_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
     waits = idle_site.app.send_task("tests.project.add", (1, 2))
     wait_until(lambda: sent.state == "STARTED", 10, "it to run")
-    asked(idle_site, "inspect", "ping")
-    answer = asked(idle_site, "control", "revoke", waits.id)[worker.name]
+    asked(idle_site, "ping")
+    answer = asked(idle_site, "revoke", task_id=[waits.id])[worker.name]
     assert answer == {"ok": f"tasks {waits.id} flagged as revoked"}
     wait_until(lambda: waits.state == "REVOKED", 10, "a task that waits to be revoked")
-    asked(idle_site, "control", "terminate", "KILL", sent.id)
+    asked(idle_site, "terminate", signal="KILL", task_id=[sent.id])
     wait_until(lambda: sent.state == "REVOKED", 10, "a task that runs to be stopped")
-    assert asked(idle_site, "control", "pool_grow", "1")[worker.name] == {"ok": "pool will grow"}
+    assert asked(idle_site, "pool_grow", n=1)[worker.name] == {"ok": "pool will grow"}
     wait_until(lambda: idle_site.app.offers()[0][0].children == 2, 10, "two children")
 
 

@@ -19,7 +19,7 @@ from tests.end_to_end.test_cli import options_of, run
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site, Worker
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 both = pytest.mark.brokers
 WAIT_S = 5.0
 

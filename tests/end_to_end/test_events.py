@@ -22,7 +22,7 @@ from tests.end_to_end.test_cli import options_of
 from tests.helpers import passed, wait_until
 from tests.workers import ROOT, Site
 
-pytestmark = [pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.timeout(120)]
 both = pytest.mark.brokers
 Event = dict[str, Any]
 

@@ -19,7 +19,7 @@ from tests.hand import put
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site, Worker
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 Line = dict[str, Any]
 
 

@@ -11,7 +11,7 @@ from nbqueue.exceptions import BackendUnavailable
 from tests.helpers import wait_until
 from tests.workers import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
 
 def test_those_who_live_answer_while_another_hangs_or_has_died(idle_site: Site) -> None:

@@ -60,6 +60,17 @@ def test_worker_begins_anew_with_new_code_once_what_runs_has_ended(site: Site, t
     assert worker.process.poll() is None
 
 
+def test_pool_restart_with_reload_brings_new_code(site: Site, tmp_path: Path) -> None:
+    worker, module = changing(site, tmp_path / "code")
+    assert site.app.send_task("changing.which", (str(tmp_path), "before")).get(timeout=30) == "old"
+    module.write_text(OLD.replace('return "old"', 'return "new"'))
+    answer = site.app.control.pool_restart(reload=True, reply=True, timeout=10)
+    assert answer == [{worker.name: {"ok": "reload started"}}]
+    wait_until(lambda: worker.log.read_text().count("2 children, queues") == 2, 30, "it to begin anew")
+    assert site.app.send_task("changing.which", (str(tmp_path), "after")).get(timeout=30) == "new"
+    assert worker.process.poll() is None
+
+
 def test_worker_goes_on_with_the_old_code_when_the_new_is_broken(site: Site, tmp_path: Path) -> None:
     worker, module = changing(site, tmp_path / "code")
     notes = tmp_path / "notes"
