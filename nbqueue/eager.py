@@ -20,6 +20,7 @@ from nbqueue.capture import Flushed, Flusher, Recorder
 from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
 from nbqueue.expand import Meeting, Plan, Shape, expand
+from nbqueue.extras import EXTRAS, Extras
 from nbqueue.groups import Composed
 from nbqueue.handles import EagerResult
 from nbqueue.messages import (
@@ -69,7 +70,7 @@ def run(
         task: a task of this process.
         args: of the call.
         kwargs: of the call.
-        options: of `apply_async`, of which `task_id`, `queue` and `ignore_result` mean something here.
+        options: of `apply_async`, of which `task_id`, `queue`, `ignore_result` and those of `Extras` mean something.
         retried: how often it was retried before.
         parent: the handle of what came before it.
     """
@@ -78,6 +79,7 @@ def run(
     while True:
         queue = str(options.get("queue") or task.queue or app.conf.task_default_queue)
         steering = Steering(id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time())
+        steering = Extras.of({name: value for name, value in options.items() if name in EXTRAS}).on(steering)
         call = ChildTask(0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried)
         request = Request(call, Recorder(_nobody), _Unwatched())
         request.is_eager = True

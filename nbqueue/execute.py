@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 
-from nbqueue import callbacks, modules, retries, serialization, signals, stated, states, tracing
+from nbqueue import callbacks, contents, modules, retries, serialization, signals, stated, states, tracing
 from nbqueue.bars import Bars
 from nbqueue.blobs import BlobStore, described
 from nbqueue.capture import Flusher, Interrupts, Recorder, Stream, summarize
 from nbqueue.cellrun import run_cell
-from nbqueue.contents import PICKLES
 from nbqueue.descriptors import Descriptors
 from nbqueue.display import Displayer, close_figures
 from nbqueue.exceptions import (
@@ -404,7 +403,7 @@ class Executor:
         except ImproperlyConfigured:
             raise
         except Exception as exc:
-            how = form[0] if form and form[0] not in PICKLES else ""
+            how = form[0] if form and form[0] not in contents.PICKLES else ""
             said = f"be said in {how}" if how else "be pickled"
             raise TypeError(f"the result of {task.task}, a {type(value).__name__}, can't {said}: {exc}") from exc
         self._keep(packer)
@@ -455,6 +454,7 @@ class Executor:
     def _loaded(self, digest: str) -> Loaded:
         loaded = self.functions.get(digest)
         if loaded is None:
+            contents.check(contents.DEFAULT, self.accept)
             function, beside = serialization.loads_code_and_beside(self.codes[digest], self._read)
             loaded = self.functions[digest] = _brought(function, beside)
         return loaded
@@ -521,7 +521,7 @@ def _no_input(prompt: object = "", *_: object) -> str:
 def failed(seq: int, exc: BaseException, started: float, request: Request | None = None) -> Outcome:
     """Return the end of a task that raised."""
     form = request.loaded.form if request is not None and request.loaded is not None else ()
-    failure = failure_of(exc, pickled=not form or form[0] in PICKLES)
+    failure = failure_of(exc, pickled=not form or form[0] in contents.PICKLES)
     line = " ".join(f"{failure.type}: {failure.message}".split())
     made = tuple(request.made) if request is not None else ()
     expected = bool(request is not None and request.loaded is not None and isinstance(exc, request.loaded.throws))

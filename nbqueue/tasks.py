@@ -387,7 +387,9 @@ class Task(Running):
             options = {name: value for name, value in locals().items() if name in _SENT and value is not None}
             shadow = self.shadow_name(args, kwargs, options)
         if app.conf.task_always_eager:
-            return self.apply(args, kwargs, link, link_error, task_id=task_id, queue=queue, ignore_result=ignore_result)
+            return self.apply(
+                args, kwargs, link, link_error, task_id=task_id, queue=queue, ignore_result=ignore_result, **more
+            )
         if link or link_error:
             given = {name: value for name, value in locals().items() if name in _SENT and value is not None}
             given.update((name, value) for name, value in more.items() if name in EXTRAS)
@@ -670,6 +672,7 @@ class Task(Running):
         """
         options, form = self.retry_options, self.app.form
         if self._is_whole:
+            _check_makeable(type(self))
             return (options, self.bind, self, *self._ways(), self.trail, {}, form, self.throws), False
         traits = {name: value for name, value in self.given.items() if _is_simple(value)} if self.bind else {}
         if traits.keys() <= _RETRIES and self.trail and not form and not self.throws:
@@ -773,6 +776,23 @@ def _is_simple(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return len(value) < 100 and all(_is_simple(part) for part in value)
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _check_makeable(kind: type[Task]) -> None:
+    """Refuse a class of tasks that can't be made anew in a worker.
+
+    Raises:
+        NotPicklable: it takes arguments.
+    """
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as exc:
+        raise NotPicklable(
+            f"Not sent: {kind.__qualname__} is made anew in each worker, without arguments: {exc}; have it find by "
+            "itself what it needs"
+        ) from None
+    except ValueError:  # it has no signature
+        return
 
 
 def _remade(kind: type[Task], function: Callable[..., Any] | None, options: dict[str, Any]) -> Task:

@@ -13,7 +13,7 @@ import pytest
 
 from nbqueue import App, Task, current_app, shared_task
 from nbqueue.current import set_current_app
-from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
 from nbqueue.extras import EXTRAS, IDLE
 from nbqueue.log import get_task_logger
 from nbqueue.request import Request
@@ -239,3 +239,36 @@ def test_calls_take_what_celerys_take(app: App) -> None:
     theirs = set(inspect.signature(Celery.send_task).parameters) - {"self", "name", "args", "kwargs", "options"}
     own = set(inspect.signature(Task.apply_async).parameters) | EXTRAS | IDLE
     assert sorted(theirs - own) == []
+
+
+def test_class_that_can_not_be_made_anew_in_a_worker_is_not_sent(app: App) -> None:
+    class Needy(Task):
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+        def run(self) -> str:
+            return self.url
+
+    task = app.register_task(Needy("here"), by_value=True)
+    assert task() == "here"
+    with pytest.raises(NotPicklable, match=r"Needy is made anew in each worker.*'url'"):
+        task.delay()
+
+
+def test_request_of_a_call_that_runs_here_has_what_its_caller_said(app: App) -> None:
+    def said(self: Task) -> Any:
+        return self.request.headers, self.request.is_eager, self.request.called_directly, self.request.reply_to
+
+    task = app.task(said, bind=True)
+    assert task.apply(headers={"a": 1}, reply_to="there").get() == ({"a": 1}, True, False, "there")
+    app.conf.task_always_eager = True
+    assert task.apply_async(headers={"b": 2}).get()[0] == {"b": 2}
+    assert task() == (None, False, True, None)
+    with pytest.raises(TypeError, match="headers must be"):
+        task.apply_async(headers={"b": object()})
+
+
+def test_retry_with_options_of_another_call_says_what_to_do() -> None:
+    task = App("c", set_as_current=False).task(add, name="again")
+    with pytest.raises(TypeError, match="retry has no option queue: the same call runs again"):
+        task.retry(queue="other")

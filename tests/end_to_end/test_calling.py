@@ -301,3 +301,23 @@ def test_call_like_one_that_runs_is_made_of_its_request(shared_site: Site) -> No
 
     id_ = twin.apply_async((5,), headers={"a": 1}).get(timeout=20)
     assert shared_site.app.AsyncResult(id_).get(timeout=20) == (5, {"a": 1}, "twin")
+
+
+def test_error_is_kept_where_values_are_not(shared_site: Site) -> None:
+    options = {"ignore_result": True, "store_errors_even_if_ignored": False, "track_started": False}
+    failed = shared_site.app.task(fails, name="kept", **options).delay()
+    with pytest.raises(ValueError, match="as ever"):
+        failed.get(timeout=20)
+    assert shared_site.app.task(lambda: 5, name="dropped", **options).delay().get(timeout=20) is None
+
+
+def test_task_that_runs_for_a_while_is_started_whatever_it_says(shared_site: Site, tmp_path: Path) -> None:
+    @shared_site.app.task(track_started=False)
+    def slow(folder: str) -> None:
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.01)
+
+    result = slow.delay(str(tmp_path))
+    wait_until(lambda: result.state == states.STARTED, 20, "the task to be started")
+    (tmp_path / "go").touch()
+    result.get(timeout=20)
