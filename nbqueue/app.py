@@ -18,7 +18,6 @@ import msgspec
 
 from nbqueue import canvas, contents, declaring, eager, finding, signals
 from nbqueue import result as results
-from nbqueue.acks import Acks
 from nbqueue.annotations import annotate
 from nbqueue.backends.base import Backend, Label
 from nbqueue.blobs import Blobs, BlobStore
@@ -26,13 +25,14 @@ from nbqueue.codes import Codes
 from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.configuration import Configuration, from_environment, zone
 from nbqueue.current import Shared, join, set_current_app
+from nbqueue.defaults import Defaults, defaults_of
 from nbqueue.deliveries import KEEPER_WAKE, RECORDS, QueueSize
 from nbqueue.exceptions import (
     ImproperlyConfigured,
     UnknownTask,
 )
 from nbqueue.expand import expand
-from nbqueue.limits import Limits, limits_of_call
+from nbqueue.limits import limits_of_call
 from nbqueue.link import Link, resolve
 from nbqueue.messages import (
     CELL_TASK,
@@ -45,7 +45,6 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Packer, Ref, Spilled
 from nbqueue.pipeline import Pipeline
-from nbqueue.rates import NO_RATE, per_second
 from nbqueue.request import current_request, get_current_task
 from nbqueue.routing import Call, Route, Router, check_queue, find_route, named, routers
 from nbqueue.routing import priority as check_priority
@@ -124,6 +123,7 @@ class App:
         self.strict_typing = strict_typing
         self.Task = task_cls or Task  # the class of its tasks that name no `base`; may be set
         self._discovery = declaring.Discovery()
+        self._defaults: Defaults | None = None
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
         self.spread = Spread()
         self.sender = Sender(self)
@@ -316,21 +316,12 @@ class App:
         return results.GroupResult(id, members, app=self)
 
     @property
-    def default_limits(self) -> Limits:
-        """Return the limits that the settings say."""
-        conf = self.conf
-        return Limits(conf.task_time_limit, conf.task_soft_time_limit, conf.task_memory_limit)
-
-    @property
-    def default_rate(self) -> float:
-        """Return how many calls of a task may begin a second, as the settings say; 0.0: any number."""
-        rate = self.conf.task_default_rate_limit
-        return per_second(rate) if rate else NO_RATE
-
-    @property
-    def default_acks(self) -> Acks:
-        """Return when messages are acknowledged, as the settings say."""
-        return Acks.of_settings(self.conf)
+    def defaults(self) -> Defaults:
+        """Return what the settings say of calls that say nothing themselves."""
+        found, conf = self._defaults, self.conf
+        if found is None or found.version != conf.version:
+            found = self._defaults = defaults_of(conf)
+        return found
 
     def destination(
         self,
@@ -373,14 +364,6 @@ class App:
         if found is None and conf.task_inherit_parent_priority and (request := current_request()) is not None:
             found = request.delivery_info["priority"]
         return queue, conf.task_default_priority if found is None else found
-
-    @property
-    def form(self) -> tuple[str, ...]:
-        """Return serializer and compression of values; empty where both are the defaults."""
-        conf = self.conf
-        if conf.result_serializer == contents.DEFAULT and not conf.result_compression:
-            return ()
-        return conf.result_serializer, conf.result_compression
 
     @property
     def accepted(self) -> frozenset[str]:
@@ -643,7 +626,7 @@ class App:
             memory_limit: bytes, or a text such as "2 GB", that its child may use.
             max_retries: how often it runs again after an error, 1, 2, 4, … seconds later.
         """
-        limits = self.default_limits.with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
+        limits = self.defaults.limits.with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
         where, priority = self.destination(CELL_TASK, queue=queue, priority=check_priority(priority))
         return Steering(
             id="",
@@ -659,7 +642,7 @@ class App:
             soft_time_limit=limits.soft_time_limit,
             memory_limit=limits.memory_limit,
             max_retries=max_retries,
-            acks=self.default_acks.as_sent(),
+            acks=self.defaults.sent_acks,
         )
 
     # ---- finding again

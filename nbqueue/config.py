@@ -70,6 +70,7 @@ class _Layered:
 
     _layers: tuple[dict[str, Any], ...]  # one for each `Layer`
     _idle: dict[str, Any]  # what has no meaning here
+    version = 0  # goes up when a setting changes
     _listeners: dict[str, Callable[[], None]]
 
 
@@ -322,6 +323,7 @@ class Settings(_Layered):
         for layer in self._layers:
             value = layer.get(name, value)
         object.__setattr__(self, name, value)
+        object.__setattr__(self, "version", self.version + 1)
         if name in _OF_CONTENT:
             self._settle_content()
 

@@ -281,7 +281,7 @@ class Executor:
             if request.again is not None:
                 return self._retried(task, request, request.again, started)
             body = self._pack(value, task, request)
-            if request.hooks:
+            if request.loaded is not None and request.loaded.hooks:
                 callbacks.succeeded(request, value)
             if signals.task_success.receivers or signals.task_postrun.receivers:
                 tracing.succeeded(request, value, time.time() - started)

@@ -410,8 +410,9 @@ def sign_record(
     """
     result: Any = None
     traceback = None
-    made = [[[id_, None], [] if size else None] for id_, size in children]
-    if made:
+    made: Any = ()
+    if children:
+        made = [[[id_, None], [] if size else None] for id_, size in children]
         facts = msgspec.structs.replace(facts, children=_children_digest(made))
     if facts.state in (states.FAILURE, states.RETRY):
         failure = decode_failure(body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cached_property
@@ -66,24 +66,26 @@ class Request:
     callbacks = errbacks = chain = chord = stamps = stamped_headers = None
     loglevel = logfile = None
 
+    # What most calls leave as it is.
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, and not to be written to
+    retry_options = retries.DEFAULTS
+    again: retries.Plan | None = None  # what the task has asked for
+    loaded: Loaded | None = None
+    begun = False  # its function was reached
+    send: Callable[[int, str, bytes], None] | None = None  # takes what is told even if nobody watches
+    made: Sequence[tuple[str, int]] = ()  # its children: ids, and how many members those of maps have
+    worker = ""
+    pace: stated.Pace | None = None
+    said_end: tuple[str, Any] | None = None  # what the task has said that its end shall be
+    replacement: Any = None  # a canvas that is to take its place
+    also: tuple[bytes, ...] = ()  # canvases that it adds to its header
+    graft: Callable[[Any], tuple[bytes, Any]] | None = None  # packs one; where there is no worker, None
+
     def __init__(self, task: ChildTask, recorder: Recorder, flusher: Flusher) -> None:
         self._task = task
         self._flusher = flusher
         self.recorder = recorder
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-        self.retry_options = retries.DEFAULTS
-        self.again: retries.Plan | None = None  # what the task has asked for
-        self.loaded: Loaded | None = None
-        self.begun = False  # its function was reached
-        self.send: Callable[[int, str, bytes], None] | None = None  # takes what is told even if nobody watches
-        self.made: list[tuple[str, int]] = []  # its children: ids, and how many members those of maps have
-        self.worker = ""
-        self.pace: stated.Pace | None = None
-        self.said_end: tuple[str, Any] | None = None  # what the task has said that its end shall be
-        self.replacement: Any = None  # a canvas that is to take its place
-        self.also: tuple[bytes, ...] = ()  # canvases that it adds to its header
-        self.graft: Callable[[Any], tuple[bytes, Any]] | None = None  # packs one; where there is no worker, None
 
     def __repr__(self) -> str:
         return f"<Request: {self.task}[{self.id}]>"
@@ -100,6 +102,8 @@ class Request:
     def add_child(self, id_: str, members: int = 0) -> None:
         """Note a call that this one has made; of a map, how many members it has."""
         if len(self.made) < CHILDREN_KEPT and (self.loaded is None or self.loaded.trail):
+            if not isinstance(self.made, list):
+                self.made = []
             self.made.append((id_, members))
 
     def on(self, steering: Steering) -> Steering:

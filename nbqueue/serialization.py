@@ -196,7 +196,7 @@ def loads(data: bytes, read: Read = no_blobs, accept: frozenset[str] | None = No
         serializer, _ = formats.named(main)
         contents.check(serializer, accept)
         return formats.decode(serializer, formats.unwrap(main))
-    if accept is not None:
+    if accept is not None and DEFAULT not in accept:
         contents.check(DEFAULT, accept)
     return pickle.loads(main, buffers=buffers)
 

@@ -15,6 +15,7 @@ from nbqueue import canvas, contents, eager, retries, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
 from nbqueue.callbacks import HOOKS, ErrorInfo
 from nbqueue.current import current_app
+from nbqueue.defaults import Defaults
 from nbqueue.exceptions import NotPicklable, SendFailed
 from nbqueue.extras import EXTRAS, NO_EXTRAS, Extras
 from nbqueue.groups import Composed, GroupResult
@@ -275,7 +276,15 @@ class Task(Running):
         if self._loaded is None:
             ways = self._ways()
             found = Loaded(
-                self.function, self.retry_options, self.bind, self, *ways, self.trail, {}, self.app.form, self.throws
+                self.function,
+                self.retry_options,
+                self.bind,
+                self,
+                *ways,
+                self.trail,
+                {},
+                self.app.defaults.form,
+                self.throws,
             )
             vars(self)["_loaded"] = found
         assert self._loaded is not None
@@ -583,20 +592,23 @@ class Task(Running):
     ) -> tuple[Steering, bytes]:
         if more:
             extras = Extras.of(more)
+        app, by_value = self.app, self.by_value
+        defaults = app.defaults
         now = round(time.time(), 3)  # what a message says of its time takes less room so
         due = due_time(now, countdown, eta)
         given = self.priority if priority is None else check_priority(priority)
         queue = queue or (self.queue if exchange is None and routing_key is None else None)
-        where, level = self.app.destination(
+        where, level = app.destination(
             self.name, *call, queue=queue, priority=given, exchange=exchange, routing_key=routing_key
         )
-        code, digest = self._code(packer) if self.by_value else (b"", "")
+        code, digest = self._code(packer) if by_value else (b"", "")
         # What travels with its code brings its app's settings; what goes by name finds its worker's.
         limits = (
-            (self.app.default_limits if self.by_value else NO_LIMITS)
+            (defaults.limits if by_value else NO_LIMITS)
             .with_those_of(self)
             .with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
         )
+        how = serializer or self.serializer
         steering = Steering(
             id="",
             nonce="",
@@ -605,19 +617,19 @@ class Task(Running):
             sent_at=now,
             code=digest,
             python=python_version() if code else "",
-            session=self.app.session,
+            session=app.session,
             name=shadow or "",
             eta=due,
             expires=expiry_time(now, self.expires if expires is None else expires, due),
             bind=self.bind,
-            serializer=serialization.check_serializer(serializer or self.serializer or self.app.conf.task_serializer),
+            serializer=contents.serializer(how) if how else defaults.serializer,
             time_limit=limits.time_limit,
             soft_time_limit=limits.soft_time_limit,
             memory_limit=limits.memory_limit,
             priority=level,
-            acks=self._sent_acks(),
+            acks=self._sent_acks(defaults) if by_value else self.acks,
             unheard=not self.send_events,
-            rate_limit=self.rate or (self.app.default_rate if self.by_value else NO_RATE),
+            rate_limit=self.rate or (defaults.rate if by_value else NO_RATE),
             lock=self.lock or "",
         )
         return (steering if extras is NO_EXTRAS else extras.on(steering)), code
@@ -627,12 +639,9 @@ class Task(Running):
         found = self.compression if given is None else given
         return contents.compression(found) if found is not None else self.app.conf.task_compression
 
-    def _sent_acks(self) -> Acks | None:
-        """Return what a message says of itself; None for nothing but the defaults."""
-        if not self.by_value:
-            return self.acks
-        defaults = self.app.default_acks
-        return (defaults if self.acks is None else self.acks.or_else(defaults)).as_sent()
+    def _sent_acks(self, defaults: Defaults) -> Acks | None:
+        """Return what a message that brings its code says of itself; None for nothing but the defaults."""
+        return defaults.sent_acks if self.acks is None else self.acks.or_else(defaults.acks).as_sent()
 
     def packed(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that; for who sends calls in a way of its own.
@@ -645,7 +654,7 @@ class Task(Running):
     def _code(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that."""
         packed = self._packed
-        if packed is not None and packed.form == self.app.form and packed.snapshot.holds():
+        if packed is not None and packed.form == self.app.defaults.form and packed.snapshot.holds():
             return packed.code, packed.digest
         beside, fixed = self._beside()
         try:
@@ -659,7 +668,7 @@ class Task(Running):
         own["_packed"] = None
         if fixed and is_whole(code) and self._look_in <= 0:
             try:
-                own["_packed"] = _Packed(Snapshot(self.function, Task), code, digest, self.app.form)
+                own["_packed"] = _Packed(Snapshot(self.function, Task), code, digest, self.app.defaults.form)
             except Changeable:
                 own["_look_in"] = _LOOK_AGAIN
         own["_look_in"] = self._look_in - 1
@@ -670,7 +679,7 @@ class Task(Running):
 
         Nothing, or how it is retried, or what `Loaded` holds of it beside the function.
         """
-        options, form = self.retry_options, self.app.form
+        options, form = self.retry_options, self.app.defaults.form
         if self._is_whole:
             _check_makeable(type(self))
             return (options, self.bind, self, *self._ways(), self.trail, {}, form, self.throws), False

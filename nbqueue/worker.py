@@ -190,9 +190,9 @@ class Worker:
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
         self.terms = Terms(
             app.tasks,
-            app.default_limits.with_those_of(own_limits),
-            app.default_acks,
-            app.default_rate,
+            app.defaults.limits.with_those_of(own_limits),
+            app.defaults.acks,
+            app.defaults.rate,
             rates=not self.conf.worker_disable_rate_limits,
         )
         warn_of_threads(self.pool.settings, self.terms.limits)

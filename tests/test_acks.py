@@ -48,9 +48,9 @@ def test_settings_of_an_app_travel_with_its_code_and_not_with_names() -> None:
 def test_settings_of_failures_and_of_time_outs_win_over_the_one_for_both() -> None:
     app = App(set_as_current=False)
     app.conf.CELERY_ACKS_ON_FAILURE_OR_TIMEOUT = False
-    assert app.default_acks == Acks(True, False, False, True)
+    assert app.defaults.acks == Acks(True, False, False, True)
     app.conf.update(task_acks_on_failure=True)
-    assert app.default_acks == Acks(True, True, False, True)
+    assert app.defaults.acks == Acks(True, True, False, True)
     with pytest.raises(ImproperlyConfigured, match="task_acks_on_timeout must be True or False, not 1"):
         app.conf.update(task_acks_on_timeout=1)
 
