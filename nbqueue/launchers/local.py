@@ -25,8 +25,8 @@ _STEPS: Final = ((signal.SIGQUIT, 5.0), (signal.SIGKILL, 2.0))
 
 
 @dataclass(frozen=True)
-class LocalWorker:
-    """A worker process of this machine.
+class LocalProcess:
+    """A process of this machine that outlives who started it.
 
     Args:
         name: as the fleet knows it.
@@ -43,29 +43,17 @@ class LocalWorker:
         """Tell whether it lives."""
         return self.process.held()
 
+
+class LocalWorker(LocalProcess):
+    """A worker process of this machine."""
+
     def stop(self, grace_s: float = 10.0) -> bool:
         """Stop it: what runs may end within `grace_s` seconds, the rest goes back. Tell whether it is gone."""
         return self.process.end((signal.SIGTERM, grace_s), *_STEPS)
 
 
-@dataclass(frozen=True)
-class LocalBeat:
-    """A beat process of this machine.
-
-    Args:
-        name: as people are shown it.
-        log: what it writes.
-        process: known by its lock.
-    """
-
-    name: str
-    log: Path
-    process: PidFile
-
-    @property
-    def running(self) -> bool:
-        """Tell whether it lives."""
-        return self.process.held()
+class LocalBeat(LocalProcess):
+    """A beat process of this machine."""
 
     def stop(self, grace_s: float = 5.0) -> bool:
         """Stop it; another that stands by takes over. Tell whether it is gone."""
