@@ -42,7 +42,6 @@ from nbqueue.memory import rss_bytes
 from nbqueue.messages import ChildEvent, ChildTask, Graft, Outcome, encode_said
 from nbqueue.payloads import Packer
 from nbqueue.states import REVOKED
-from nbqueue.threads import host_of
 
 # Lets a child write to stderr where it is at. A task may take the signal for its own ends.
 STACKS_SIGNAL: Final[int] = getattr(signal, "SIGUSR2", 0)
@@ -311,6 +310,8 @@ def _become_host(parent: int, orders: socket.socket, server: ForkServer, own: tu
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.suppress(OSError, AttributeError):
             faulthandler.register(STACKS_SIGNAL, os.fdopen(os.dup(2), "w"), all_threads=True)
+        from nbqueue.threads import host_of  # noqa: PLC0415 - most workers have none, and start 2 ms sooner
+
         host_of(orders, server.registries, server.store, server.keep_s, _graft, server.accept)
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         sys.excepthook(*sys.exc_info())

@@ -302,9 +302,12 @@ class Pool:
         assert self._control is not None
         self._control.settimeout(max(0.01, timeout_s))
         try:
-            return any(True for _ in self._reports()) or True
+            for _ in self._reports():  # to the end: threads of one process end together
+                pass
         except (TimeoutError, OSError):
             return False
+        else:
+            return True
         finally:
             self._control.settimeout(None)
 
