@@ -14,7 +14,9 @@ from nbqueue import states
 from nbqueue.app import App
 from nbqueue.beat import Beat
 from nbqueue.exceptions import ImproperlyConfigured, UnknownTask
-from nbqueue.notebook import beat as panels
+from nbqueue.notebook import beat as magic
+from nbqueue.notebook import beatpanel, written
+from nbqueue.notebook.entries import as_text, when
 from nbqueue.notebook.magics import TaskMagics, parse_line
 from nbqueue.periodic import Leader, ShownEntry, ShownRun
 from tests.helpers import wait_until
@@ -29,7 +31,7 @@ NOW = datetime(2026, 11, 23, 13, 4, tzinfo=UTC)
 
 @pytest.fixture
 def site(idle_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(panels, "current_app", lambda: idle_site.app)
+    monkeypatch.setattr(magic, "current_app", lambda: idle_site.app)
     yield idle_site
     idle_site.app.beat.close()
 
@@ -44,8 +46,8 @@ class Page:
 
     def __init__(self, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[dict[str, Any]] = []
-        monkeypatch.setattr(panels.BeatWidget, "send", lambda _, message: self.told.append(message))
-        self.panel = panels.Panel(app)
+        monkeypatch.setattr(beatpanel.BeatWidget, "send", lambda _, message: self.told.append(message))
+        self.panel = beatpanel.Panel(app)
 
     def says(self, what: str, **content: Any) -> dict[str, Any]:
         """Return the answer to what a person does."""
@@ -56,8 +58,9 @@ class Page:
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
         """What the page draws."""
+        self.panel._rests_until = 0.0
         self.panel._do({"do": "look"})
-        return {entry["name"]: entry for entry in self.panel.widget.state["entries"]}
+        return {entry["name"]: entry for entry in self.panel.widget.all()["put"]}
 
 
 def add(x: int, y: int = 1) -> int:
@@ -164,26 +167,26 @@ def test_cell_without_a_beat_reads_a_variable_of_its_own_name(site: Site, shell:
 
 
 def test_magic_lists_pauses_runs_and_deletes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    panels.beat("list")
+    magic.beat("list")
     assert "Nothing is scheduled" in capsys.readouterr().out
     site.app.beat.add("sum", "10m", site.app.task(add).s(1))
-    panels.beat("")
+    magic.beat("")
     said = capsys.readouterr().out
     assert "No beat leads, so nothing fires" in said
     assert "sum  every 10 minutes  next " in said
-    panels.beat("pause sum")
+    magic.beat("pause sum")
     assert "%beat resume sum" in capsys.readouterr().out
-    panels.beat("list")
+    magic.beat("list")
     assert "sum  every 10 minutes  paused" in capsys.readouterr().out
-    panels.beat("resume sum")
+    magic.beat("resume sum")
     assert "sum goes on: every 10 minutes, next " in capsys.readouterr().out
-    panels.beat("run sum")
+    magic.beat("run sum")
     assert site.app.beat.get("sum").runs[0].id in capsys.readouterr().out
-    panels.beat("list")
+    magic.beat("list")
     assert "1 queued" in capsys.readouterr().out
-    panels.beat("delete sum")
+    magic.beat("delete sum")
     assert site.app.beat.list() == []
-    panels.beat("undelete sum")
+    magic.beat("undelete sum")
     assert site.app.beat.get("sum").count == 1
 
 
@@ -197,7 +200,7 @@ def test_magic_names_the_nearest_word_and_entry(site: Site) -> None:
         ("undelete never", "no entry 'never' was deleted"),
     ):
         with pytest.raises(UsageError, match=why.replace("?", r"\?")):
-            panels.beat(line)
+            magic.beat(line)
 
 
 def test_magic_starts_a_beat_that_outlives_this_process(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,10 +214,10 @@ def test_magic_starts_a_beat_that_outlives_this_process(site: Site, capsys: pyte
 
     site.app.start_beat = remembered  # type: ignore[assignment, method-assign]
     try:
-        panels.beat("start")
+        magic.beat("start")
         assert "goes on without this kernel" in capsys.readouterr().out
         wait_until(lambda: site.app.beat.leader() is not None, 20, "it to lead")
-        panels.beat("start")
+        magic.beat("start")
         assert "leads already" in capsys.readouterr().out
         assert len(made) == 1
     finally:
@@ -237,7 +240,7 @@ def ran(state: str, took_s: float | None = None, missed: int = 0) -> ShownRun:
 def test_text_tells_when_who_leads_and_what_the_last_runs_came_to() -> None:
     runs = (ran(states.SUCCESS, 4.0), ran(states.FAILURE, 22.0), ran("MISSED", missed=3), ran(states.STARTED))
     entries = [shown_entry(runs=runs), shown_entry(name="bad\x1b[31m", problem="It can't be believed: mac")]
-    text = panels.as_text(entries, Leader("local-1", NOW, 2)).splitlines()
+    text = as_text(entries, Leader("local-1", NOW, 2)).splitlines()
     assert text[0] == "Beat: local-1 leads, 2 stand by"
     assert text[1].startswith("nightly  every weekday at 07:00 Europe/Oslo  next ")
     assert text[1].endswith("1 done, 1 failed, 1 running, 3 missed, last took 0:22")
@@ -246,11 +249,11 @@ def test_text_tells_when_who_leads_and_what_the_last_runs_came_to() -> None:
 
 def test_time_of_the_next_firing_says_the_day_where_it_is_another() -> None:
     entry = shown_entry(next_at=NOW + timedelta(minutes=6))
-    assert panels.when(entry, NOW).endswith("(in 6:00)")
-    assert len(panels.when(entry, NOW).split()[0]) == len("13:10")
-    assert len(panels.when(shown_entry(next_at=NOW + timedelta(seconds=5)), NOW).split()[0]) == len("13:04:05")
-    assert panels.when(shown_entry(next_at=NOW + timedelta(days=30)), NOW).startswith("23 Dec ")
-    assert panels.when(shown_entry(next_at=NOW), NOW + timedelta(seconds=1)).endswith("(due)")
+    assert when(entry, NOW).endswith("(in 6:00)")
+    assert len(when(entry, NOW).split()[0]) == len("13:10")
+    assert len(when(shown_entry(next_at=NOW + timedelta(seconds=5)), NOW).split()[0]) == len("13:04:05")
+    assert when(shown_entry(next_at=NOW + timedelta(days=30)), NOW).startswith("23 Dec ")
+    assert when(shown_entry(next_at=NOW), NOW + timedelta(seconds=1)).endswith("(due)")
 
 
 # ---- the panel
@@ -301,19 +304,39 @@ def test_panel_pauses_runs_deletes_and_undoes(site: Site, monkeypatch: pytest.Mo
     assert page.says("pause", name="nobody")["text"] == "The schedule has no entry 'nobody'."
 
 
-def test_panel_sees_what_others_change_and_sends_what_is_new_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panel_sees_what_others_change_and_tells_what_is_new_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.app.beat.add("mine", "5m", site.app.task(add).s(1))
     page = Page(site.app, monkeypatch)
-    other = site.new_app()
-    changes: list[Any] = []
-    page.panel.widget.observe(changes.append, "state")
+    page.told.clear()
     for _ in range(3):
-        page.panel._do({"do": "look"})
-    assert changes == []
-    assert all(message["alive"] for message in page.told)
+        assert list(page.entries) == ["mine"]
+    assert [sorted(message) for message in page.told] == [["alive", "n"]] * 3
+    other = site.new_app()
     other.beat.add("theirs", "5m", other.task(add).s(1))
+    other.beat.delete("mine")
     other.close()
+    page.told.clear()
     assert list(page.entries) == ["theirs"]
-    assert len(changes) == 1
+    [news] = page.told
+    assert ([entry["name"] for entry in news["put"]], news["gone"]) == (["theirs"], ["mine"])
+    page.told.clear()
+    page.panel._do({"do": "all"})
+    assert page.told[0] | {"alive": 0} == {"alive": 0, "all": True, **page.panel.widget.all()}
+    assert page.told[0]["n"] == news["n"]
+
+
+def test_panel_of_a_large_schedule_is_bounded_and_rests(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = site.app.task(add)
+    packed = site.app.beat.packed(task.s(1))
+    for number in range(beatpanel.MOST + 5):
+        site.app.beat.add_packed(f"e{number:04}", "1h", packed)
+    page = Page(site.app, monkeypatch)
+    assert (len(page.entries), page.panel.told.facts["more"]) == (beatpanel.MOST, 5)
+    looks = []
+    monkeypatch.setattr(page.panel, "look", lambda: looks.append(1))
+    page.panel._do({"do": "look"})
+    assert looks == []
+    assert page.told[-1]["n"] == page.panel.told.number
 
 
 def test_panel_does_things_in_the_order_of_their_clicks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +366,7 @@ def test_panel_says_that_the_server_is_away_and_goes_on(site: Site, monkeypatch:
 
 def test_preview_has_five_firings_in_the_zone_of_the_rule() -> None:
     form = {"kind": "cron", "text": "30 8-17/3 * * mon,thu", "zone": "Europe/Oslo"}
-    found = panels.shown_preview(form, NOW)
+    found = written.shown_preview(form, NOW)
     assert found["words"] == "Mondays and Thursdays at 08:30, 11:30, 14:30 and 17:30"
     assert [(one["day"], one["time"]) for one in found["firings"]] == [
         ("Mon 23 Nov", "14:30"),
@@ -352,18 +375,18 @@ def test_preview_has_five_firings_in_the_zone_of_the_rule() -> None:
         ("Thu 26 Nov", "11:30"),
         ("Thu 26 Nov", "14:30"),
     ]
-    assert panels.shown_preview(form | {"text": "30 25 * * *"}, NOW) == {"mistake": "Hour is 0 to 23, not 25."}
-    assert "cron has five" in panels.shown_preview(form | {"text": "30 25"}, NOW)["mistake"]
-    every = panels.shown_preview({"kind": "every", "text": "90s", "zone": "Asia/Kolkata"}, NOW)
+    assert written.shown_preview(form | {"text": "30 25 * * *"}, NOW) == {"mistake": "Hour is 0 to 23, not 25."}
+    assert "cron has five" in written.shown_preview(form | {"text": "30 25"}, NOW)["mistake"]
+    every = written.shown_preview({"kind": "every", "text": "90s", "zone": "Asia/Kolkata"}, NOW)
     assert [one["time"] for one in every["firings"]][:2] == ["18:34:30", "18:36:00"]
 
 
 def test_strip_has_thirty_marks_and_says_what_was_missed() -> None:
     runs = (ran(states.SUCCESS, 1.0, missed=2), *[ran(states.FAILURE, 2.0)] * 29)
-    marks = panels.strip(runs)
+    marks = beatpanel.strip(runs)
     assert len(marks) == 30
     assert [mark["is"] for mark in marks[:2]] == ["succeeded", "failed"]
-    assert panels.strip(runs[:1])[0] == {"is": "missed", "due": NOW.timestamp(), "missed": 2}
+    assert beatpanel.strip(runs[:1])[0] == {"is": "missed", "due": NOW.timestamp(), "missed": 2}
 
 
 @pytest.mark.parametrize(
@@ -385,12 +408,12 @@ def test_strip_has_thirty_marks_and_says_what_was_missed() -> None:
 def test_call_that_is_none_is_refused(text: str, site: Site) -> None:
     site.app.task(add)
     with pytest.raises(ImproperlyConfigured):
-        panels.call_of(text, site.app, {})
+        written.call_of(text, site.app, {})
 
 
 def test_call_is_of_a_variable_of_the_notebook_first_and_of_a_worker_by_its_whole_name(site: Site) -> None:
     task = site.app.task(add)
-    found = panels.call_of("mine(1, y=-2.5)", site.app, {"mine": task})
+    found = written.call_of("mine(1, y=-2.5)", site.app, {"mine": task})
     assert (found.task, found.args, found.kwargs) == (task.name, (1,), {"y": -2.5})
-    assert panels.call_of("proj.tasks.load", site.app, {}).task == "proj.tasks.load"
-    assert panels.call_of("add", site.app, {"add": 3}).task == task.name
+    assert written.call_of("proj.tasks.load", site.app, {}).task == "proj.tasks.load"
+    assert written.call_of("add", site.app, {"add": 3}).task == task.name

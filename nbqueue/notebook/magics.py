@@ -26,8 +26,8 @@ from nbqueue.current import current_app
 from nbqueue.exceptions import NBQueueError, NotPicklable, TaskError
 from nbqueue.messages import pack_body
 from nbqueue.modules import imported_by
-from nbqueue.notebook.beat import said_of
 from nbqueue.notebook.cells import capture, read_cell
+from nbqueue.notebook.entries import said_of
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.payloads import Packer

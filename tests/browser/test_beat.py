@@ -83,9 +83,13 @@ def test_cell_runs_by_the_clock_while_no_kernel_lives_and_others_changes_are_see
     with lab.open(
         "cells", CLEAR, "rate = 3", "%%task tick --every 1s\nrate * 2", "%load_ext nbqueue\n%beat", add
     ) as notebook:
-        notebook.run(0, 1, 2, 3)
+        notebook.run(0, 1, 2, 3, 4)
         expect(notebook.output(3)).to_contain_text("tick runs every second, next ")
+        expect(row_of(notebook.view(4), "tick")).to_be_visible()
         notebook.restart()
+        expect(notebook.view(4)).to_contain_text(
+            "Not live: the kernel does not answer. The schedule goes on without it."
+        )
         notebook.run(4)
         panel = notebook.view(4)
         tick = row_of(panel, "tick")
@@ -122,19 +126,27 @@ def test_cell_runs_by_the_clock_while_no_kernel_lives_and_others_changes_are_see
 
 @pytest.mark.parametrize("width", [400, 700])
 def test_panel_and_its_form_are_not_wider_than_a_narrow_page(lab: Lab, width: int) -> None:
-    name = "a_schedule_with_a_name_that_is_longer_than_the_page_is_wide"
+    name = """<img src=x onerror=alert(1)>"'] \\ a_schedule_with_a_name_that_is_longer_than_the_page_is_wide"""
     call = "current_app().signature('proj.tasks.load')"
     made = f"from nbqueue import current_app\ncurrent_app().beat.add({name!r}, '0 7 * * mon-fri', {call})"
     with lab.open(f"narrow-beat-{width}", CLEAR, made, "%beat") as notebook:
         notebook.run(0, 1, 2, 3)
         notebook.resize(width, 1400)
         panel = notebook.view(3)
-        row_of(panel, name).focus()
+        row = panel.locator("tr.nbq-row")
+        expect(row).to_have_count(1)
+        expect(row).to_contain_text(name[:70])
+        row.focus()
+        notebook.page.keyboard.press("p")
+        expect(row.get_by_role("button", name="Resume")).to_be_visible()
+        expect(row).to_be_focused()
         notebook.page.keyboard.press("Space")
         notebook.page.keyboard.press("Enter")
         expect(panel.locator(".nbq-firings li")).to_have_count(5)
         assert panel.evaluate("node => node.scrollWidth - node.clientWidth") <= 0
         assert panel.evaluate(WIDER) == []
+        assert panel.locator("img").count() == 0
+        assert notebook.errors == []
         notebook.run(1)
 
 

@@ -148,6 +148,8 @@ function about(run) {
 }
 
 function render({ model, el }) {
+  // To a kernel that has ended nothing can be sent; that it is silent is said by the clock.
+  const tellKernel = message => { try { model.send(message) } catch { /* it is gone */ } }
   const root = make('div', 'panel beat')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
@@ -170,10 +172,28 @@ function render({ model, el }) {
   const known = new Map() // name of an entry -> what its rows were drawn of, and the rows
   const open = new Set() // entries whose runs are shown
   const gone = new Map() // name of an entry that was deleted here -> until when it can be had back, and whether it is gone
+  const s = { n: 0, entries: [], more: 0, leader: null, led_at: 0, embedded: true } // what is known of the schedule
   let onScreen = true, answered = Date.now(), ahead = 0, trouble = '', current = '', form = null, toldAt = 0
 
   const now = () => Date.now() / 1000 + ahead
-  const state = () => model.get('state')
+
+  // Takes all there is, or what has changed; a page that has missed something asks for all of it.
+  function learn(news, all) {
+    if (all) s.entries = []
+    else if (!news.put) {
+      if (news.n !== s.n) tellKernel({ do: 'all' })
+      return
+    } else if (news.n !== s.n + 1) {
+      tellKernel({ do: 'all' })
+      return
+    }
+    const byName = new Map(s.entries.map(entry => [entry.name, entry]))
+    for (const name of news.gone || []) byName.delete(name)
+    for (const entry of news.put) byName.set(entry.name, entry)
+    Object.assign(s, news.facts, { n: news.n, entries: [...byName.values()] })
+    requestAnimationFrame(draw)
+  }
+
   const say = text => {
     told.textContent = said.textContent = text
     toldAt = Date.now()
@@ -270,7 +290,7 @@ function render({ model, el }) {
       gone.delete(name)
       known.delete(name)
       current = name
-      model.send({ do: 'undelete', name })
+      tellKernel({ do: 'undelete', name })
     }))
     row.append(document.createElement('td'), cell)
     return row
@@ -292,23 +312,21 @@ function render({ model, el }) {
 
   function act(what, name) {
     current = name
-    model.send({ do: what, name })
+    tellKernel({ do: what, name })
   }
 
   function drop(name) {
-    const entry = state().entries.find(one => one.name === name)
+    const entry = s.entries.find(one => one.name === name)
     gone.set(name, { until: Date.now() + UNDO_MS, gone: false, shown: entry ? entry.shown : name })
     current = name
     if (form && form.name === name) closeForm()
-    model.send({ do: 'delete', name })
+    tellKernel({ do: 'delete', name })
     setTimeout(draw, UNDO_MS + 100)
     draw()
     body.querySelector(`[data-name="${CSS.escape(name)}"] button`)?.focus()
   }
 
   function draw() {
-    const s = state()
-    if (!s.entries) return
     root.classList.toggle('nbq-dark', isDark())
     for (const [name, tombstone] of gone) if (tombstone.until < Date.now()) gone.delete(name)
     const names = [...new Set([...s.entries.map(entry => entry.name), ...gone.keys()])].sort()
@@ -370,7 +388,7 @@ function render({ model, el }) {
   }
 
   function tell() {
-    const s = state(), silent = (Date.now() - answered) / 1000 > SILENT_S
+    const silent = (Date.now() - answered) / 1000 > SILENT_S
     const waits = s.entries.some(entry => entry.on && !gone.has(entry.name))
     const leaderless = s.leader || !waits ? '' : s.led_at
       ? `No beat leads since ${at(s.led_at, false)}. Firings are kept and run once when one returns.`
@@ -379,7 +397,7 @@ function render({ model, el }) {
     if (note.dataset.text !== text) {
       note.dataset.text = note.textContent = text
       if (text && text === leaderless && !s.embedded) {
-        const start = button('button', 'Start beat here', '', () => { start.disabled = true; start.textContent = 'Starting…'; model.send({ do: 'start' }) })
+        const start = button('button', 'Start beat here', '', () => { start.disabled = true; start.textContent = 'Starting…'; tellKernel({ do: 'start' }) })
         note.append(' ', start)
       }
     }
@@ -507,13 +525,13 @@ function render({ model, el }) {
     f.policy.choose(editing ? entry.policy : 'coalesce')
     f.kind.choose(isCron ? 'cron' : 'every')
     ;(editing ? f.text : f.run).focus()
-    model.send({ do: 'form' })
+    tellKernel({ do: 'form' })
   }
 
   function look() {
     if (!form || !form.shown) return
     form.n += 1
-    model.send({ do: 'preview', n: form.n, kind: form.shown, text: form.text.value, zone: form.zone.value })
+    tellKernel({ do: 'preview', n: form.n, kind: form.shown, text: form.text.value, zone: form.zone.value })
   }
 
   function fault(text) {
@@ -545,8 +563,8 @@ function render({ model, el }) {
     if (form.meant === false) { form.text.focus(); return }
     const common = { kind: form.shown, text: form.text.value, zone: form.zone.value, policy: form.policy.value }
     form.send.disabled = true
-    if (form.name) model.send({ do: 'change', name: form.name, ...common })
-    else model.send({ do: 'add', run: form.run.value, name: form.called.value, queue: form.queue.value, ...common })
+    if (form.name) tellKernel({ do: 'change', name: form.name, ...common })
+    else tellKernel({ do: 'add', run: form.run.value, name: form.called.value, queue: form.queue.value, ...common })
   }
 
   function closeForm() {
@@ -567,6 +585,7 @@ function render({ model, el }) {
       answered = Date.now()
       trouble = message.trouble || ''
       if (message.alive) ahead = message.alive - Date.now() / 1000
+      if (message.n !== undefined) learn(message, message.all)
       tell()
     } else if (message.preview !== undefined) foresee(message)
     else if (message.form && form) {
@@ -601,7 +620,7 @@ function render({ model, el }) {
     const row = event.target.classList?.contains('nbq-row') ? event.target : null
     if (!row) return
     const rows = [...body.querySelectorAll('.nbq-row')], step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
-    const entry = state().entries.find(one => one.name === row.dataset.name)
+    const entry = s.entries.find(one => one.name === row.dataset.name)
     const next = step ? rows[rows.indexOf(row) + step] : { Home: rows[0], End: rows[rows.length - 1] }[event.key]
     if (step || event.key === 'Home' || event.key === 'End') {
       event.preventDefault()
@@ -619,16 +638,16 @@ function render({ model, el }) {
     if (row) { current = row.dataset.name; roam() }
   }
 
-  model.on('change:state', () => requestAnimationFrame(draw))
   model.on('msg:custom', heard)
   const seen = new IntersectionObserver(entries => { onScreen = entries[entries.length - 1].isIntersecting })
   seen.observe(root)
   const timer = setInterval(() => {
     if (!root.isConnected || !onScreen || document.hidden) return
-    model.send({ do: 'look' })
-    if (state().entries) tell()
+    tellKernel({ do: 'look' })
+    tell()
   }, ASK_MS)
   told.hidden = true
+  learn(model.get('now'), true)
   draw()
   return () => { clearInterval(timer); seen.disconnect() }
 }

@@ -58,6 +58,8 @@ function isDark() {
 }
 
 function render({ model, el }) {
+  // To a kernel that has ended nothing can be sent; that it is silent is said by the clock.
+  const tellKernel = message => { try { model.send(message) } catch { /* it is gone */ } }
   const root = make('div', 'panel')
   root.classList.add('nbq')
   root.setAttribute('role', 'group')
@@ -111,7 +113,7 @@ function render({ model, el }) {
     shown.textContent = wanted
     clearTimeout(settle)
     // Several clicks are one order.
-    settle = setTimeout(() => { model.send({ do: 'scale', size: wanted }); settle = 0 }, 700)
+    settle = setTimeout(() => { tellKernel({ do: 'scale', size: wanted }); settle = 0 }, 700)
   }
   less.onclick = () => step(-1)
   more.onclick = () => step(1)
@@ -158,12 +160,12 @@ function render({ model, el }) {
     const heard = make('td', w.lost ? 'c-heard number late' : 'c-heard number', clock(w.heard + now))
     const actions = document.createElement('td')
     if (!w.lost && w.stopping) {
-      actions.append(twice('now' + w.full, 'Stop now', `End ${plural(w.busy, 'task')}?`, () => model.send({ do: 'stop', name: w.full, now: true })))
+      actions.append(twice('now' + w.full, 'Stop now', `End ${plural(w.busy, 'task')}?`, () => tellKernel({ do: 'stop', name: w.full, now: true })))
     } else if (!w.lost) {
       const wide = make('span', 'wide')
       wide.append(...besides(w))
       actions.append(wide)
-      const end = () => model.send({ do: 'stop', name: w.full })
+      const end = () => tellKernel({ do: 'stop', name: w.full })
       actions.append(w.busy ? twice('stop' + w.full, 'Stop', `Stop after ${plural(w.busy, 'task')}?`, end) : button('Stop', end))
     }
     cells.push(children, queues, done, make('td', 'c-rate number', rate(w.rate)), cpu,
@@ -175,7 +177,7 @@ function render({ model, el }) {
   function besides(w) {
     const found = []
     if (w.here) found.push(button('Log', () => { logOf = logOf === w.full ? '' : w.full; log.textContent = ''; ask(); draw() }, 'The end of its log'))
-    found.push(button('Restart', () => model.send({ do: 'restart', name: w.full }), 'Replace its children, each after its task'))
+    found.push(button('Restart', () => tellKernel({ do: 'restart', name: w.full }), 'Replace its children, each after its task'))
     return found
   }
 
@@ -200,7 +202,7 @@ function render({ model, el }) {
       task.append(icon, document.createTextNode(' '), name, since)
     } else task.textContent = shift.ready ? 'idle' : 'starting'
     const end = document.createElement('td')
-    if (shift.id) end.append(twice(shift.id, 'Cancel', 'Cancel it?', () => model.send({ do: 'cancel', id: shift.id })))
+    if (shift.id) end.append(twice(shift.id, 'Cancel', 'Cancel it?', () => tellKernel({ do: 'cancel', id: shift.id })))
     line.append(who, task, make('td', 'c-queues', `pid ${shift.pid}`), make('td', 'c-done'), make('td', 'c-rate'),
       make('td', 'c-cpu', `${Math.round(100 * shift.cpu)} %`), make('td', 'c-memory number', size(shift.memory)), make('td', 'c-heard'), end)
     return line
@@ -228,7 +230,7 @@ function render({ model, el }) {
     if (!s.workers.length) {
       const start = make('button', 'button', `Start ${s.cores} here`)
       start.type = 'button'
-      start.onclick = () => { start.disabled = true; start.textContent = 'Starting…'; model.send({ do: 'scale', size: s.cores }) }
+      start.onclick = () => { start.disabled = true; start.textContent = 'Starting…'; tellKernel({ do: 'scale', size: s.cores }) }
       empty.replaceChildren(make('b', '', 'No workers yet'), make('p', '', waiting
         ? `${plural(waiting, 'task')} ${waiting === 1 ? 'is' : 'are'} waiting. ${waiting === 1 ? 'It starts' : 'They start'} as soon as a worker does.`
         : s.embedded ? 'One starts by itself when something is sent.' : 'Start some here, or on another machine.'), start)
@@ -249,12 +251,12 @@ function render({ model, el }) {
       asked.set('all', Date.now())
       stop.textContent = `Stop ${plural(s.here, 'child').replace('childs', 'children')}?`
       setTimeout(() => { stop.textContent = 'Stop' }, 4000)
-    } else { stop.textContent = 'Stop'; model.send({ do: 'scale', size: 0 }) }
+    } else { stop.textContent = 'Stop'; tellKernel({ do: 'scale', size: 0 }) }
   }
 
   function ask() {
-    model.send({ do: 'look' })
-    if (logOf) model.send({ do: 'log', name: logOf })
+    tellKernel({ do: 'look' })
+    if (logOf) tellKernel({ do: 'log', name: logOf })
   }
 
   model.on('change:state', () => { answered = Date.now(); requestAnimationFrame(draw) })
