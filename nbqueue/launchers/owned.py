@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from nbqueue.config import Environment
 from nbqueue.embedded import daemon_command
 from nbqueue.link import told
+from nbqueue.poolkinds import PREFORK, processes
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -30,6 +31,7 @@ class Terms:
     Args:
         name: unique among workers; `@host` is added.
         concurrency: children.
+        pool: of `nbqueue.poolkinds`.
         queues: which it listens to; the app's if empty.
         drop: these queues are dropped if its owner ends without stopping it.
         max_tasks: a child is replaced after so many; 0: never.
@@ -39,6 +41,7 @@ class Terms:
 
     name: str
     concurrency: int
+    pool: str = PREFORK
     queues: Sequence[str] = ()
     drop: bool = False
     max_tasks: int = 0
@@ -98,6 +101,7 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         "client": told(app.link, app.conf),
         "name": terms.name,
         "concurrency": terms.concurrency,
+        "pool": terms.pool,
         "queues": list(terms.queues or app.conf.task_queues or (app.conf.task_default_queue,)),
         "drop": terms.drop,
         "max_tasks": terms.max_tasks,
@@ -105,7 +109,7 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         "loglevel": terms.loglevel,
     }
     process = subprocess.Popen(
-        daemon_command("nbqueue.launchers.owned_worker", str(terms.concurrency)),
+        daemon_command("nbqueue.launchers.owned_worker", str(processes(terms.pool, terms.concurrency))),
         stdin=subprocess.PIPE,  # its end tells of ours
         stdout=subprocess.DEVNULL if log is None else log,
         stderr=log,

@@ -21,6 +21,7 @@ from nbqueue.config import Environment, child_environment
 from nbqueue.forkserver import ChildSettings, start_fork_server
 from nbqueue.link import heard, told
 from nbqueue.log import setup
+from nbqueue.poolkinds import THREADS
 
 STDIN: Final = 0
 LOOK_S: Final = 1.0  # a process that its owner has forked may keep the pipe open
@@ -55,9 +56,8 @@ class Owner:
 def main() -> int:
     """Work until told to stop, or until the owner ends; return the exit code."""
     owner = Owner(os.getppid())
-    concurrency = int(sys.argv[1])
     # Its interpreter starts while this one loads what a supervisor needs.
-    started = start_fork_server(child_environment(Environment.read().variables, concurrency))
+    started = start_fork_server(child_environment(Environment.read().variables, int(sys.argv[1])))
     try:
         with open(STDIN, "rb", buffering=0, closefd=False) as told_by_owner:
             line = told_by_owner.readline()
@@ -72,13 +72,15 @@ def main() -> int:
             app.conf.accept_content = tuple(dict.fromkeys((*app.conf.accept_content, "cloudpickle")))
         app.adopt(heard(orders["client"]))
         client = told(app.link, app.conf)
-        started.tell(ChildSettings.of(app.conf, app.link.blobs, (), orders["max_tasks"], None, client))
+        threads = orders["pool"] == THREADS
+        started.tell(ChildSettings.of(app.conf, app.link.blobs, (), orders["max_tasks"], None, client, threads=threads))
         from nbqueue.worker import Worker  # noqa: PLC0415 - redis costs 0.1 s, in which the fork server gets ready
 
         worker = Worker(
             app,
             queues=orders["queues"],
-            concurrency=concurrency,
+            concurrency=orders["concurrency"],
+            pool=orders["pool"],
             name=orders["name"],
             max_tasks_per_child=orders["max_tasks"] or None,
             started=started,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 from nbqueue import prepared
 from nbqueue.exceptions import ImproperlyConfigured, TimeoutError  # noqa: A004 - Celery's name
 from nbqueue.launchers.owned import OwnedWorker, Terms, start_owned
+from nbqueue.poolkinds import pool_kind
 
 if TYPE_CHECKING:
     from nbqueue.app import App
 
 START_S: Final = 30.0
-TERMS: Final = ("prefork", "processes", "solo", "threads", "eventlet", "gevent")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def start_worker(
     Args:
         app: whose tasks it runs; connected to a server, such as `PrivateServer`.
         concurrency: its children.
-        pool: one of Celery's; here it has processes.
+        pool: its kind; of every kind it is a process of its own.
         loglevel: of what it writes; warnings and worse if None.
         logfile: where it writes; stderr if None.
         perform_ping_check: run a task of its own before the block begins.
@@ -99,11 +99,10 @@ def start_worker(
         TimeoutError: it runs no task in time.
     """
     del others
-    if pool not in TERMS:
-        raise ImproperlyConfigured(f"there is no pool {pool!r}; it is one of {', '.join(TERMS)}")
     name = (hostname or f"test-{secrets.token_hex(4)}").partition("@")[0]
     chosen = tuple(queues.split(",")) if isinstance(queues, str) else tuple(queues)
-    terms = Terms(name, concurrency, tuple(filter(None, chosen)), takes_code=True, loglevel=_level(loglevel))
+    queues = tuple(filter(None, chosen))
+    terms = Terms(name, concurrency, pool_kind(pool), queues, takes_code=True, loglevel=_level(loglevel))
     with contextlib.ExitStack() as ends:
         ends.enter_context(_code_travels(app))
         log = ends.enter_context(Path(logfile).open("ab")) if logfile else None
