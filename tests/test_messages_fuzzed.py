@@ -40,6 +40,7 @@ from nbqueue.messages import (
     Failure,
     Graft,
     Message,
+    Reply,
     Steering,
     Step,
     decode_again,
@@ -62,6 +63,7 @@ from nbqueue.messages import (
     sign_event,
     sign_group,
     sign_record,
+    sign_reply,
     split_body,
 )
 from nbqueue.payloads import BLOB_BYTES, Packer, modules_of, named
@@ -117,6 +119,19 @@ DECODERS: Final[dict[str, tuple[bytes, Callable[[bytes], object], str]]] = {
         sign_control(Control(order="revoke", at=1.0, nonce="n", ids=("i",)), SIGNER).encode(),
         lambda text: open_control(text, SIGNER),
         EACH,
+    ),
+    "command": (
+        sign_control(
+            Control(order="command", at=1.0, nonce="n", command="revoke", arguments={"task_id": ["i"]}, reply="r"),
+            SIGNER,
+        ).encode(),
+        lambda text: open_control(text, SIGNER),
+        EACH,
+    ),
+    "answer": (
+        sign_reply(Reply(to="n", worker="w", at=1.0), b'{"ok":"pong"}', SIGNER),
+        lambda text: open_reply(text, "n", SIGNER),
+        MEANING,
     ),
     "record": (sign_record(FACTS, FAILURE, SIGNER), lambda text: open_fact(text, SIGNER), MEANING),
     "event": (
@@ -222,7 +237,15 @@ def test_bytes_cut_anywhere_or_with_any_bit_turned_are_refused_or_mean_the_same(
 
 _SIGNED: Final = [name for name, (_, _, signed) in DECODERS.items() if signed != NOTHING and name != "body"]
 # Tasks, members of maps and steps come through one door, records and events through another, orders through a third.
-_ALIKE: Final = ({"task", "call"}, {"task", "step"}, {"call", "step"}, {"record", "event"}, {"order", "mark"})
+_ALIKE: Final = (
+    *({"task", "call"}, {"task", "step"}, {"call", "step"}, {"record", "event"}, {"order", "mark"}),
+    *({"command", "order"}, {"command", "mark"}),
+)
+
+
+def test_command_is_no_mark_that_revokes_a_task() -> None:
+    with pytest.raises(BadMessage, match="an order to command other tasks"):
+        open_mark(DECODERS["command"][0], "i", SIGNER)
 
 
 @pytest.mark.parametrize("name", _SIGNED)
