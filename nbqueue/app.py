@@ -87,7 +87,7 @@ class App:
         set_as_current: be the app that `@task` uses from now on.
         by_value: functions of modules travel with their code too.
         strict_typing: arguments are checked where a call is made, unless its task says otherwise.
-        task_cls: the class of its tasks; `Task` if None.
+        task_cls: the class of its tasks, or where it is, as `proj.tasks:Ours`; `Task` if None.
         settings: more of them; other arguments of Celery's app are accepted.
     """
 
@@ -106,7 +106,7 @@ class App:
         set_as_current: bool = True,
         by_value: bool = False,
         strict_typing: bool = True,
-        task_cls: type[Task] | None = None,
+        task_cls: type[Task] | str | None = None,
         **settings: Any,
     ) -> None:
         self.main = main
@@ -121,7 +121,7 @@ class App:
         self.tasks: dict[str, Task] = {}
         self._configuration.settings.when_set("task_annotations", self.annotate)
         self.strict_typing = strict_typing
-        self.Task = task_cls or Task  # the class of its tasks that name no `base`; may be set
+        self.Task = declaring.class_of(task_cls)  # the class of its tasks that name no `base`; may be set
         self._discovery = declaring.Discovery()
         self._defaults: Defaults | None = None
         self._routes: tuple[Any, tuple[Router, ...]] = (None, ())
@@ -212,6 +212,15 @@ class App:
             return declaring.made(self, function, options)
 
         return register if run is None else register(run)
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """Return the name of a task that is given none; an app of one's own class may have another way.
+
+        Args:
+            name: of its function, with the names of what that stands in.
+            module: in which it stands; `__main__` for a script or notebook, which are called what this app is.
+        """
+        return f"{self.main if module == '__main__' and self.main else module}.{name}"
 
     def register_task(self, task: Task | type[Task], **options: Any) -> Task:
         """Register a task of a class of one's own, derived from `Task`, with a method `run`."""

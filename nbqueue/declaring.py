@@ -43,6 +43,25 @@ def made(app: App, run: Callable[..., Any], options: Mapping[str, Any]) -> Task:
     return task
 
 
+def class_of(found: type[Task] | str | None) -> type[Task]:
+    """Return a class of tasks, or the one at a place such as `proj.tasks:Ours`; `Task` for None.
+
+    Raises:
+        ImproperlyConfigured: there is none.
+    """
+    if isinstance(found, str):
+        module, _, name = found.replace(":", ".").rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise ImproperlyConfigured(f"task_cls: there is no {found!r}: {exc}") from exc
+    if found is None:
+        return Task
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ImproperlyConfigured(f"task_cls must be a class derived from nbqueue.Task, not {found!r}")
+    return found
+
+
 def registered(app: App, task: Task | type[Task], options: Mapping[str, Any]) -> Task:
     """Register an object of a class of tasks, or make one of the class.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ from nbqueue import result as results
 from nbqueue.config import AMQP_SCHEMES, scheme_of
 from nbqueue.deliveries import CODE_GONE, LIVE, LIVE_S, Outgoing
 from nbqueue.exceptions import (
+    BackendUnavailable,
     BlobNotStored,
     ImproperlyConfigured,
     PayloadTooLarge,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from nbqueue.app import App
     from nbqueue.publishing import Publication
 
+T = TypeVar("T")
 _MAP_CHUNK: Final = 500  # as many as one script takes: workers begin with them while the next are made
 
 
@@ -117,8 +120,8 @@ class Sender:
             if add_to_parent:
                 request.add_child(steering.id)
         _check_size(steering.shown_name, len(code) + len(args))
-        self._save(packer, steering)
-        named = bool(code) and app.joined and app.codes.is_kept(steering.code, code, steering.expires)
+        self._save(packer, steering, retry, retry_policy)
+        named = bool(code) and app.joined and self._is_kept(steering, code)
         body = pack_body(b"" if named else code, args)
         message = Message.sign(steering, body, app.signer)
         _check_steering(steering, len(message.header))
@@ -298,31 +301,62 @@ class Sender:
         ]
         return app.spread.queues(name, listened)
 
-    def _save(self, packer: Packer | None, steering: Steering) -> None:
+    def _is_kept(self, steering: Steering, code: bytes) -> bool:
+        """Tell whether a call finds its code in the backend; while that is away, it brings it along."""
+        try:
+            return self.app.codes.is_kept(steering.code, code, steering.expires)
+        except BackendUnavailable:
+            return False
+
+    def _save(
+        self,
+        packer: Packer | None,
+        steering: Steering,
+        retry: bool | None = None,
+        policy: Mapping[str, float] | None = None,
+    ) -> None:
         """Put large data where workers find it, for as long as the task may start, and a day to run."""
-        app = self.app
         if packer is not None and packer.blobs:
-            try:
-                app.blobs.save(packer.blobs, steering.expires + 86_400.0, packer.spilled)
-            except BlobNotStored as exc:
-                raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
+            self._trying(lambda: self._put(packer, steering), retry, policy)
+
+    def _put(self, packer: Packer, steering: Steering) -> None:
+        try:
+            self.app.blobs.save(packer.blobs, steering.expires + 86_400.0, packer.spilled)
+        except BlobNotStored as exc:
+            raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
+        except BackendUnavailable as exc:
+            raise SendFailed(f"Not sent: {steering.shown_name}: its large data can't be stored: {exc}") from exc
 
     def publish(
         self, messages: Sequence[Outgoing], retry: bool | None, policy: Mapping[str, float] | None
     ) -> list[int]:
         """Publish, again and again where that may help: what arrived before is recognised by id and nonce."""
-        app = self.app
-        policy = {**app.conf.task_publish_retry_policy, **(policy or {})}
-        tries = int(policy["max_retries"]) if (app.conf.task_publish_retry if retry is None else retry) else 0
-        pause = policy["interval_start"]
-        for attempt in range(tries + 1):
+        waiting = messages
+
+        def publish() -> list[int]:
+            nonlocal waiting
             try:
-                verdicts = app.broker.publish(messages)
-                return self._sent_with_code(messages, verdicts) if CODE_GONE in verdicts else verdicts
+                return self.app.broker.publish(waiting)
             except (SendFailed, SendUncertain):
-                if attempt == tries:
+                waiting = [msgspec.structs.replace(message, fresh=False) for message in messages]
+                raise
+
+        verdicts = self._trying(publish, retry, policy)
+        return self._sent_with_code(waiting, verdicts) if CODE_GONE in verdicts else verdicts
+
+    def _trying(self, send: Callable[[], T], retry: bool | None, policy: Mapping[str, float] | None) -> T:
+        """Do what needs a server, again and again where that may help."""
+        conf = self.app.conf
+        policy = {**conf.task_publish_retry_policy, **(policy or {})}
+        repeats = conf.task_publish_retry if retry is None else retry
+        limit: float | None = policy["max_retries"] if repeats else 0  # None: for as long as it takes
+        pause = policy["interval_start"]
+        for attempt in itertools.count():
+            try:
+                return send()
+            except (SendFailed, SendUncertain) as exc:
+                if isinstance(exc, PayloadTooLarge) or (limit is not None and attempt >= limit):
                     raise
-                messages = [msgspec.structs.replace(message, fresh=False) for message in messages]
                 self._revive()
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
                 pause = min(pause + policy["interval_step"], policy["interval_max"])

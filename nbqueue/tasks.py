@@ -196,8 +196,7 @@ class Task(Running):
             own["run"] = function
         else:
             own["run"] = MethodType(function, self)
-        main = app.main if app is not None else None
-        own["name"] = self.name or named(function if run is not None else kind, main)
+        own["name"] = self.name or named(function if run is not None else kind, app)
         if options.get("by_value") is None:
             module = (function if run is not None else kind).__module__
             own["by_value"] = module == "__main__" or (app is not None and app.by_value)
@@ -347,7 +346,7 @@ class Task(Running):
         eta: datetime | None = None,
         expires: float | datetime | None = None,
         retry: bool | None = None,
-        retry_policy: Mapping[str, float] | None = None,
+        retry_policy: Mapping[str, Any] | None = None,
         serializer: str | None = None,
         ignore_result: bool | None = None,
         time_limit: float | None = None,
@@ -373,7 +372,8 @@ class Task(Running):
             eta: the instant, with its zone, before which it must not start.
             expires: seconds from now, or an instant: dropped if it has not started by then.
             retry: try again when the broker can't be reached; `conf.task_publish_retry` if None.
-            retry_policy: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds).
+            retry_policy: `max_retries` (None: as often as it takes), and `interval_start`, `interval_step` and
+                `interval_max`, seconds.
             serializer: of the arguments: `cloudpickle`, `pickle` or `json`.
             ignore_result: keep no value.
             time_limit: seconds after which it is ended by force.
@@ -809,9 +809,8 @@ def _remade(kind: type[Task], function: Callable[..., Any] | None, options: dict
     return kind.of(None, function, **options)
 
 
-def named(run: Callable[..., Any], main: str | None) -> str:
-    """Return the name a function has as a task: its module's and its own."""
-    module = run.__module__
-    if module == "__main__" and main:
-        module = main
-    return f"{module}.{run.__qualname__}"
+def named(run: Callable[..., Any], app: App | None) -> str:
+    """Return the name a function has as a task: as its app says, else its module's and its own."""
+    if app is None:
+        return f"{run.__module__}.{run.__qualname__}"
+    return app.gen_task_name(run.__qualname__, run.__module__)

@@ -272,3 +272,21 @@ def test_retry_with_options_of_another_call_says_what_to_do() -> None:
     task = App("c", set_as_current=False).task(add, name="again")
     with pytest.raises(TypeError, match="retry has no option queue: the same call runs again"):
         task.retry(queue="other")
+
+
+def test_app_of_a_class_of_ones_own_names_its_tasks() -> None:
+    class Short(App):
+        def gen_task_name(self, name: str, module: str) -> str:
+            return super().gen_task_name(name, module.removeprefix("tests."))
+
+    assert Short("s", set_as_current=False).task(add).name == "test_declaring.add"
+
+
+def test_class_of_tasks_may_be_named_by_its_place() -> None:
+    named = App("n", task_cls="tests.test_declaring:Patient", set_as_current=False)
+    assert isinstance(named.task(add), Task)
+    assert named.Task.__name__ == "Patient"
+    with pytest.raises(ImproperlyConfigured, match=r"no 'tests\.nowhere\.Patient'"):
+        App("n", task_cls="tests.nowhere.Patient", set_as_current=False)
+    with pytest.raises(ImproperlyConfigured, match=r"derived from nbqueue\.Task"):
+        App("n", task_cls="tests.test_declaring:add", set_as_current=False)
