@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -33,7 +34,7 @@ from nbqueue.exceptions import (
 )
 from nbqueue.handles import AsyncResult, error_of, value_of
 from nbqueue.launchers.owned import OwnedWorker, Terms, start_owned
-from nbqueue.messages import Fact, Steering, member_id, revoked_facts, sign_record
+from nbqueue.messages import Fact, Output, Steering, member_id, revoked_facts, sign_record
 from nbqueue.payloads import Packer
 from nbqueue.prepared import InitializerFailed
 from nbqueue.tasks import Task
@@ -163,12 +164,18 @@ class Told:
         self.calls = calls
         self.futures: list[CallFuture | None] = list(futures)
         self.next_look = time.monotonic() + LOOK_S
+        self.more: set[int] = set()  # those of which more is kept than a record: output, or a message to send again
         calls.follow(self)
 
     @property
     def away_s(self) -> float:
         """Return for how long the backend has not answered."""
         raise NotImplementedError
+
+    @property
+    def with_more(self) -> list[str]:
+        """Return the ids of which more is kept than a record."""
+        return [member_id(self.id, index) for index in self.more]
 
     def steering_of(self, index: int) -> Steering:
         """Return what a call was sent with."""
@@ -191,8 +198,13 @@ class Told:
             if fact.ready:
                 self.futures[index] = None
                 ended.append((future, fact))
+                if fact.facts.state != states.SUCCESS:
+                    self.more.add(index)
             elif fact.facts.state == states.STARTED:
                 future.set_running()
+            elif fact.facts.kind == "output":
+                self.more.add(index)
+                _print(fact)
         self.calls.end(ended)
 
     def end_all(self, error: BaseException) -> None:
@@ -255,6 +267,11 @@ class Lone(Told, WatchedTask):
     def away_s(self) -> float:
         """Return for how long the backend has not answered."""
         return 0.0 if self.unreachable_since is None else time.monotonic() - self.unreachable_since
+
+    @property
+    def with_more(self) -> list[str]:
+        """Return its id."""
+        return [self.id]
 
     def steering_of(self, index: int) -> Steering:
         """Return what it was sent with."""
@@ -575,11 +592,10 @@ class Calls:
         with self._lock:
             ended, self._ended = self._ended, []
         with contextlib.suppress(BackendUnavailable):  # it expires
-            self.app.backend.forget([told.id for told in ended if isinstance(told, Lone)])
             for told in ended:
                 if isinstance(told, Batch):
-                    members = [member_id(told.id, index) for index in range(told.size)]
-                    self.app.backend.forget_group(told.id, members)
+                    self.app.backend.forget_group(told.id, [member_id(told.id, n) for n in range(told.size)])
+            self.app.backend.forget([id_ for told in ended for id_ in told.with_more])
 
     def _start_worker(self) -> None:
         if self.terms is not None and self.worker is None:
@@ -631,6 +647,16 @@ class Calls:
 
     def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread
+
+
+def _print(fact: Fact) -> None:
+    """Print here what a call has printed, as the standard library's processes do, which share our terminal."""
+    said = msgspec.json.decode(fact.body, type=Output)
+    stream = sys.stderr if said.name == "stderr" else sys.stdout
+    if said.type == "stream" and stream is not None:
+        with contextlib.suppress(OSError, ValueError):  # it is closed
+            stream.write(said.text)
+            stream.flush()
 
 
 def _lost(error: WorkerLostError) -> LostCall:

@@ -134,6 +134,9 @@ def test_server_keeps_nothing_of_calls_that_have_ended(idle_site: Site) -> None:
     with executor_of(idle_site) as executor:
         for _ in range(3):
             list(executor.map(add, range(700)))
+            list(executor.map(say, range(20)))
+            futures.wait([executor.submit(divmod, 1, 0) for _ in range(20)], WAIT_S)
+            executor.submit(say, 1).result(WAIT_S)
         calls = executor._calls
         wait_until(lambda: idle_site.server_says("DBSIZE") < 40, WAIT_S, "it to forget")  # type: ignore[operator]
         assert not calls.sent
@@ -297,6 +300,23 @@ def test_callback_may_shut_the_executor_down(server: RedisServer) -> None:
     executor.submit(add, 1).add_done_callback(end)
     assert ended.wait(WAIT_S)
     executor.shutdown()
+
+
+def say(n: int) -> None:
+    print("line", n)
+    print("warning", n, file=sys.stderr)
+
+
+def test_what_calls_print_is_printed_here_before_they_have_ended(
+    server: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with executor_of(server, 1) as executor:
+        executor.submit(say, -1).result(WAIT_S)
+        assert capsys.readouterr() == ("line -1\n", "warning -1\n")
+        list(executor.map(say, range(50)))
+        said, warned = capsys.readouterr()
+    assert sorted(said.splitlines()) == sorted(f"line {n}" for n in range(50))
+    assert len(warned.splitlines()) == 50
 
 
 def test_interrupt_that_a_call_raises_is_its_error(server: RedisServer) -> None:
