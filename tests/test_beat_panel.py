@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +24,7 @@ from nbqueue.periodic import Leader, ShownEntry, ShownRun
 from tests.helpers import wait_until
 from tests.test_beat import move_back, queued
 from tests.test_magics import shell
-from tests.workers import Site
+from tests.workers import ROOT, Site
 
 __all__ = ["shell"]
 
@@ -164,6 +166,15 @@ def test_cell_without_a_beat_reads_a_variable_of_its_own_name(site: Site, shell:
 
 
 # ---- the magic
+
+
+def test_magics_load_nothing_of_the_schedule_until_it_is_used() -> None:
+    heavy = ("nbqueue.periodic", "nbqueue.timetable", "nbqueue.schedules", "nbqueue.notebook.beatpanel")
+    program = (
+        f"import nbqueue.notebook.magics, nbqueue.notebook.beat, sys; print([m for m in {heavy} if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout == "[]\n"
 
 
 def test_magic_lists_pauses_runs_and_deletes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

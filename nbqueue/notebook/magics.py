@@ -27,7 +27,6 @@ from nbqueue.exceptions import NBQueueError, NotPicklable, TaskError
 from nbqueue.messages import pack_body
 from nbqueue.modules import imported_by
 from nbqueue.notebook.cells import capture, read_cell
-from nbqueue.notebook.entries import said_of
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.payloads import Packer
@@ -325,6 +324,8 @@ class TaskMagics:
             raise UsageError(
                 f"%%task: what runs by the clock has a name: %%task NAME --{'every' if words.every else 'cron'} …"
             )
+        from nbqueue.notebook.entries import said_of  # noqa: PLC0415 - spares who schedules nothing its loading
+
         schedule = self.app.beat
         steering = self.app.cell_steering(name, name, **words.options)
         call = schedule.packed_message(steering, pack_body(b"", packed), packer)

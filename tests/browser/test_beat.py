@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, expect
 
+from nbqueue.signing import create_key_file
 from tests.browser.lab import ROOT, Lab
+from tests.helpers import RedisServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -157,4 +160,30 @@ def test_notebook_of_periodic_cells_runs_top_to_bottom(lab: Lab) -> None:
         panel = notebook.page.locator(".nbq-beat")
         panel.scroll_into_view_if_needed()  # off screen it asks for nothing
         expect(panel).to_contain_text("Nothing is scheduled")
+        assert notebook.errors == []
+
+
+def test_panel_starts_a_beat_where_none_leads(lab: Lab, redis_server: RedisServer, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    create_key_file(key)
+    app = (
+        f"from nbqueue import App\napp = App('away', broker={redis_server.url!r}, key_file={str(key)!r})\n"
+        "app.beat.add('sum', '1h', app.signature('proj.tasks.add'))"
+    )
+    stop = (
+        "import signal\nfrom nbqueue.processes import PidFile\n"
+        "[PidFile(path).end((signal.SIGTERM, 10.0)) for path in (app.link.directory / 'workers').glob('beat*.pid')]"
+    )
+    with lab.open("away", app, "%beat", stop) as notebook:
+        notebook.run(0, 1, 2)
+        panel = notebook.view(2)
+        expect(panel).to_contain_text("No beat leads, so nothing fires.")
+        try:
+            panel.get_by_role("button", name="Start beat here").click()
+            expect(panel.locator(".nbq-lead")).to_contain_text(re.compile(r"beat.* leads"))
+            expect(panel).not_to_contain_text("No beat leads")
+        finally:
+            notebook.run(3)
+        expect(notebook.output(3)).to_contain_text("[True]")
+        expect(panel).to_contain_text(re.compile(r"No beat leads since \d\d:\d\d\. Firings are kept and run once"))
         assert notebook.errors == []
