@@ -42,7 +42,7 @@ from nbqueue.messages import (
 )
 from nbqueue.payloads import Packer
 from nbqueue.pipeline import Pipeline
-from nbqueue.request import current_request
+from nbqueue.request import Request, current_request
 from nbqueue.watched import WatchedMap, WatchedTask
 from nbqueue.watcher import ALIVE_S
 
@@ -117,8 +117,6 @@ class Sender:
         steering = msgspec.structs.replace(steering, id=task_id or id_, nonce=nonce, ignore_result=ignore_result)
         if (request := current_request()) is not None:
             steering = request.on(steering)
-            if add_to_parent:
-                request.add_child(steering.id)
         _check_size(steering.shown_name, len(code) + len(args))
         self._save(packer, steering, retry, retry_policy)
         named = bool(code) and app.joined and self._is_kept(steering, code)
@@ -142,9 +140,7 @@ class Sender:
         pipeline: Pipeline | None = getattr(self._pipelines, "current", None)
         if pipeline is not None:
             pipeline.add(outgoing, mine)
-            if app.conf.task_send_sent_event:
-                self._tell_sent((steering,))
-            return results.AsyncResult(steering.id, app, watched=watched)
+            return self._sent(steering, watched, request if add_to_parent else None)
         try:
             verdict = self.publish([outgoing], retry, retry_policy)[0]
         except (SendFailed, SendUncertain):
@@ -153,8 +149,15 @@ class Sender:
         if verdict == LIVE:
             app.watcher.unwatch(mine)
             raise SendFailed(f"a task {steering.id} is queued or running already; wait for it, or use another id")
+        return self._sent(steering, watched, request if add_to_parent else None)
+
+    def _sent(self, steering: Steering, watched: WatchedTask, parent: Request | None) -> results.AsyncResult:
+        """Return the handle of a call that was sent, once monitors and the task that sent it know."""
+        app = self.app
         if app.conf.task_send_sent_event:
             self._tell_sent((steering,))
+        if parent is not None:
+            parent.add_child(steering.id)
         return results.AsyncResult(steering.id, app, watched=watched)
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,20 @@ def test_task_that_runs_for_a_while_is_started_whatever_it_says(shared_site: Sit
     wait_until(lambda: result.state == states.STARTED, 20, "the task to be started")
     (tmp_path / "go").touch()
     result.get(timeout=20)
+
+
+def test_call_that_was_refused_is_no_child(shared_site: Site) -> None:
+    told = shared_site.app.task(fields, bind=True, queue=shared_site.queue)
+
+    @shared_site.app.task
+    def parent() -> str:
+        waits = told.apply_async((1,), countdown=600)
+        with suppress(SendFailed):
+            told.apply_async((2,), task_id=waits.id, headers={"refused": True})
+            raise AssertionError("one id names one task at a time")
+        return waits.id
+
+    result = parent.delay()
+    waits = result.get(timeout=20)
+    assert [child.id for child in result.children or ()] == [waits]
+    shared_site.app.AsyncResult(waits).revoke()
