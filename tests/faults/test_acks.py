@@ -12,6 +12,7 @@ import pytest
 from nbqueue import chain
 from nbqueue.deadletters import DeadLetters
 from nbqueue.exceptions import TimeLimitExceeded, WorkerLostError
+from nbqueue.watched import WatchedTask
 from tests import project
 from tests.faults.test_processes import children_of, runs
 from tests.helpers import wait_until
@@ -99,7 +100,9 @@ def test_failure_that_is_not_acknowledged_is_kept_and_a_timeout_runs_again(site:
     late = task.apply_async((str(tmp_path), "late", 60.0), time_limit=1.0)
     with pytest.raises(TimeLimitExceeded):
         late.get(timeout=30)
-    assert runs(tmp_path) == {"failed": 1, "late": 3}
+    assert isinstance(late.watched, WatchedTask)
+    assert late.watched.status.attempt == 3
+    assert runs(tmp_path)["failed"] == 1
     assert {letter.id for letter in DeadLetters(site.app).list()} == {failed.id, late.id}
 
 

@@ -46,11 +46,12 @@ def test_worker_begins_anew_with_new_code_once_what_runs_has_ended(site: Site, t
     notes = tmp_path / "notes"
     notes.mkdir()
     started_at = psutil.Process(worker.pid).create_time()
-    running = site.app.send_task("changing.which", (str(notes), "runs", 2.0))
+    running = site.app.send_task("changing.which", (str(notes), "runs", 4.0))
     wait_until(lambda: runs(notes)["runs"] == 1, 15, "it to run")
     module.write_text(OLD.replace('return "old"', 'return "new"'))
     worker.signal(signal.SIGHUP)
     results = [site.app.send_task("changing.which", (str(notes), f"t{n}", 0.01)) for n in range(40)]
+    wait_until(lambda: "begins anew" in worker.log.read_text(), 30, "it to have tried the new code")
     assert running.get(timeout=30) == "old"
     values = [result.get(timeout=30) for result in results]
     assert set(values) <= {"old", "new"}
