@@ -596,6 +596,8 @@ class Calls:
                 if isinstance(told, Batch):
                     self.app.backend.forget_group(told.id, [member_id(told.id, n) for n in range(told.size)])
             self.app.backend.forget([id_ for told in ended for id_ in told.with_more])
+            if self.own_app:
+                self.app.watcher.drop_read()
 
     def _start_worker(self) -> None:
         if self.terms is not None and self.worker is None:
