@@ -94,8 +94,8 @@ def test_line_refuses_what_a_periodic_cell_can_not_be(line: str, why: str) -> No
 def test_cell_runs_by_the_clock_with_what_it_reads_and_no_kernel(
     site: Site, shell: InteractiveShell, magics: TaskMagics, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shell.user_ns["rates"] = {"NOK": 11.5}
-    magics.task("report --every 1h -q " + site.queue, "print('at work')\nrates['NOK'] * 2")
+    shell.user_ns |= {"rates": {"NOK": 11.5}, "large": bytes(200_000)}
+    magics.task("report --every 1h -o size -q " + site.queue, "size = len(large)\nrates['NOK'] * 2")
     said = capsys.readouterr().out
     assert said.startswith("report runs every hour, next ")
     assert "No beat leads yet, so nothing fires: %beat start" in said
@@ -110,6 +110,7 @@ def test_cell_runs_by_the_clock_with_what_it_reads_and_no_kernel(
     site.worker(concurrency=1)
     found = site.app.attach("report")
     assert found.get(timeout=15) == 23.0
+    assert found.outputs == {"size": 200_000}
     assert found.id == site.app.beat.get("report").runs[0].id
 
 
