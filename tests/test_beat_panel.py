@@ -21,6 +21,7 @@ from nbqueue.notebook import beatpanel, written
 from nbqueue.notebook.entries import as_text, when
 from nbqueue.notebook.magics import TaskMagics, parse_line
 from nbqueue.periodic import Leader, ShownEntry, ShownRun
+from nbqueue.result import AsyncResult
 from tests.helpers import wait_until
 from tests.test_beat import move_back, queued
 from tests.test_magics import shell
@@ -109,6 +110,7 @@ def test_cell_runs_by_the_clock_with_what_it_reads_and_no_kernel(
         beat.turn(wait=False)
     site.worker(concurrency=1)
     found = site.app.attach("report")
+    assert isinstance(found, AsyncResult)
     assert found.get(timeout=15) == 23.0
     assert found.outputs == {"size": 200_000}
     assert found.id == site.app.beat.get("report").runs[0].id
