@@ -100,7 +100,7 @@ class Executor(futures.Executor):
             name = f"executor-{self._key}"
             queue = own_queue(f"{name}@{socket.gethostname()}")
             more = max_tasks_per_child or 0
-            terms = Terms(name, self._max_workers, queues=(queue,), drop=True, max_tasks=more)
+            terms = Terms(name, self._max_workers, queues=(queue,), drop=True, max_tasks=more, failures=False)
         own = app is None
         self._app = _own_app(broker, backend, settings) if app is None else app
         self._calls = Calls(self._app, queue or self._app.conf.task_default_queue, terms, own_app=own)

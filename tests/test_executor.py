@@ -321,6 +321,12 @@ def test_what_calls_print_is_printed_here_before_they_have_ended(
     assert len(warned.splitlines()) == 50
 
 
+def test_failures_are_told_by_futures_and_nowhere_else(server: RedisServer, capfd: pytest.CaptureFixture[str]) -> None:
+    with executor_of(server, 1) as executor:
+        assert isinstance(executor.submit(divmod, 1, 0).exception(WAIT_S), ZeroDivisionError)
+    assert "ZeroDivisionError" not in capfd.readouterr().err
+
+
 def test_interrupt_that_a_call_raises_is_its_error(server: RedisServer) -> None:
     with executor_of(server, 1) as executor:
         assert isinstance(executor.submit(interrupt).exception(WAIT_S), TaskRevokedError)

@@ -37,6 +37,7 @@ class Terms:
         max_tasks: a child is replaced after so many; 0: never.
         takes_code: it runs code that travels, whatever the app's settings accept.
         loglevel: of what it writes.
+        failures: write of tasks that fail, too.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Terms:
     max_tasks: int = 0
     takes_code: bool = False
     loglevel: str = "warning"
+    failures: bool = True
 
 
 @dataclass
@@ -107,6 +109,7 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         "max_tasks": terms.max_tasks,
         "takes_code": terms.takes_code,
         "loglevel": terms.loglevel,
+        "failures": terms.failures,
     }
     process = subprocess.Popen(
         daemon_command("nbqueue.launchers.owned_worker", str(processes(terms.pool, terms.concurrency))),

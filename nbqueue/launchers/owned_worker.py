@@ -66,6 +66,8 @@ def main() -> int:
         orders: dict[str, Any] = json.loads(line)
         gc.disable()  # as in the fork server
         setup(orders["loglevel"])
+        if not orders["failures"]:
+            logging.getLogger("nbqueue.outcomes").setLevel(logging.CRITICAL)
         app = App(set_as_current=False)
         app.conf.update(orders["client"]["settings"])
         if orders["takes_code"]:
