@@ -251,11 +251,30 @@ class AsyncResult:
         del no_ack, follow_parents
         if disable_sync_subtasks:
             refuse_inside_a_task()
+        if on_message is None and on_interval is None:
+            wait(self.watched, timeout, self.app.conf.backend_timeout, f"task {self.id}")
+        else:
+            self._wait_and_tell(timeout, interval, on_message, on_interval)
+        value = self.result
+        if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    wait = get
+
+    def _wait_and_tell(
+        self,
+        timeout: float | None,
+        interval: float | None,
+        on_message: Callable[[dict[str, Any]], object] | None,
+        on_interval: Callable[[], object] | None,
+    ) -> None:
+        """Wait as `get` does, and tell of changes and of time meanwhile."""
         watched = self.watched
         pass_on = None if on_message is None else tell_changes(watched, self._meta, on_message)
-        every_s = 1.0
-        if pass_on is not None or on_interval is not None:
-            every_s = INTERVAL_S if interval is None else max(0.01, interval)
+        every_s = INTERVAL_S if interval is None else max(0.01, interval)
 
         def turn() -> None:
             if pass_on is not None:
@@ -267,14 +286,6 @@ class AsyncResult:
         wait(watched, timeout, timeout_s, f"task {self.id}", every_s=every_s, on_interval=turn)
         if pass_on is not None:
             pass_on()
-        value = self.result
-        if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
-            raise value
-        if callback is not None:
-            callback(self.id, value)
-        return value
-
-    wait = get
 
     def maybe_throw(self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None) -> Any:
         """Raise its error if it has failed; return its value, if it has one by now."""
