@@ -38,7 +38,8 @@ class Beats:
         self.site = site
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *, skew_s: float = 0.0) -> None:
+        """Start one, on a machine whose clock is so far off."""
         site = self.site
         variables = {
             **os.environ,
@@ -46,10 +47,11 @@ class Beats:
             "NBQUEUE_BROKER_URL": site.broker_url,
             **({"NBQUEUE_RESULT_BACKEND": site.server.url} if site.on_rabbitmq else {}),
             "NBQUEUE_KEY_FILE": str(site.key_file),
+            "TESTS_CLOCK_SKEW_S": str(skew_s),
         }
         with (site.server.directory / f"{name}.log").open("w") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "nbqueue", "beat", "-n", name, "-l", "debug"],
+                [sys.executable, "-m", "nbqueue", "-A", "tests.project", "beat", "-n", name, "-l", "debug"],
                 cwd=ROOT,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -149,6 +151,22 @@ def test_leader_that_was_frozen_sends_nothing_twice(site: Site, beats: Beats) ->
     assert beats.leader() == "b"
     site.app.beat.pause("often")
     check_once(site, "often")
+
+
+@pytest.mark.parametrize("skew_s", [-7200.0, 7200.0])
+def test_beat_whose_clock_is_wrong_sends_when_it_is_due(site: Site, beats: Beats, skew_s: float) -> None:
+    beats.start("a", skew_s=skew_s)
+    beats.wait_for_leader()
+    added_at = site.app.backend.now()
+    site.app.beat.add("often", 0.25, site.app.signature("tests.project.add", (1, 2)), expires=60.0)
+    wait_until(lambda: site.app.beat.get("often").count >= 4, 15, "firings")
+    site.app.beat.pause("often")
+    check_once(site, "often")
+    ended_at = site.app.backend.now()
+    assert all(added_at < run.due_at.timestamp() <= ended_at for run in site.app.beat.get("often").runs)
+    site.worker(concurrency=1)
+    runs = site.app.beat.get("often").runs
+    assert [site.app.AsyncResult(run.id).get(timeout=15) for run in runs] == [3] * len(runs)
 
 
 def test_leader_goes_on_when_the_server_was_restarted(site: Site, beats: Beats) -> None:
