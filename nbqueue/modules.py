@@ -16,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -28,6 +29,8 @@ import msgspec
 _OWN: Final = str(Path(__file__).parent)
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _MAX_MODULES: Final = 2_000
+_PARSE_TRIES: Final = 5
+_parsing: Final = threading.Lock()
 _BEGUN: Final = time.time()  # whatever is imported here was read later
 
 
@@ -89,7 +92,7 @@ def sources(names: Iterable[str]) -> dict[str, Module]:
 
 def imported_by(source: str) -> set[str]:
     """Return the names of modules that a cell's plain Python may import."""
-    return set(_imports(ast.parse(source), "", package=False))
+    return set(_imports(_parsed(source), "", package=False))
 
 
 _foreign: Final[set[str]] = set(sys.stdlib_module_names)  # packages known to be somebody else's: none is looked into
@@ -178,13 +181,26 @@ def _owned_folder(folder: str) -> bool:
     return not any(Path(path).is_relative_to(Path(place).resolve()) for place in python if place)
 
 
+def _parsed(source: str) -> ast.Module:
+    """Return the syntax tree of a text, from any thread.
+
+    CPython counts how deep it is in a tree for all threads together, and fails where one of them is switched to in the
+    middle of another's: `SystemError: AST constructor recursion depth mismatch`.
+    """
+    for _ in range(_PARSE_TRIES - 1):
+        with contextlib.suppress(SystemError), _parsing:
+            return ast.parse(source)
+    with _parsing:
+        return ast.parse(source)
+
+
 @lru_cache(maxsize=1024)
 def _read(file: str, name: str, package: bool, changed_ns: int) -> tuple[str, tuple[str, ...]]:
     """Return a module's text, and the names of what it imports; read anew when the file has changed."""
     del changed_ns
     with contextlib.suppress(OSError, SyntaxError, UnicodeError):
         text = importlib.util.decode_source(Path(file).read_bytes())
-        return text, tuple(_imports(ast.parse(text), name, package=package))
+        return text, tuple(_imports(_parsed(text), name, package=package))
     return "", ()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import subprocess
@@ -231,3 +232,15 @@ print(sorted(sources(["mine"])))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.split("\n")[:2] == ["['mine', 'mine.part']"] * 2
+
+
+def test_text_is_parsed_again_when_another_thread_disturbed_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, disturbed = ast.parse, iter([True, True, False])
+
+    def sometimes(source: str) -> ast.Module:
+        if next(disturbed):
+            raise SystemError("AST constructor recursion depth mismatch (before=54, after=50)")
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", sometimes)
+    assert imported_in("import json") == {"json"}
