@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from nbqueue import signals
-from nbqueue.backends.base import Label
+from nbqueue.backends.base import Backend, Label
 from nbqueue.entries import (
     Call,
     Entry,
@@ -88,6 +88,7 @@ class Beat:
         self.leads = False
         self.fired = 0
         self._timetable = open_timetable(app, "nbq-beat")
+        self._backend: Backend | None = None
         self._known: dict[str, _Known] = {}
         self._cursor = ""
         self._ahead_s = 0.0  # of the server's clock over this machine's monotonic one
@@ -128,6 +129,15 @@ class Beat:
     def close(self) -> None:
         """Give up connections."""
         self._timetable.close()
+        if self._backend is not None:
+            self._backend.close()
+
+    @property
+    def backend(self) -> Backend:
+        """Return a connection of its own, so that a keeper doesn't take it for a client and stay for its sake."""
+        if self._backend is None:
+            self._backend = self.app.open_backend("nbq-beat")
+        return self._backend
 
     def turn(self, *, wait: bool = True) -> None:
         """Ask to lead, and if this one does, send what is due; then wait until there may be something to do.
@@ -256,7 +266,7 @@ class Beat:
             sent = sent_by(entry, self._call_of(known), *ids_of(entry, firing.due), self._now(), app.signer)
             run = Run(firing.due, sent.id, firing.missed)
             if sent.graph is not None:
-                app.backend.store_graph(*sent.graph, app.conf.result_expires)
+                self.backend.store_graph(*sent.graph, app.conf.result_expires)
         stand = after_firing(known.stand, entry, run)
         text = sign_stand(stand, app.signer)
         said = self._timetable.fire(token, entry.name, known.row, text, () if sent is None else sent.messages)
@@ -269,7 +279,7 @@ class Beat:
             if not self._timetable.joined:
                 send_outbox(self._timetable, app.broker.publish)
             if sent.steering.label or sent.steering.identity:
-                app.backend.label(Label(sent.id, sent.steering.label, sent.steering.identity, self._now()))
+                self.backend.label(Label(sent.id, sent.steering.label, sent.steering.identity, self._now()))
         return said
 
     def _note_ends(self, token: int) -> None:
@@ -283,7 +293,7 @@ class Beat:
         if not newest:
             return
         ids = [run.id for run in newest]
-        records = dict(zip(ids, self.app.backend.load(ids), strict=True))
+        records = dict(zip(ids, self.backend.load(ids), strict=True))
         for known in self._known.values():
             stand = with_ends(known.stand, records, self.app.signer)
             if stand is known.stand:
