@@ -116,7 +116,7 @@ class App:
         self._configuration = Configuration({**(changes or {}), **settings, **given}, config_source, namespace or "")
         self.by_value = by_value
         self.work_follows = True  # False: this one doesn't send, so a server that it has to start gets no worker yet
-        self.show: Callable[[results.GroupResult], object] | None = None  # a notebook's view of maps
+        self.show: Callable[[results.MapResult], object] | None = None  # a notebook's view of maps
         self.session = new_nonce()
         self.tasks: dict[str, Task] = {}
         self._configuration.settings.when_set("task_annotations", self.annotate)
@@ -660,9 +660,9 @@ class App:
         """Return the handle on a task sent before, by anyone."""
         return results.AsyncResult(id, self)
 
-    def GroupResult(self, id: str) -> results.GroupResult:  # noqa: N802 - Celery's name
+    def GroupResult(self, id: str) -> results.MapResult:  # noqa: N802 - Celery's name
         """Return the handle on a map sent before, by anyone."""
-        return results.GroupResult(id, app=self)
+        return results.MapResult(id, app=self)
 
     def watch_group(self, id_: str) -> WatchedMap:
         """Follow a map by its id.
@@ -675,7 +675,7 @@ class App:
             raise UnknownTask(f"nobody sent a map {id_}, or nothing is kept of it any more")
         return self.watcher.attach_map(open_group(text, self.signer)[0])
 
-    def attach(self, label_or_id: str) -> results.AsyncResult | results.GroupResult:
+    def attach(self, label_or_id: str) -> results.AsyncResult | results.MapResult:
         """Return the handle on a task or map by its id, or on the newest task with a label.
 
         Raises:

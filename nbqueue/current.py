@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbqueue.app import App
-    from nbqueue.result import AsyncResult, GroupResult
+    from nbqueue.result import AsyncResult, MapResult
 
 _lock = threading.Lock()
 _current: App | None = None
@@ -146,7 +146,7 @@ class CurrentApp:
 proxy = CurrentApp()
 
 
-def attach(label_or_id: str) -> AsyncResult | GroupResult:
+def attach(label_or_id: str) -> AsyncResult | MapResult:
     """Return the handle on a task or map by its id, or on the newest task with a label.
 
     Raises:

@@ -21,7 +21,7 @@ from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
 from nbqueue.expand import Meeting, Plan, Shape, expand
 from nbqueue.extras import EXTRAS, Extras
-from nbqueue.groups import Composed
+from nbqueue.groups import GroupResult
 from nbqueue.handles import EagerResult
 from nbqueue.messages import (
     REPLACED,
@@ -292,5 +292,5 @@ class _Here:
                 result.parent, found = found, result
             else:
                 members = [self._handle(member) for member in step.members]
-                found = Composed(step.id or str(uuid.uuid4()), members, found, app=self.app)
+                found = GroupResult(step.id or str(uuid.uuid4()), members, found, app=self.app)
         return found

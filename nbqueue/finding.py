@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 _AT_ONCE = 200  # ids in one order
 
 
-def attach(app: App, label_or_id: str) -> results.AsyncResult | results.GroupResult:
+def attach(app: App, label_or_id: str) -> results.AsyncResult | results.MapResult:
     """Return a handle; see `App.attach`."""
     ids = app.backend.labelled(label_or_id)
     if not ids:
         if app.backend.load_group(label_or_id) is not None:
-            return results.GroupResult(label_or_id, app=app)
+            return results.MapResult(label_or_id, app=app)
         if app.backend.load([label_or_id])[0] is not None or member_steering(app, label_or_id) is not None:
             return results.AsyncResult(label_or_id, app)
         raise UnknownTask(f"no task has the label or id {label_or_id!r}, or nothing is kept of it any more")

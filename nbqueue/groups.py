@@ -59,7 +59,8 @@ class _Tree(msgspec.Struct, array_like=True):
         parent = None if self.head.parent is None else self.head.parent.handle(app)
         if self.members is None:
             return AsyncResult(self.head.id, app, parent=parent)
-        return Composed(self.head.id, [member.handle(app) for member in self.members], parent, app=app)
+        group: GroupResult = GroupResult(self.head.id, [member.handle(app) for member in self.members], parent, app=app)
+        return group
 
 
 def sign_saved(found: GroupResult, signer: Signer) -> bytes:
@@ -233,20 +234,24 @@ class ResultSet:
         del no_ack
         if disable_sync_subtasks:
             refuse_inside_a_task()
-        more = {"interval": interval, "on_message": on_message, "on_interval": on_interval}
-        deadline = None if timeout is None else time.monotonic() + timeout
+        told = {"interval": interval, "on_message": on_message, "on_interval": on_interval}
         values = []
-        for part in self.results:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            value = part.get(timeout=left, propagate=propagate, disable_sync_subtasks=False, **more)
+        for number, value in self._each(timeout, propagate, **told):
             if callback is None:
                 values.append(value)
             else:
-                callback(part.id, value)
+                callback(self.results[number].id, value)
         return values
 
     join = get
     join_native = get
+
+    def _each(self, timeout: float | None, propagate: bool, **told: Any) -> Iterator[tuple[int, Any]]:
+        """Yield number and value of each task in order, waiting for the next."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for number, part in enumerate(self.results):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            yield number, part.get(timeout=left, propagate=propagate, disable_sync_subtasks=False, **told)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Any]:
         """Yield the tasks' handles in the order in which they end.
@@ -323,35 +328,26 @@ class ResultSet:
 
 
 class GroupResult(ResultSet):
-    """The handle on all tasks of one map, in the order of the calls.
+    """The handle on a group: of the tasks of a canvas, or of a map, in the order of the calls.
 
     Args:
-        id: of the map.
-        results: of a group put together by hand; None for a map.
+        id: of the group, or of the map.
+        results: handles of its tasks; None for a map, which knows its own.
         parent: the handle of what came before it.
-        app: that knows it; the current one if None.
+        app: that knows it; the first handle's, or the current one, if None.
     """
 
     def __new__(cls, *given: Any, **named: Any) -> Any:
-        """Return the handle of a map, or, with `results`, of a group of handles."""
+        """Return the handle of a group of handles, or, without `results`, of a map."""
         results = given[1] if len(given) > 1 else named.get("results")
-        return super().__new__(Composed if cls is GroupResult and results is not None else cls)
+        return super().__new__(MapResult if cls is GroupResult and results is None else cls)
 
     def __init__(
-        self,
-        id: str = "",
-        results: Iterable[Any] | None = None,
-        parent: Any = None,
-        *,
-        app: App | None = None,
-        watched: WatchedMap | None = None,
+        self, id: str = "", results: Iterable[Any] | None = None, parent: Any = None, *, app: App | None = None
     ) -> None:
-        del results
-        super().__init__((), app)
+        super().__init__(results or (), app)
         self.id = id
         self.parent = parent
-        self._watched = watched
-        self._results: list[AsyncResult] | None = None
 
     def __repr__(self) -> str:
         return f"<GroupResult: {self.id} of {len(self)}>"
@@ -364,6 +360,60 @@ class GroupResult(ResultSet):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def __reduce__(self) -> Any:
+        return GroupResult, (self.id, self.results)
+
+    def as_tuple(self) -> tuple[Any, Any]:
+        """Return ids, its own and those of its tasks, as `result_from_tuple` takes them."""
+        return (self.id, self.parent and self.parent.as_tuple()), [part.as_tuple() for part in self.results]
+
+    def save(self, backend: Any = None) -> None:
+        """Keep which tasks it is of, so that `restore` finds them by its id; for as long as results are kept."""
+        del backend
+        self.app.backend.save(self.id, sign_saved(self, self.app.signer), self.app.conf.result_expires)
+
+    def delete(self, backend: Any = None) -> None:
+        """Forget which tasks it is of; their results stay."""
+        del backend
+        self.app.backend.save(self.id, None, 0.0)
+
+    @classmethod
+    def restore(cls, id: str, backend: Any = None, app: App | None = None) -> GroupResult | None:
+        """Return the group of an id, saved by any process; None if none is kept.
+
+        Raises:
+            BadMessage: what is kept was not written with our key.
+        """
+        del backend
+        app = app or current_app()
+        text = app.backend.saved(id)
+        if text is None:
+            return GroupResult(id, app=app) if app.backend.load_group(id) is not None else None
+        found = open_saved(text, id, app.signer).handle(app)
+        assert isinstance(found, GroupResult), "it has members"
+        return found
+
+    def retry(self, indexes: Sequence[int] | None = None) -> GroupResult:
+        """Refuse: a call of a canvas can't be run again by itself."""
+        raise UnknownTask("calls of a canvas can't be run again by themselves; send the canvas again")
+
+
+class MapResult(GroupResult):
+    """The handle on all tasks of one map: told of them together, at a cost that doesn't grow with their number."""
+
+    def __init__(
+        self,
+        id: str = "",
+        results: None = None,
+        parent: Any = None,
+        *,
+        app: App | None = None,
+        watched: WatchedMap | None = None,
+    ) -> None:
+        super().__init__(id, results, parent, app=app)
+        self._watched = watched
+        self._results: list[AsyncResult] | None = None
 
     def __reduce__(self) -> Any:
         return GroupResult, (self.id,)
@@ -402,70 +452,11 @@ class GroupResult(ResultSet):
         """Tell whether any member has ended without a value."""
         return bool(self.watched.failed)
 
-    def as_tuple(self) -> tuple[Any, Any]:
-        """Return ids, its own and those of its tasks, as `result_from_tuple` takes them."""
-        return (self.id, self.parent and self.parent.as_tuple()), [part.as_tuple() for part in self.results]
-
-    def save(self, backend: Any = None) -> None:
-        """Keep which tasks it is of, so that `restore` finds them by its id; for as long as results are kept."""
-        del backend
-        self.app.backend.save(self.id, sign_saved(self, self.app.signer), self.app.conf.result_expires)
-
-    def delete(self, backend: Any = None) -> None:
-        """Forget which tasks it is of; their results stay."""
-        del backend
-        self.app.backend.save(self.id, None, 0.0)
-
-    @classmethod
-    def restore(cls, id: str, backend: Any = None, app: App | None = None) -> GroupResult | None:
-        """Return the group of an id, saved by any process; None if none is kept.
-
-        Raises:
-            BadMessage: what is kept was not written with our key.
-        """
-        del backend
-        app = app or current_app()
-        text = app.backend.saved(id)
-        if text is None:
-            return GroupResult(id, app=app) if app.backend.load_group(id) is not None else None
-        found = open_saved(text, id, app.signer).handle(app)
-        assert isinstance(found, GroupResult), "it has members"
-        return found
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float | None = None,
-        callback: Callable[[str, Any], object] | None = None,
-        no_ack: bool = True,
-        on_message: Callable[[dict[str, Any]], object] | None = None,
-        disable_sync_subtasks: bool = True,
-        on_interval: Callable[[], object] | None = None,
-        **_: object,
-    ) -> list[Any]:
-        """Wait for every member; return the values in the order of the calls.
-
-        Args:
-            timeout: seconds for all of them together.
-            propagate: raise the first error as soon as it is known; False puts exceptions in the list.
-            interval: see `ResultSet.get`, as for the rest.
-            callback: called with id and value of each; an empty list is returned then.
-            no_ack: taken for Celery's sake.
-            on_message: called with a dict at each change.
-            disable_sync_subtasks: False lets a task wait for others.
-            on_interval: called while it waits.
-
-        Raises:
-            TimeoutError: not all have ended within `timeout`; they go on.
-            Exception: what the member raised that failed first.
-        """
-        if on_message is not None or on_interval is not None:
-            more: dict[str, Any] = {"on_message": on_message, "on_interval": on_interval, "interval": interval}
-            return ResultSet.get(self, timeout, propagate, callback=callback, **more)
-        del no_ack
-        if disable_sync_subtasks:
-            refuse_inside_a_task()
+    def _each(self, timeout: float | None, propagate: bool, **told: Any) -> Iterator[tuple[int, Any]]:
+        """Yield number and value of each member once all have ended; raise the first error as soon as it is known."""
+        if told["on_message"] is not None or told["on_interval"] is not None:
+            yield from super()._each(timeout, propagate, **told)
+            return
         watched = self.watched
         if propagate:
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -475,15 +466,8 @@ class GroupResult(ResultSet):
                     raise error_of(fact, self.app)
         else:
             wait(watched, timeout, self.app.conf.backend_timeout, f"map {self.id}")
-        values = [outcome_of(fact, self.app) for fact in watched.facts if fact is not None]
-        if callback is None:
-            return values
-        for result, value in zip(self.results, values, strict=True):
-            callback(result.id, value)
-        return []
-
-    join = get
-    join_native = get
+        # All values first: one that can't be had is told before anything is made of the others.
+        yield from enumerate([outcome_of(fact, self.app) for fact in watched.facts if fact is not None])
 
     def as_completed(self, timeout: float | None = None) -> Iterator[AsyncResult]:
         """Yield the members' handles in the order in which they end.
@@ -565,47 +549,10 @@ class GroupResult(ResultSet):
                 guard.check()
 
 
-class Composed(GroupResult):
-    """The handle on a group of a canvas: of handles, in the order of its tasks."""
-
-    def __init__(
-        self, id: str = "", results: Iterable[Any] | None = None, parent: Any = None, *, app: App | None = None
-    ) -> None:
-        super().__init__(id, parent=parent, app=app)
-        self._parts = list(results or ())
-
-    def __reduce__(self) -> Any:
-        return GroupResult, (self.id, self._parts)
-
-    @property
-    def results(self) -> list[Any]:
-        """Return the handle of each task."""
-        return self._parts
-
-    # None of these is of a map.
-    __len__ = ResultSet.__len__
-    completed_count = ResultSet.completed_count
-    ready = ResultSet.ready
-    successful = ResultSet.successful
-    failed = ResultSet.failed
-    get = ResultSet.get
-    join = ResultSet.get
-    join_native = ResultSet.get
-    as_completed = ResultSet.as_completed
-    then = ResultSet.then
-    revoke = ResultSet.revoke
-    forget = ResultSet.forget
-    __await__ = ResultSet.__await__
-
-    def retry(self, indexes: Sequence[int] | None = None) -> GroupResult:
-        """Refuse: a call of a canvas can't be run again by itself."""
-        raise UnknownTask("calls of a canvas can't be run again by themselves; send the canvas again")
-
-
 class Member(AsyncResult):
     """A member of a map: what is known of it stands in the map, unless someone looks closer."""
 
-    def __init__(self, group: GroupResult, index: int) -> None:
+    def __init__(self, group: MapResult, index: int) -> None:
         super().__init__(member_id(group.id, index), group.app)
         self.group = group
         self.index = index
@@ -676,10 +623,10 @@ class _Guards:
                 return
 
 
-def _leaves(part: AsyncResult | GroupResult) -> Iterator[AsyncResult | GroupResult]:
+def _leaves(part: Any) -> Iterator[AsyncResult | MapResult]:
     if isinstance(part, EagerResult):
         return
-    if isinstance(part, Composed):
+    if isinstance(part, ResultSet) and not isinstance(part, MapResult):
         for inner in part.results:
             yield from _leaves(inner)
     else:

@@ -13,7 +13,7 @@ from nbqueue import serialization
 from nbqueue.canvas import ACCUMULATE, Signature, chord, chunks, group
 from nbqueue.expand import Plan, Shape, expand
 from nbqueue.graph import Graph, Join, Node, kinds_of
-from nbqueue.groups import Composed, GroupResult
+from nbqueue.groups import GroupResult
 from nbqueue.handles import AsyncResult
 from nbqueue.messages import Graft, Steering, new_id
 from nbqueue.payloads import Packer
@@ -158,7 +158,8 @@ def _handle(
     """Return the handle of one part, whose parent is made already."""
     if shape.call < 0:
         members = [handle(member, graph, app, made) for member in shape.members]
-        return Composed(shape.id or new_id(), members, parent, app=app)
+        group: GroupResult = GroupResult(shape.id or new_id(), members, parent, app=app)
+        return group
     result = AsyncResult(graph.id_of(shape.call), app, parent=parent)
     made[shape.call] = result
     return result

@@ -191,7 +191,7 @@ class Sender:
         *,
         watched_by: Callable[[Steering, str], WatchedMap] = WatchedMap,
         shown: bool = True,
-    ) -> results.GroupResult:
+    ) -> results.MapResult:
         """Send one task for each packed tuple of arguments; what they share travels once.
 
         Args:
@@ -244,7 +244,7 @@ class Sender:
                     exc.add_note(f"The first {start:,} calls of map {group.id} were sent, and run.")
                 raise
         self._tell_sent((group.member(index) for index in range(len(calls))), announced)
-        sent = results.GroupResult(group.id, app=app, watched=watched)
+        sent = results.MapResult(group.id, app=app, watched=watched)
         if shown and app.show is not None:
             app.show(sent)
         return sent

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, cast
 
 from nbqueue import canvas, contents, eager, retries, serialization
 from nbqueue.acks import ACK_OPTIONS, Acks
@@ -18,7 +18,7 @@ from nbqueue.current import current_app
 from nbqueue.defaults import Defaults
 from nbqueue.exceptions import NotPicklable, SendFailed
 from nbqueue.extras import EXTRAS, NO_EXTRAS, Extras
-from nbqueue.groups import Composed, GroupResult
+from nbqueue.groups import GroupResult, MapResult
 from nbqueue.handles import AsyncResult
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, new_id, python_version
@@ -482,14 +482,14 @@ class Task(Running):
             result.get()
         return result
 
-    def map(self, iterable: Iterable[Any], **options: Any) -> GroupResult:
+    def map(self, iterable: Iterable[Any], **options: Any) -> MapResult:
         """Send one call for each element at once; return a live group with the results in order.
 
         Celery's `map`, one message that runs them in sequence, is another thing.
         """
         return self._send_map(((element,) for element in iterable), options)
 
-    def starmap(self, iterable: Iterable[Iterable[Any]], **options: Any) -> GroupResult:
+    def starmap(self, iterable: Iterable[Iterable[Any]], **options: Any) -> MapResult:
         """Send one call for each tuple of arguments at once; return a live group with the results in order."""
         return self._send_map((tuple(element) for element in iterable), options)
 
@@ -556,11 +556,12 @@ class Task(Running):
 
     subtask_from_request = signature_from_request
 
-    def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> GroupResult:
+    def _send_map(self, calls: Iterable[tuple[Any, ...]], options: dict[str, Any]) -> MapResult:
         if wrong := sorted(options.keys() - MAP_OPTIONS):
             raise TypeError(f"map has no option {', '.join(wrong)}; it has {', '.join(sorted(MAP_OPTIONS))}")
         if self.app.conf.task_always_eager:
-            return Composed(new_id(), [eager.run(self.app, self, args, {}, options) for args in calls], app=self.app)
+            ended = [eager.run(self.app, self, args, {}, options) for args in calls]
+            return cast("MapResult", GroupResult(new_id(), ended, app=self.app))  # but for what is to be followed
         packer = Packer(spill=self.app.spill)
         steering, code = self._steering(packer, **options)
         how, squeezed = steering.serializer, self.compression_of(options.get("compression"))

@@ -25,7 +25,7 @@ from nbqueue.exceptions import (
     TaskRevokedError,
     WorkerLostError,
 )
-from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.result import AsyncResult, MapResult
 from tests.chaos import CHILDREN, Faults
 from tests.helpers import RedisServer, wait_until
 from tests.proxy import Network
@@ -74,7 +74,7 @@ class Sent:
     """One task or map, and what it should come to."""
 
     kind: str
-    result: AsyncResult | GroupResult
+    result: AsyncResult | MapResult
     expected: list[Any]
     revoked: bool = False
 
@@ -84,7 +84,7 @@ class Sent:
         ends: Counter[str] = Counter()
         wrong = []
         for value, expected in zip(
-            values if isinstance(self.result, GroupResult) else [values], self.expected, strict=True
+            values if isinstance(self.result, MapResult) else [values], self.expected, strict=True
         ):
             match value:
                 case TaskRevokedError() if self.revoked:
@@ -154,7 +154,7 @@ class Soak:
             [10, 3, 2, 2, 0.3, 2, 1, 2, 2, 2],
         )[0]
         expected: list[Any] = [name]
-        result: AsyncResult | GroupResult
+        result: AsyncResult | MapResult
         try:
             match kind:
                 case "note":

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from nbqueue import App, AsyncResult, GroupResult, states
+from nbqueue import App, AsyncResult, states
 from nbqueue.exceptions import (
     RemoteError,
     TaskRevokedError,
     TimeoutError,  # noqa: A004
 )
+from nbqueue.groups import MapResult
 from nbqueue.messages import Fact, Facts, Failure, Steering, encode_failure
 from nbqueue.serialization import dumps_exception, dumps_value
 from nbqueue.signing import create_key_file
@@ -51,8 +52,8 @@ def task(app: App, *facts: Fact) -> AsyncResult:
     return AsyncResult("t", app, watched=watched)
 
 
-def group(app: App, size: int) -> GroupResult:
-    return GroupResult(
+def group(app: App, size: int) -> MapResult:
+    return MapResult(
         "g", app=app, watched=WatchedMap(Steering(id="g", nonce="n", task="f", queue="q", sent_at=1.0, size=size))
     )
 

@@ -30,7 +30,7 @@ from nbqueue.notebook.cells import capture, read_cell
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.payloads import Packer
-from nbqueue.result import AsyncResult, GroupResult
+from nbqueue.result import AsyncResult, MapResult
 from nbqueue.tasks import Task
 
 LARGE_BYTES: Final = 500_000_000
@@ -244,7 +244,7 @@ class TaskMagics:
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.for_type(AsyncResult, watch)
-            formatter.for_type(GroupResult, watch)
+            formatter.for_type(MapResult, watch)
         current_app().show = watch
         return magics
 
@@ -255,7 +255,7 @@ class TaskMagics:
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.pop(AsyncResult, None)
-            formatter.pop(GroupResult, None)
+            formatter.pop(MapResult, None)
         app = current_app()
         if app.show is watch:
             app.show = None

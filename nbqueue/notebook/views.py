@@ -21,7 +21,7 @@ from nbqueue.notebook.outputs import combined
 from nbqueue.notebook.saved import static_html
 from nbqueue.notebook.terminal import TextView
 from nbqueue.notebook.text import Status, clock, kind_of, plain_text
-from nbqueue.result import GroupResult
+from nbqueue.result import MapResult
 from nbqueue.status import MapStatus, TaskStatus
 
 __all__ = ["clock", "in_kernel", "watch", "watch_in_terminal"]
@@ -260,7 +260,7 @@ class WidgetView:
         """Run again what failed, of a map all members or those with the error of one."""
         self.watched.status.note = ""
         try:
-            if isinstance(self.result, GroupResult):
+            if isinstance(self.result, MapResult):
                 self.result.retry(self.watched.failures(like))
             else:
                 self.result.retry()

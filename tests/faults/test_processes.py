@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbqueue import GroupResult
 from nbqueue.exceptions import WorkerLostError
+from nbqueue.result import MapResult
 from tests import project
 from tests.helpers import wait_until
 from tests.workers import LEASE_S, Site, Worker
@@ -32,7 +32,7 @@ def children_of(worker: Worker) -> list[psutil.Process]:
         return []
 
 
-def send_notes(site: Site, folder: Path, number: int, seconds: float) -> GroupResult:
+def send_notes(site: Site, folder: Path, number: int, seconds: float) -> MapResult:
     """Send a map of tasks that each leave a file."""
     task = site.app.task(project.note.run, name="tests.project.note")
     return task.starmap((str(folder), f"t{n}", seconds) for n in range(number))
