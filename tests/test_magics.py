@@ -9,6 +9,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from nbqueue.app import App
+from nbqueue.canvas import group
 from nbqueue.cellrun import CellRun
 from nbqueue.exceptions import TimeLimitExceeded
 from nbqueue.notebook.magics import Place, TaskMagics, parse_line
@@ -225,6 +226,20 @@ def test_outputs_are_there_when_a_waiting_cell_ends(shell: InteractiveShell, sha
     for number in range(20):
         magic.task("--wait --view none -o x", f"x = {number}")
         assert shell.user_ns["x"] == number
+
+
+def test_what_has_ended_here_and_groups_of_a_canvas_show_as_text(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = App("unused", broker="memory://", backend="memory://")
+    monkeypatch.setattr("nbqueue.notebook.magics.current_app", lambda: app)
+    assert shell.display_formatter is not None
+    TaskMagics.register(shell)
+    task = app.task(lambda x: x, name="same")
+    for handle in (task.apply((1,)), group(task.s(1), task.s(2)).apply()):
+        shown, _ = shell.display_formatter.format(handle)  # type: ignore[no-untyped-call]
+        assert shown == {"text/plain": repr(handle)}
+    assert capsys.readouterr().out == ""
 
 
 def test_unloading_leaves_nothing_behind(shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from nbqueue.notebook.cells import capture, read_cell
 from nbqueue.notebook.fingerprint import fingerprint
 from nbqueue.notebook.views import clock, in_kernel, watch, watch_in_terminal
 from nbqueue.payloads import Packer
-from nbqueue.result import AsyncResult, MapResult
+from nbqueue.result import AsyncResult, EagerResult, MapResult
 from nbqueue.tasks import Task
 
 LARGE_BYTES: Final = 500_000_000
@@ -221,6 +221,11 @@ class Place:
         return name or (f"cell-{self.cell[:8]}" if self.cell else "")
 
 
+def _as_text(handle: EagerResult) -> None:
+    """Let a call that ran in this kernel show as text: there is nothing of it to follow."""
+    raise NotImplementedError
+
+
 class TaskMagics:
     """`%%task` for one shell.
 
@@ -244,6 +249,7 @@ class TaskMagics:
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.for_type(AsyncResult, watch)
+            formatter.for_type(EagerResult, _as_text)
             formatter.for_type(MapResult, watch)
         current_app().show = watch
         return magics
@@ -255,6 +261,7 @@ class TaskMagics:
         formatter = shell.display_formatter.ipython_display_formatter if shell.display_formatter else None
         if formatter is not None:
             formatter.pop(AsyncResult, None)
+            formatter.pop(EagerResult, None)
             formatter.pop(MapResult, None)
         app = current_app()
         if app.show is watch:
