@@ -32,9 +32,9 @@ from nbqueue.entries import (
     next_due,
     open_call,
     open_entry,
-    open_stand,
     sent_by,
     sign_stand,
+    stand_of,
     with_ends,
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
@@ -218,7 +218,7 @@ class Beat:
         before = self._known.pop(name, None)
         try:
             entry = open_entry(row.entry, name, self.app.signer)
-            stand = open_stand(row.stand, entry, self.app.signer) if row.stand else Stand(name=name, made=entry.made)
+            stand = stand_of(row.stand, entry, self.app.signer)
             if entry.enabled:
                 call = before.call if before is not None and before.entry.call == entry.call else None
                 self._known[name] = _Known(row, entry, stand, next_due(entry, stand), call)

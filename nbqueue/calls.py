@@ -38,7 +38,7 @@ from nbqueue.messages import Fact, Output, Steering, member_id, revoked_facts, s
 from nbqueue.payloads import Packer
 from nbqueue.prepared import InitializerFailed
 from nbqueue.tasks import Task
-from nbqueue.watched import WatchedMap, WatchedTask
+from nbqueue.watched import Watched, WatchedMap, WatchedTask
 
 SERIALIZER: Final = "cloudpickle"  # of arguments, whatever the app's settings say: whatever is submitted has to travel
 AT_ONCE: Final = 500  # calls in one map
@@ -150,7 +150,7 @@ class Sending:
                 self.calls.fail(future, error)
 
 
-class Told:
+class Told(Watched):
     """What calls that were sent together have in common, whether that is one or many: their ends set futures.
 
     Args:
@@ -166,11 +166,6 @@ class Told:
         self.next_look = time.monotonic() + LOOK_S
         self.more: set[int] = set()  # those of which more is kept than a record: output, or a message to send again
         calls.follow(self)
-
-    @property
-    def away_s(self) -> float:
-        """Return for how long the backend has not answered."""
-        raise NotImplementedError
 
     @property
     def with_more(self) -> list[str]:
@@ -228,11 +223,6 @@ class Batch(Told, WatchedMap):
         """Tell whether its records are to be looked at."""
         return not self.ended and self.to_be_looked_at()
 
-    @property
-    def away_s(self) -> float:
-        """Return for how long the backend has not answered."""
-        return 0.0 if self.unreachable_since is None else time.monotonic() - self.unreachable_since
-
     def steering_of(self, index: int) -> Steering:
         """Return what a call was sent with."""
         return self.steering.member(index)
@@ -262,11 +252,6 @@ class Lone(Told, WatchedTask):
     def wanted(self) -> bool:
         """Tell whether its record is to be looked at."""
         return not self.ended and self.to_be_looked_at()
-
-    @property
-    def away_s(self) -> float:
-        """Return for how long the backend has not answered."""
-        return 0.0 if self.unreachable_since is None else time.monotonic() - self.unreachable_since
 
     @property
     def with_more(self) -> list[str]:

@@ -642,6 +642,11 @@ def signature(
 subtask = signature
 
 
+def with_one_end(found: Signature) -> Signature:
+    """Return what can take a task's place: of a group, the list of its values."""
+    return chord(found, Signature(ACCUMULATE, app=found._app)) if isinstance(found, group | chunks) else found
+
+
 def maybe_signature(task: Any, app: App | None = None) -> Signature:
     """Return what is a signature as it is, and what is a dict or a task as one.
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import callbacks, retries, serialization, stated, states, tracing
-from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, chord, chunks, group, in_series
+from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, in_series, with_one_end
 from nbqueue.capture import Flushed, Flusher, Recorder
 from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
@@ -87,7 +87,7 @@ def run(
         with while_it_runs(request):
             state, value, trace = _outcome(loaded, request, args, dict(kwargs))
         if state == REPLACED:
-            end = _in_place(app, request.replacement)
+            end = run_canvas(app, with_one_end(request.replacement), (), {}, {}, throw=False)
             state, value, trace = end.state, end.result, end.traceback
         if state != states.RETRY:
             break
@@ -146,14 +146,6 @@ def _retried(request: Request, plan: retries.Plan) -> tuple[str, Any, str | None
         callbacks.retried(request, plan)
     tracing.retried(request, plan)
     return states.RETRY, None, None
-
-
-def _in_place(app: App, found: Signature) -> EagerResult:
-    """Run what takes a task's place; return its end."""
-    if isinstance(found, group | chunks):
-        found = chord(found, Signature(ACCUMULATE, app=app), app=app)
-    result: EagerResult = run_canvas(app, found, (), {}, {}, throw=False)
-    return result
 
 
 def _store(app: App, result: EagerResult, steering: Steering, started: float) -> None:

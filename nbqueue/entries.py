@@ -26,10 +26,12 @@ from nbqueue.messages import (
     Step,
     decode_fact_text,
     decode_steering,
+    decoded,
     id_from,
     open_fact,
     pending_facts,
     sign_record,
+    split_body,
 )
 from nbqueue.payloads import Ref, named
 from nbqueue.schedules import Rule, rule_of
@@ -326,19 +328,13 @@ def open_call(data: bytes, entry: Entry) -> Call:
     """
     if digest_of(data) != entry.call:
         raise BadMessage("place", f"the call of entry {entry.name[:80]} is another's")
-    try:
-        return _CALL.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    return decoded(_CALL, data)
 
 
 def blobs_of(call: Call) -> tuple[Ref, ...]:
     """Return the large data that a call names."""
-    if not call.graph:
-        code = int.from_bytes(call.body[:4], "big")
-        return (*named(call.body[4 : 4 + code]), *named(call.body[4 + code :]))
-    graph = decode_graph(call.graph)
-    return tuple(ref for data in (*graph.codes.values(), *(node.args for node in graph.nodes)) for ref in named(data))
+    parts = decode_graph(call.graph).packed if call.graph else split_body(call.body)
+    return tuple(ref for data in parts for ref in named(data))
 
 
 def sign_entry(entry: Entry, signer: Signer) -> bytes:
@@ -363,6 +359,15 @@ def sign_stand(stand: Stand, signer: Signer) -> bytes:
     return _sign("stand", msgspec.json.encode(stand), stand.name, signer)
 
 
+def stand_of(text: bytes, entry: Entry, signer: Signer) -> Stand:
+    """Return how an entry stands by what is stored of it, which may be nothing yet.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    return open_stand(text, entry, signer) if text else Stand(name=entry.name, made=entry.made)
+
+
 def open_stand(text: bytes, entry: Entry, signer: Signer) -> Stand:
     """Return how an entry stands; anew if what is stored is of an earlier entry of its name.
 
@@ -384,10 +389,7 @@ def _sign(kind: str, body: bytes, name: str, signer: Signer) -> bytes:
 def _open(kind: str, text: bytes, decoder: Decoder[T], signer: Signer) -> T:
     stored = decode_fact_text(text)
     signer.verify(kind, stored.nbq, stored.body)
-    try:
-        return decoder.decode(stored.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    return decoded(decoder, stored.body)
 
 
 _ENTRY = msgspec.json.Decoder(Entry)

@@ -91,7 +91,7 @@ def blobs_of(body: bytes) -> tuple[Ref, ...]:
         BadMessage: it can't be understood.
     """
     graph = decode_graph(decode_graft(body).graph)
-    return tuple(ref for data in (*graph.codes.values(), *(node.args for node in graph.nodes)) for ref in named(data))
+    return tuple(ref for data in graph.packed for ref in named(data))
 
 
 def _standing_for(drawn: Drawn, node: int) -> tuple[Drawn, int]:

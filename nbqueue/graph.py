@@ -7,7 +7,7 @@ failure travels along the graph as a value does, so that each call has its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -15,7 +15,16 @@ import msgspec
 from nbqueue import states
 from nbqueue.deliveries import Arrival, Outgoing
 from nbqueue.exceptions import BadMessage
-from nbqueue.messages import FactText, Message, Steering, Step, decode_fact_text, decode_steering, encode_steering
+from nbqueue.messages import (
+    FactText,
+    Message,
+    Steering,
+    Step,
+    decode_fact_text,
+    decode_steering,
+    decoded,
+    encode_steering,
+)
 from nbqueue.signing import Signer
 from nbqueue.times import LATEST, expiry_time
 
@@ -79,6 +88,13 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
     joins_as: str = ""
     parent: str = ""
     root: str = ""
+
+    @property
+    def packed(self) -> Iterator[bytes]:
+        """Yield what of it names large data: codes, and arguments."""
+        yield from self.codes.values()
+        for node in self.nodes:
+            yield node.args
 
     def id_of(self, node: int) -> str:
         """Return the task id of a call."""
@@ -293,10 +309,7 @@ def decode_graph(body: bytes) -> Graph:
     Raises:
         BadMessage: it can't be understood.
     """
-    try:
-        return _GRAPH.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    return decoded(_GRAPH, body)
 
 
 def encode_given(given: Given) -> bytes:
@@ -310,10 +323,7 @@ def decode_given(body: bytes) -> Given:
     Raises:
         BadMessage: it can't be understood.
     """
-    try:
-        return _GIVEN.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    return decoded(_GIVEN, body)
 
 
 _GRAPH = msgspec.msgpack.Decoder(Graph)

@@ -20,7 +20,7 @@ from nbqueue import states
 from nbqueue.current import current_app
 from nbqueue.exceptions import BadMessage, TimeoutError, UnknownTask  # noqa: A004 - Celery's name
 from nbqueue.handles import AsyncResult, EagerResult, error_of, outcome_of
-from nbqueue.messages import member_id
+from nbqueue.messages import decoded, member_id
 from nbqueue.signing import Signer
 from nbqueue.waits import Guard, refuse_inside_a_task, until_ended, wait
 from nbqueue.watched import WatchedMap, WatchedTask
@@ -75,12 +75,9 @@ def open_saved(text: bytes, id_: str, signer: Signer) -> _Tree:
     Raises:
         BadMessage: it can't be trusted or understood.
     """
-    try:
-        kept = _DECODE_SAVED(text)
-        signer.verify("saved", kept.nbq, bytes(kept.result))
-        tree = _DECODE_TREE(kept.result)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage("fields", str(exc)) from None
+    kept = decoded(_SAVED_TEXT, text)
+    signer.verify("saved", kept.nbq, bytes(kept.result))
+    tree = decoded(_TREE, kept.result)
     if tree.head.id != id_ or tree.members is None:
         raise BadMessage("place", f"another group under the id {id_[:80]}")
     return tree
@@ -637,5 +634,5 @@ def _put(ended: queue.SimpleQueue[int], number: int, _: object) -> None:
     ended.put(number)
 
 
-_DECODE_SAVED = msgspec.json.Decoder(_Saved).decode
-_DECODE_TREE = msgspec.json.Decoder(_Tree).decode
+_SAVED_TEXT = msgspec.json.Decoder(_Saved)
+_TREE = msgspec.json.Decoder(_Tree)

@@ -216,9 +216,9 @@ class Message(msgspec.Struct, frozen=True):
         # can't be abused.
         if header[-1:] == "]":
             if header[-2:] == "]]":
-                (step,) = _decode(_STEP, signer.verify("step", header, body))
+                (step,) = decoded(_STEP, signer.verify("step", header, body))
                 return cls("", header, body, step)
-            steering = _decode(_CALL, signer.verify("call", header, body))
+            steering = decoded(_CALL, signer.verify("call", header, body))
             return cls(member_id(steering.group, steering.index), header, body, steering)
         steering = decode_steering(signer.verify("task", header, body))
         return cls(steering.id, header, body, steering)
@@ -384,7 +384,7 @@ def open_code(text: bytes, digest: str, signer: Signer) -> bytes:
     Raises:
         BadMessage: it can't be trusted or understood.
     """
-    stored = _decode(_FACT_TEXT, text)
+    stored = decoded(_FACT_TEXT, text)
     if signer.verify("code", stored.nbq, stored.body) != _encode(digest):
         raise BadMessage("place", f"other code under the digest {digest[:32]}")
     return stored.body
@@ -392,7 +392,7 @@ def open_code(text: bytes, digest: str, signer: Signer) -> bytes:
 
 def open_group(text: bytes, signer: Signer) -> tuple[Steering, bytes]:
     """Return the steering and code that the members of a map share, once their signature holds."""
-    stored = _decode(_FACT_TEXT, text)
+    stored = decoded(_FACT_TEXT, text)
     return decode_steering(signer.verify("group", stored.nbq, stored.body)), stored.body
 
 
@@ -449,20 +449,20 @@ def open_fact(text: bytes | str, signer: Signer, *, kind: str | None = None) -> 
     Raises:
         BadMessage: it can't be trusted or understood.
     """
-    stored = _decode(_FACT_TEXT, text)
+    stored = decoded(_FACT_TEXT, text)
     return open_stored(stored, signer, kind=kind)
 
 
 def open_facts(text: bytes | str) -> list[FactText]:
     """Return the facts of one stream entry (a JSON array), not yet verified."""
-    return _decode(_FACT_TEXTS, text)
+    return decoded(_FACT_TEXTS, text)
 
 
 def open_stored(stored: FactText, signer: Signer, *, kind: str | None = None) -> Fact:
     """Return the fact of a decoded JSON text, once its signature holds."""
     if kind is None:
         kind = "record" if stored.task_id else "event"
-    facts = _decode(_FACTS, signer.verify(kind, stored.nbq, stored.body))
+    facts = decoded(_FACTS, signer.verify(kind, stored.nbq, stored.body))
     if (facts.kind == "record") != (kind == "record"):
         raise BadMessage("place", f"a {facts.kind} where a {kind} was expected")
     if not facts.children:
@@ -514,8 +514,8 @@ def open_reply(text: bytes | str, to: str, signer: Signer) -> tuple[Reply, bytes
     Raises:
         BadMessage: it can't be trusted or understood.
     """
-    stored = _decode(_FACT_TEXT, text)
-    reply = _decode(_REPLY, signer.verify("reply", stored.nbq, stored.body))
+    stored = decoded(_FACT_TEXT, text)
+    reply = decoded(_REPLY, signer.verify("reply", stored.nbq, stored.body))
     if reply.to != to:
         raise BadMessage("place", f"an answer of {reply.worker[:80]} to another order")
     return reply, stored.body
@@ -528,7 +528,7 @@ def sign_control(order: Control, signer: Signer) -> str:
 
 def open_control(text: str | bytes, signer: Signer) -> Control:
     """Return the order in a signed text, once its signature holds."""
-    return _decode(_CONTROL, signer.verify("control", text))
+    return decoded(_CONTROL, signer.verify("control", text))
 
 
 def open_mark(text: str | bytes, id_: str, signer: Signer) -> Control:
@@ -693,7 +693,7 @@ def encode_failure(failure: Failure) -> bytes:
 
 def decode_failure(body: bytes) -> Failure:
     """Return the failure in a record's body."""
-    return _decode(_FAILURE, body)
+    return decoded(_FAILURE, body)
 
 
 def encode_again(again: Again) -> bytes:
@@ -703,7 +703,7 @@ def encode_again(again: Again) -> bytes:
 
 def decode_again(body: bytes) -> Again:
     """Return how a task is to run again."""
-    return _decode(_AGAIN, body)
+    return decoded(_AGAIN, body)
 
 
 def encode_stated(stated: Stated) -> bytes:
@@ -713,7 +713,7 @@ def encode_stated(stated: Stated) -> bytes:
 
 def decode_stated(data: bytes) -> Stated:
     """Return the data of a `state` event."""
-    return _decode(_STATED, data)
+    return decoded(_STATED, data)
 
 
 def encode_graft(graft: Graft) -> bytes:
@@ -723,7 +723,7 @@ def encode_graft(graft: Graft) -> bytes:
 
 def decode_graft(body: bytes) -> Graft:
     """Return the canvas that a child has handed over."""
-    return _decode(_GRAFT, body)
+    return decoded(_GRAFT, body)
 
 
 def encode_fed(fed: Fed) -> bytes:
@@ -733,12 +733,12 @@ def encode_fed(fed: Fed) -> bytes:
 
 def decode_fed(data: bytes) -> Fed:
     """Return what goes in front of a call's own arguments."""
-    return _decode(_FED, data)
+    return decoded(_FED, data)
 
 
 def decode_fact_text(text: bytes | str) -> FactText:
     """Return a stored text, not yet verified."""
-    return _decode(_FACT_TEXT, text)
+    return decoded(_FACT_TEXT, text)
 
 
 def encode_steering(steering: Steering) -> bytes:
@@ -748,7 +748,7 @@ def encode_steering(steering: Steering) -> bytes:
 
 def decode_steering(text: bytes) -> Steering:
     """Return the steering in a JSON text."""
-    return _decode(_STEERING, text)
+    return decoded(_STEERING, text)
 
 
 _encode_utf8 = msgspec.json.Encoder().encode
@@ -773,7 +773,12 @@ def _encode(value: Any) -> bytes:
     return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":")).encode()
 
 
-def _decode(decoder: Decoder[T], data: bytes | str) -> T:
+def decoded(decoder: Decoder[T], data: Any) -> T:
+    """Return what a decoder makes of bytes.
+
+    Raises:
+        BadMessage: nothing.
+    """
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

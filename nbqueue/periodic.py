@@ -35,10 +35,10 @@ from nbqueue.entries import (
     next_due,
     open_call,
     open_entry,
-    open_stand,
     sent_by,
     sign_entry,
     sign_stand,
+    stand_of,
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
 from nbqueue.expand import expand
@@ -450,7 +450,7 @@ class Schedule:
         def fire() -> bool:
             row = self._row(name)
             entry = open_entry(row.entry, name, app.signer)
-            stand = open_stand(row.stand, entry, app.signer) if row.stand else Stand(name=name, made=entry.made)
+            stand = stand_of(row.stand, entry, app.signer)
             call = open_call(self.timetable.call(name) or b"", entry)
             made = sent_by(entry, call, id_, nonce, now, app.signer)
             if made.graph is not None:
@@ -663,7 +663,7 @@ def _read(name: str, row: Row, app: App) -> tuple[Entry, Stand] | str:
     """Return an entry and how it stands, or why it can't be believed."""
     try:
         entry = open_entry(row.entry, name, app.signer)
-        stand = open_stand(row.stand, entry, app.signer) if row.stand else Stand(name=name, made=entry.made)
+        stand = stand_of(row.stand, entry, app.signer)
     except BadMessage as exc:
         return f"It can't be believed: {exc}"
     return entry, stand

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nbqueue import serialization
-from nbqueue.canvas import ACCUMULATE, Signature, chord, chunks, group
+from nbqueue.canvas import Signature, with_one_end
 from nbqueue.expand import Plan, Shape, expand
 from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.groups import GroupResult
@@ -121,9 +121,7 @@ def graft(found: Signature, app: App, packer: Packer) -> tuple[Graft, AsyncResul
     Raises:
         TypeError: it is empty.
     """
-    if isinstance(found, group | chunks):
-        found = chord(found, Signature(ACCUMULATE, app=app), app=app)
-    plan = expand(found)
+    plan = expand(with_one_end(found))
     if plan.shape.call < 0:
         raise TypeError(f"{found!r} can't take a task's place: it has no one end")
     packed = pack(plan, app, packer)

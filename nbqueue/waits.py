@@ -67,13 +67,10 @@ class Guard:
 
     def check(self) -> None:
         """Raise or warn if there is reason to."""
-        away = self.watched.unreachable_since
-        now = time.monotonic()
-        if away is not None and now - away > self.backend_timeout_s:
-            raise BackendUnavailable(
-                f"no answer from the backend for {now - away:.0f} s; {self.what} goes on without it"
-            )
-        if not self.said and self.watched.note and now - self.started > EXPLAIN_AFTER_S:
+        away_s = self.watched.away_s
+        if away_s > self.backend_timeout_s:
+            raise BackendUnavailable(f"no answer from the backend for {away_s:.0f} s; {self.what} goes on without it")
+        if not self.said and self.watched.note and time.monotonic() - self.started > EXPLAIN_AFTER_S:
             self.said = True
             warnings.warn(f"{self.what} waits: {self.watched.note}", stacklevel=4)
 

@@ -43,6 +43,11 @@ class Watched:
         """Tell whether there is nothing more to wait for."""
         raise NotImplementedError
 
+    @property
+    def away_s(self) -> float:
+        """Return for how long the backend has not answered."""
+        return 0.0 if self.unreachable_since is None else time.monotonic() - self.unreachable_since
+
     def tell(self, note: str, *, lost: bool = False) -> None:
         """Say why it waits."""
         raise NotImplementedError
