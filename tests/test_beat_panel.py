@@ -301,6 +301,7 @@ def test_panel_changes_times_and_keeps_what_is_sent(site: Site, monkeypatch: pyt
     assert page.entries["sum"] == row
 
 
+@pytest.mark.brokers
 def test_panel_pauses_runs_deletes_and_undoes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.app.beat.add("sum", "10m", site.app.task(add).s(1))
     page = Page(site.app, monkeypatch)
