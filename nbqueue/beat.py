@@ -38,7 +38,7 @@ from nbqueue.entries import (
     with_ends,
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
-from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox
+from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox, store_graph
 from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
 
 if TYPE_CHECKING:
@@ -265,8 +265,7 @@ class Beat:
         else:
             sent = sent_by(entry, self._call_of(known), *ids_of(entry, firing.due), self._now(), app.signer)
             run = Run(firing.due, sent.id, firing.missed)
-            if sent.graph is not None:
-                self.backend.store_graph(*sent.graph, app.conf.result_expires)
+            store_graph(sent, self.backend, app.conf.result_expires)
         stand = after_firing(known.stand, entry, run)
         text = sign_stand(stand, app.signer)
         said = self._timetable.fire(token, entry.name, known.row, text, () if sent is None else sent.messages)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from nbqueue import states
-from nbqueue.backends.base import Label
+from nbqueue.backends.base import Backend, Label
 from nbqueue.canvas import Signature, maybe_signature
 from nbqueue.config import REDIS_SCHEMES, scheme_of
 from nbqueue.configuration import zone as zone_of_settings
-from nbqueue.deliveries import KEEPER_WAKE, Outgoing
+from nbqueue.deliveries import KEEPER_WAKE, LIVE_S, Outgoing
 from nbqueue.entries import (
     Call,
     Entry,
@@ -264,27 +264,10 @@ class Schedule:
         digest: str = "",
     ) -> ShownEntry:
         """Add an entry whose call is packed; see `add`."""
-        found = maybe_schedule(rule)
-        now = self.app.backend.now()
-        call = encode_call(packed.call)
-        entry = Entry(
-            name=name,
-            rule=found.text,
-            zone=zone or found.zone or str(zone_of_settings(self.app.conf)),
-            task=packed.task,
-            call=digest_of(call),
-            made=new_nonce(),
-            since=now,
-            enabled=enabled,
-            policy=policy,
-            origin=origin,
-            digest=digest,
-            expires=float(expires or 0.0),
-            queue=packed.queue,
-        )
-        check(entry, now)
-        if packed.packer.blobs:
-            self.app.blobs.save(packed.packer.blobs, time.time() + BLOBS_KEPT_S, packed.packer.spilled)
+        call, seconds = encode_call(packed.call), float(expires or 0.0)
+        more: dict[str, Any] = {"enabled": enabled, "origin": origin, "digest": digest, "expires": seconds}
+        entry = self._entry(name, self._times(rule, zone), packed, call, None, policy=policy, **more)
+        self._save(packed)
 
         def write(was: Row | None) -> bool:
             if was is not None and not replace:
@@ -316,12 +299,8 @@ class Schedule:
         Raises:
             ImproperlyConfigured: the rule, zone or policy names nothing, or an app's settings have the entry.
         """
-        found = maybe_schedule(rule)
-        now, call = self.app.backend.now(), encode_call(packed.call)
-        times = (found.text, zone or found.zone or str(zone_of_settings(self.app.conf)))
-        done = ""
-        if packed.packer.blobs:
-            self.app.blobs.save(packed.packer.blobs, time.time() + BLOBS_KEPT_S, packed.packer.spilled)
+        times, call, done = self._times(rule, zone), encode_call(packed.call), ""
+        self._save(packed)
 
         def write() -> bool:
             nonlocal done
@@ -332,27 +311,12 @@ class Schedule:
                 raise ImproperlyConfigured(
                     f"the settings of {known.origin.removeprefix('conf:')} have an entry {name!r}; take another name"
                 )
-            same_times = known is not None and (known.rule, known.zone) == times
-            if known is not None and same_times and (known.digest, known.policy) == (digest, policy):
+            if known is not None and (known.rule, known.zone, known.digest, known.policy) == (*times, digest, policy):
                 done = "same"
                 return True
             done = "added" if known is None else "changed"
-            entry = Entry(
-                name=name,
-                rule=times[0],
-                zone=times[1],
-                task=packed.task,
-                call=digest_of(call),
-                made=new_nonce() if known is None else known.made,
-                since=known.since if known is not None and same_times else now,
-                enabled=known is None or known.enabled,
-                policy=policy,
-                digest=digest,
-                queue=packed.queue,
-            )
-            text = sign_entry(check(entry, now), self.app.signer)
-            stand = row.stand if row is not None and known is not None else b""
-            return self.timetable.write(name, row, text, stand=stand, call=call, enabled=entry.enabled)
+            entry = self._entry(name, times, packed, call, known, policy=policy, digest=digest)
+            return self._write(entry, row, known, call)
 
         self._again(write, name)
         return self.get(name), done
@@ -376,8 +340,8 @@ class Schedule:
         """
         packed = None if signature is None else self.packed(maybe_signature(signature, app=self.app))
         call = b"" if packed is None else encode_call(packed.call)
-        if packed is not None and packed.packer.blobs:
-            self.app.blobs.save(packed.packer.blobs, time.time() + BLOBS_KEPT_S, packed.packer.spilled)
+        if packed is not None:
+            self._save(packed)
         now = self.app.backend.now()
         found = None if rule is None else maybe_schedule(rule)
 
@@ -453,8 +417,7 @@ class Schedule:
             stand = stand_of(row.stand, entry, app.signer)
             call = open_call(self.timetable.call(name) or b"", entry)
             made = sent_by(entry, call, id_, nonce, now, app.signer)
-            if made.graph is not None:
-                app.backend.store_graph(*made.graph, app.conf.result_expires)
+            store_graph(made, app.backend, app.conf.result_expires)
             after = after_firing(stand, entry, Run(now, made.id, by_hand=True), by_hand=True)
             sent[:] = [made]
             return self.timetable.fire(0, name, row, sign_stand(after, app.signer), made.messages) == FIRED
@@ -538,36 +501,48 @@ class Schedule:
     def _put(self, one: Configured, mark: str) -> bool:
         row = self.timetable.row(one.name)
         found = None if row is None else _read(one.name, row, self.app)
-        rule, zone = one.rule.text, one.rule.zone or str(zone_of_settings(self.app.conf))
-        digest = hashlib.sha256(json.dumps([rule, zone, one.policy, one.expires, repr(one.said)]).encode()).hexdigest()
+        times = self._times(one.rule)
+        digest = hashlib.sha256(json.dumps([*times, one.policy, one.expires, repr(one.said)]).encode()).hexdigest()
         known = found[0] if found is not None and not isinstance(found, str) else None
         if known is not None and known.origin == mark and known.digest == digest:
             return True
         packed = self.packed(one.signature)
         call = encode_call(packed.call)
+        more: dict[str, Any] = {"policy": one.policy, "origin": mark, "digest": digest, "expires": one.expires}
+        entry = self._entry(one.name, times, packed, call, known, **more)
+        self._save(packed)
+        return self._write(entry, row, known, call)
+
+    # ---- entries
+
+    def _times(self, rule: RuleLike, zone: str = "") -> tuple[str, str]:
+        """Return a rule's text, and the zone in which it is meant."""
+        found = maybe_schedule(rule)
+        return found.text, zone or found.zone or str(zone_of_settings(self.app.conf))
+
+    def _entry(
+        self, name: str, times: tuple[str, str], packed: Packed, call: bytes, known: Entry | None, **more: Any
+    ) -> Entry:
+        """Return an entry; of one whose place it takes stay the pause and, with the same times, since when it fires."""
         now = self.app.backend.now()
-        same_times = known is not None and (known.rule, known.zone) == (rule, zone)
-        entry = Entry(
-            name=one.name,
-            rule=rule,
-            zone=zone,
-            task=packed.task,
-            call=digest_of(call),
-            made=known.made if known is not None else new_nonce(),
-            since=known.since if known is not None and same_times else now,
-            enabled=known.enabled if known is not None else True,
-            policy=one.policy,
-            origin=mark,
-            digest=digest,
-            expires=one.expires,
-            queue=packed.queue,
-        )
-        check(entry, now)
+        kept: dict[str, Any] = {"made": new_nonce(), "since": now}
+        if known is not None:
+            same = (known.rule, known.zone) == times
+            kept = {"made": known.made, "since": known.since if same else now, "enabled": known.enabled}
+        rule, zone = times
+        found = Entry(name=name, rule=rule, zone=zone, task=packed.task, call=digest_of(call), queue=packed.queue)
+        return check(msgspec.structs.replace(found, **kept, **more), now)
+
+    def _write(self, entry: Entry, row: Row | None, known: Entry | None, call: bytes) -> bool:
+        """Write an entry in the place of `row`, with how that stands if it could be believed."""
+        stand = row.stand if row is not None and known is not None else b""
+        text = sign_entry(entry, self.app.signer)
+        return self.timetable.write(entry.name, row, text, stand=stand, call=call, enabled=entry.enabled)
+
+    def _save(self, packed: Packed) -> None:
+        """Keep the large data of what is sent for as long as an entry may name it."""
         if packed.packer.blobs:
             self.app.blobs.save(packed.packer.blobs, time.time() + BLOBS_KEPT_S, packed.packer.spilled)
-        text = sign_entry(entry, self.app.signer)
-        stand = row.stand if row is not None and known is not None else b""
-        return self.timetable.write(one.name, row, text, stand=stand, call=call, enabled=entry.enabled)
 
 
 def open_timetable(app: App, name: str) -> Timetable:
@@ -587,6 +562,12 @@ def open_timetable(app: App, name: str) -> Timetable:
         record_ttl_s=app.conf.result_expires,
         wake_key=KEEPER_WAKE if link.embedded else "",
     )
+
+
+def store_graph(sent: Sent, backend: Backend, result_expires_s: float) -> None:
+    """Store the graph of a canvas that is about to be fired, for as long as what has not ended is known at least."""
+    if sent.graph is not None:
+        backend.store_graph(*sent.graph, max(result_expires_s, LIVE_S))
 
 
 def send_outbox(timetable: Timetable, publish: Callable[[list[Outgoing]], Any]) -> int:

@@ -113,6 +113,19 @@ def test_canvas_fires_whole(site: Site, leading: Beat) -> None:
     assert site.app.AsyncResult(site.app.beat.get("chain").runs[-1].id).get(timeout=15) == 7
 
 
+def test_graph_of_a_canvas_is_kept_while_it_may_run_when_results_expire_soon(site: Site, leading: Beat) -> None:
+    site.app.conf.result_expires = 60.0
+    task = site.app.task(add)
+    site.app.beat.add("chain", "1h", chain(task.s(1, 1), task.s(2)))
+    site.app.beat.run_now("chain")
+    move_back(site, "chain", 3600)
+    leading.turn(wait=False)
+    with site.server.client() as client:
+        kept_s = [client.ttl(key) for key in client.keys("nbq:graph:*")]
+    assert len(kept_s) == 2
+    assert min(kept_s) > 29 * 86_400
+
+
 def test_paused_entry_waits_and_misses_nothing(site: Site, leading: Beat) -> None:
     site.app.beat.add("p", 3600.0, site.app.task(add).s(1, 1))
     assert site.app.beat.pause("p").next_at is None
