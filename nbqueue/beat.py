@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from nbqueue import signals
-from nbqueue.backends.base import Backend, Label
+from nbqueue.backends.base import Backend
 from nbqueue.entries import (
     Call,
     Entry,
@@ -37,8 +37,8 @@ from nbqueue.entries import (
     stand_of,
     with_ends,
 )
-from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError
-from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, open_timetable, send_outbox, store_graph
+from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError, SendFailed, SendUncertain
+from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, label, open_timetable, send_outbox, store_graph
 from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ __all__ = ["Beat"]
 
 LEASE_S: Final = 4.0
 RENEWAL_S: Final = 1.0
+PAUSE_S: Final = 2.0  # at most between two tries; a beat that can't send leads on, as no other could
 IDLE_S: Final = 5.0  # between two looks at a schedule that has no entries
 ASIDE_S: Final = 60.0  # an entry that can't be fired is tried again after so long
 BLOBS_AGAIN_S: Final = 86_400.0
@@ -114,9 +115,10 @@ class Beat:
                 self.turn()
                 self._pause_s = 0.0
             except (NBQueueError, OSError) as exc:
-                self._pause_s = min(5.0, max(0.1, 2 * self._pause_s))
+                self._pause_s = min(PAUSE_S, max(0.1, 2 * self._pause_s))
                 logger.warning("nothing can be sent for now: %s", exc)
-                self._forget()
+                if not isinstance(exc, SendFailed | SendUncertain):
+                    self._forget()
                 self._stopped.wait(self._pause_s)
         with contextlib.suppress(NBQueueError):
             self._timetable.lead(self.me, self.name, LEASE_S, resign=True)
@@ -275,10 +277,9 @@ class Beat:
         if sent is not None:
             self.fired += 1
             logger.info("%s: %s was sent as %s", entry.name, entry.task, sent.id)
+            label(sent, self.backend, self._now())
             if not self._timetable.joined:
                 send_outbox(self._timetable, app.broker.publish)
-            if sent.steering.label or sent.steering.identity:
-                self.backend.label(Label(sent.id, sent.steering.label, sent.steering.identity, self._now()))
         return said
 
     def _note_ends(self, token: int) -> None:

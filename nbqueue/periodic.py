@@ -40,7 +40,7 @@ from nbqueue.entries import (
     sign_stand,
     stand_of,
 )
-from nbqueue.exceptions import BadMessage, ImproperlyConfigured, UnknownTask
+from nbqueue.exceptions import BadMessage, ImproperlyConfigured, SendFailed, SendUncertain, UnknownTask
 from nbqueue.expand import expand
 from nbqueue.messages import Steering, encode_steering, new_id, new_nonce, pack_body
 from nbqueue.payloads import Packer
@@ -406,6 +406,7 @@ class Schedule:
 
         Raises:
             UnknownTask: there is none of this name.
+            SendUncertain: the broker can't be reached. It runs once that is there again: it needs no second call.
         """
         app = self.app
         id_, nonce, now = new_id(), new_nonce(), app.backend.now()
@@ -423,11 +424,13 @@ class Schedule:
             return self.timetable.fire(0, name, row, sign_stand(after, app.signer), made.messages) == FIRED
 
         self._again(fire, name)
+        label(sent[0], app.backend, now)
         if not self.timetable.joined:
-            send_outbox(self.timetable, app.broker.publish)
-        steering = sent[0].steering
-        if steering.label or steering.identity:
-            app.backend.label(Label(sent[0].id, steering.label, steering.identity, now))
+            try:
+                send_outbox(self.timetable, app.broker.publish)
+            except (SendFailed, SendUncertain) as exc:
+                kept = f"task {id_} of entry {name!r} is kept, and is sent by the beat that leads as soon as it can be"
+                raise SendUncertain(f"{kept}: {exc}") from exc
         return sent[0].id
 
     def _again(self, action: Callable[[], bool], name: str) -> None:
@@ -568,6 +571,13 @@ def store_graph(sent: Sent, backend: Backend, result_expires_s: float) -> None:
     """Store the graph of a canvas that is about to be fired, for as long as what has not ended is known at least."""
     if sent.graph is not None:
         backend.store_graph(*sent.graph, max(result_expires_s, LIVE_S))
+
+
+def label(sent: Sent, backend: Backend, now: float) -> None:
+    """Let what was fired be found by its label; before it is sent, as the broker may be away just then."""
+    steering = sent.steering
+    if steering.label or steering.identity:
+        backend.label(Label(sent.id, steering.label, steering.identity, now))
 
 
 def send_outbox(timetable: Timetable, publish: Callable[[list[Outgoing]], Any]) -> int:

@@ -11,12 +11,14 @@ if (redis.call("HGET", "nbq:beat:stands", name) or "") ~= stood then return -1 e
 redis.call("HSET", "nbq:beat:stands", name, stand)
 for n, message in ipairs(messages) do
   local queue, id, header, level, nonce, record = unpack(message)
-  if elsewhere == 1 then
-    redis.call("HSET", "nbq:beat:outbox", id, cmsgpack.pack({queue, id, header, level, nonce, record}))
-    redis.call("HSET", "nbq:beat:outbox:bodies", id, ARGV[n + 1])
-  elseif record == "" or write_pending(records, ttl_ms, id, nonce, record, 0) == 1 then
-    redis.call("SADD", "nbq:queues", queue)
-    enqueue(queue, id, header, ARGV[n + 1], 0, level)
+  if record == "" or write_pending(records, ttl_ms, id, nonce, record, 0) == 1 then
+    if elsewhere == 1 then
+      redis.call("HSET", "nbq:beat:outbox", id, cmsgpack.pack({queue, id, header, level, nonce, record}))
+      redis.call("HSET", "nbq:beat:outbox:bodies", id, ARGV[n + 1])
+    else
+      redis.call("SADD", "nbq:queues", queue)
+      enqueue(queue, id, header, ARGV[n + 1], 0, level)
+    end
   end
 end
 if #messages > 0 and elsewhere ~= 1 then rouse(wake) end

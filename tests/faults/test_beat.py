@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import pytest
 
+from nbqueue import states
 from nbqueue.exceptions import BackendUnavailable, SendFailed
-from nbqueue.periodic import open_timetable
+from nbqueue.periodic import send_outbox
 from nbqueue.server import Wire
-from tests.helpers import wait_until
+from tests.helpers import RedisServer, wait_until
 from tests.homes import Home
 from tests.workers import ROOT, Site
 
@@ -189,24 +190,23 @@ def test_leader_goes_on_when_the_server_was_restarted(site: Site, beats: Beats) 
     check_once(site, "often")
 
 
-def test_firing_between_the_record_and_the_queue_is_sent_by_the_next_leader(site: Site, beats: Beats) -> None:
+def test_firing_between_the_record_and_the_queue_is_sent_by_the_next_leader(site: Site) -> None:
     """Where queues are elsewhere, a beat may end between the two: what it has fired waits in the outbox."""
-    site.app.beat.add("once", 3600.0, site.app.task(nothing))
-    timetable = open_timetable(site.app, "nbq-test")
-    timetable.joined = False
-    site.app.beat._timetable = timetable
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nbqueue.periodic.send_outbox", _killed)
-        with pytest.raises(KeyboardInterrupt):
-            site.app.beat.run_now("once")
-    (waiting,) = timetable.outbox()
-    assert not sent(site)
-    from nbqueue.periodic import send_outbox
+    with RedisServer() as backend, Site(backend, broker_url=site.server.url) as apart:
+        apart.app.beat.add("once", 3600.0, apart.app.task(nothing))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nbqueue.periodic.send_outbox", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                apart.app.beat.run_now("once")
+        timetable = apart.app.beat.timetable
+        (waiting,) = timetable.outbox()
+        assert not sent(site)
+        assert apart.app.AsyncResult(waiting.id).state == states.PENDING
 
-    assert send_outbox(timetable, site.app.broker.publish) == 1
-    assert send_outbox(timetable, site.app.broker.publish) == 0
-    site.app.broker.publish([waiting])  # as one that was not noted as sent
-    assert sent(site) == {waiting.id: 1}
+        assert send_outbox(timetable, apart.app.broker.publish) == 1
+        assert send_outbox(timetable, apart.app.broker.publish) == 0
+        apart.app.broker.publish([waiting])  # as one that was not noted as sent
+        assert sent(site) == {waiting.id: 1}
 
 
 def _killed(*_: object) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbqueue import chord, states
 from nbqueue.deliveries import QueueSize
 from nbqueue.exceptions import SendFailed, SendUncertain
+from nbqueue.notebook import beat as magic
+from nbqueue.notebook.entries import as_text
+from nbqueue.notebook.magics import TaskMagics
 from tests import project
 from tests.faults.test_connections import far_worker
 from tests.faults.test_messages import still_works
@@ -19,7 +25,11 @@ from tests.faults.test_processes import runs
 from tests.helpers import RedisServer, wait_until
 from tests.proxy import Network
 from tests.rabbit import RabbitServer
+from tests.test_beat_panel import Page
+from tests.test_magics import shell
 from tests.workers import Site
+
+__all__ = ["shell"]
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -123,3 +133,55 @@ def test_body_of_a_chord_runs_once_wherever_the_worker_of_the_last_member_dies(
     counted = runs(tmp_path)
     assert counted["body"] == 1
     assert counted["last"] == (2 if point == "settle" and action == "hold" else 1)
+
+
+def test_schedule_is_changed_while_the_server_is_away_and_what_was_to_run_runs_once_when_it_is_back(
+    site: Site, tmp_path: Path, rabbit_server: RabbitServer, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(magic, "current_app", lambda: site.app)
+    magics = TaskMagics(shell, site.app, show=lambda *_, **__: None)
+    worker = site.worker("-B", concurrency=1)
+    schedule = site.app.beat
+
+    def schedule_cell(name: str, every: str) -> None:
+        note = f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, f'{name}.{{time.time_ns()}}').touch()\n{name!r}"
+        magics.task(f"{name} --every {every} -q {shlex.quote(site.queue)}", note)
+
+    for name, every in (("often", "1s"), ("asked", "1h"), ("gone", "1h"), ("paused", "1h")):
+        schedule_cell(name, every)
+    began = time.monotonic()
+    wait_until(lambda: runs(tmp_path)["often"] >= 2, 20, "runs by the clock")
+    wait_until(lambda: time.monotonic() - began > 5, 10, "the server to have stored who leads the queue")
+    rabbit_server.stop()
+    try:
+        wait_until(lambda: "nothing can be sent for now" in worker.log.read_text(), 10, "a firing that can't be sent")
+        with pytest.raises(
+            UsageError, match=r"of entry 'asked' is kept, .* by the beat that leads .*: amqp://guest:\*\*\*@"
+        ):
+            magic.beat("run asked")
+        page = Page(site.app, monkeypatch)
+        assert page.says("run", name="asked")["text"].count("is kept") == 1
+        magic.beat("pause paused")
+        magic.beat("delete gone")
+        schedule_cell("new", "1s")
+        wait_until(lambda: worker.log.read_text().count("nothing can be sent for now") >= 5, 40, "more tries")
+        assert schedule.leader() is not None
+        assert "leads" in as_text(schedule.list(), schedule.leader())
+        asked = [run.id for run in schedule.get("asked").runs]
+        assert [run.state for run in schedule.get("asked").runs] == [states.PENDING, states.PENDING]
+        assert [site.app.AsyncResult(id_).state for id_ in asked] == [states.PENDING, states.PENDING]
+        assert not runs(tmp_path)["asked"]
+    finally:
+        rabbit_server.start()
+    assert [site.app.AsyncResult(id_).get(timeout=30) for id_ in asked] == ["asked", "asked"]
+    assert site.app.backend.labelled("asked") == asked[::-1]
+    wait_until(lambda: runs(tmp_path)["new"] >= 2, 20, "what was added meanwhile")
+    before = runs(tmp_path)["often"]
+    wait_until(lambda: runs(tmp_path)["often"] >= before + 2, 20, "the clock to go on")
+    for name in ("often", "new"):
+        schedule.pause(name)
+    fired = [run.id for name in ("often", "new", "asked") for run in schedule.get(name).runs if run.id]
+    for id_ in fired:
+        site.app.AsyncResult(id_).get(timeout=20)
+    assert sum(runs(tmp_path).values()) == len(fired), "each firing ran once"
+    assert worker.log.read_text().count("leads\n") == 1
