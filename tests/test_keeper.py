@@ -3,17 +3,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from nbqueue import keeper, server, watcher
+from nbqueue import embedded, keeper, server, watcher
 from nbqueue.deliveries import KEEPER_TROUBLE, KEEPER_WAKE, WORKERS, queue_key
 from nbqueue.keeper import Keeper
 from nbqueue.signing import Signer, read_key_file
 from tests.helpers import wait_until
-from tests.homes import Home
+from tests.homes import ROOT, Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,6 +253,35 @@ def test_everything_leaves_when_nothing_is_left_to_do(home: Home) -> None:
     assert "stopped" in home.log("worker")
     assert home.log("keeper").count("everything leaves") == 1
     assert "Traceback" not in home.log("keeper")
+
+
+# Schedules a cell that names large data, and a canvas; deletes both once each has run by the clock.
+SCHEDULING: Final = """
+from IPython.core.interactiveshell import InteractiveShell
+from nbqueue import App, chain
+from nbqueue.notebook.magics import TaskMagics
+from tests.helpers import wait_until
+app = App(by_value=True)
+def add(x, y): return x + y
+task = app.task(add)
+shell = InteractiveShell(user_ns={"large": bytes(200_000)})
+TaskMagics(shell, app).task("report --every 1s", "len(large)")
+app.beat.add("sums", 1.0, chain(task.s(1, 1), task.s(2)))
+def ran(name): return any(run.state == "SUCCESS" for run in app.beat.get(name).runs)
+wait_until(lambda: ran("report") and ran("sums"), 30, "both to run")
+assert app.attach("report").get(timeout=10) == 200_000
+app.beat.delete("report")
+app.beat.delete("sums")
+"""
+
+
+def test_everything_leaves_when_what_was_scheduled_has_run_and_is_deleted(home: Home) -> None:
+    embedded.ensure(home.places, variables=home.variables, idle_s=2.0)
+    variables = {**home.variables, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", SCHEDULING], env=variables, check=True, cwd=home.directory)
+    assert home.processes("nbqueue.cli"), "its worker, with a beat, is there"
+    wait_until(lambda: not home.processes(), 20, "everything to leave")
+    assert "everything leaves" in home.log("keeper")
 
 
 @pytest.mark.parametrize("due_s", [0, 3600])
