@@ -8,6 +8,8 @@ Source: RabbitMQ's guides "Quorum Queues" and "Consumer Acknowledgements and Pub
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import select
 import socket
 import ssl
@@ -22,7 +24,7 @@ import kombu
 from amqp import method_framing, spec
 from kombu.transport import pyamqp
 
-from nbqueue.config import mask
+from nbqueue.config import mask, nodes_of
 from nbqueue.deliveries import Outgoing, lane_of, stream_key
 from nbqueue.exceptions import ImproperlyConfigured, SendFailed, SendUncertain
 
@@ -42,6 +44,8 @@ _CONTENT: Final = struct.Struct(">HHQH")
 _INTEGER: Final = struct.Struct(">B1s1si")
 _PROPERTIES: Final = 0x8000 | 0x2000 | 0x1000  # content type, headers, delivery mode
 _CONTENT_TYPE: Final = b"\x15application/x-nbqueue"
+
+logger = logging.getLogger(__name__)
 
 
 class Channel(pyamqp.Channel):
@@ -125,22 +129,107 @@ class Transport(pyamqp.Transport):
     Connection = Connection
 
 
-def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = ANSWER_S) -> Connection:
+class _Alternating(kombu.Connection):
+    """kombu's connection, which by itself takes every node's certificate to be in the name of the first."""
+
+    ssl: Any
+
+    def switch(self, conn_str: str) -> None:
+        """Go on with another node."""
+        super().switch(conn_str)
+        if isinstance(self.ssl, dict) and self.ssl.get("server_hostname"):
+            self.ssl = {**self.ssl, "server_hostname": self.hostname}
+
+
+def kombu_connection(url: str, **options: Any) -> kombu.Connection:
+    """Return kombu's own connection, for what isn't ours; nothing is connected yet.
+
+    Args:
+        url: as of `connect`; of several nodes it goes on with the next by itself.
+        options: of kombu's connection.
+    """
+    urls = []
+    for node in nodes_of(url):
+        parts = urlsplit(node)
+        port = "" if parts.port else f":{5671 if parts.scheme == 'amqps' else 5672}"
+        plain = parts._replace(scheme="pyamqp", netloc=f"{parts.netloc.removesuffix(':')}{port}", query="")
+        urls.append(plain.geturl())
+    return _Alternating(urls if len(urls) > 1 else urls[0], ssl=tls_of(nodes_of(url)[0]), **options)
+
+
+class Nodes:
+    """The ways to a server: one, or the nodes of a cluster, any of which will do.
+
+    A connection is to the next that answers. The first is tried first, and after one that failed the one behind it.
+
+    Args:
+        url: as of `connect`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._urls = nodes_of(url)
+        self._at = 0
+        self._used = ""
+        self._cluster = ""
+
+    def connect(
+        self, *, name: str, heartbeat_s: float = 0.0, answer_s: float = ANSWER_S, longest_s: float = math.inf
+    ) -> Connection:
+        """Return an open connection.
+
+        Args:
+            name: what the server shows of it.
+            heartbeat_s: after so long without a sign of life each side gives the other up; 0: never.
+            answer_s: how long to wait for any one answer.
+            longest_s: after so long no further node is tried; the next call does.
+        """
+        began = time.monotonic()
+        for left in reversed(range(len(self._urls))):
+            url = self._urls[self._at]
+            try:
+                return self._of_cluster(url, _connect(url, name, heartbeat_s, answer_s))
+            except ERRORS as exc:
+                self.failed()
+                if not left or time.monotonic() - began >= longest_s:
+                    raise
+                logger.info("%s can't be used, the next node is tried: %s", mask(url), exc)
+        raise AssertionError("unreachable")
+
+    def failed(self) -> None:
+        """Begin with the next node next time."""
+        self._at = (self._at + 1) % len(self._urls)
+
+    def _of_cluster(self, url: str, connection: Connection) -> Connection:
+        """Refuse a server that shares no queues with the one that was used before."""
+        cluster = cluster_of(connection)
+        if self._cluster and cluster and cluster != self._cluster:
+            connection.collect()
+            raise ConnectionError(
+                f"{mask(url)} is in the cluster {cluster}, and what was used before in {self._cluster}"
+            )
+        if self._used not in ("", url):
+            logger.info("%s is used from now on", mask(url))
+        self._used, self._cluster = url, self._cluster or cluster
+        return connection
+
+
+def connect(url: str, *, name: str) -> Connection:
     """Return an open connection; fails at once where nothing answers.
 
     Args:
         url: `amqp://` or `amqps://`; certificates are verified, `?ssl_ca_certs=FILE` names who signs them. Its other
-            parameters: ssl_certfile, ssl_keyfile, ssl_cert_reqs, ssl_check_hostname, connect_timeout.
+            parameters: ssl_certfile, ssl_keyfile, ssl_cert_reqs, ssl_check_hostname, connect_timeout. Several, with
+            semicolons between them, are the nodes of one cluster.
         name: what the server shows of it.
-        heartbeat_s: after so long without a sign of life each side gives the other up; 0: never.
-        answer_s: how long to wait for any one answer.
     """
-    parts = urlsplit(url)
-    given = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    tls = tls_of(url)
-    client = kombu.Connection(
-        parts._replace(scheme="pyamqp", query="").geturl(),
-        ssl=tls,
+    return Nodes(url).connect(name=name)
+
+
+def _connect(url: str, name: str, heartbeat_s: float, answer_s: float) -> Connection:
+    """Return an open connection to one node."""
+    given = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    client = kombu_connection(
+        url,
         heartbeat=heartbeat_s,
         connect_timeout=float(given.get("connect_timeout", answer_s)),
         transport_options={
@@ -150,7 +239,6 @@ def connect(url: str, *, name: str, heartbeat_s: float = 0.0, answer_s: float = 
             "frame_handler": _frame_handler,
         },
     )
-    client.port = client.port or (5671 if tls else 5672)
     connection: Connection = Transport(client).establish_connection()
     return connection
 
@@ -179,6 +267,11 @@ def version_of(connection: Connection) -> tuple[int, int]:
     """Return the first two numbers of the server's version; 0, 0 if it doesn't say."""
     major, minor, *_ = [*str(connection.server_properties.get("version", "")).split("."), "", ""]
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
+def cluster_of(connection: Connection) -> str:
+    """Return the name of the cluster that the server is in, or that it is by itself; empty if it doesn't say."""
+    return str(connection.server_properties.get("cluster_name", ""))
 
 
 def check_name(queue: str) -> None:
@@ -229,11 +322,14 @@ class Publisher:
     Args:
         url: of the server.
         name: what it shows of the connection.
+        longest_s: after so long without a connection no further node is tried, until the next call.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, *, longest_s: float = math.inf) -> None:
         self.url = url
+        self._nodes = Nodes(url)
         self._name = name
+        self._longest_s = longest_s
         self._connection: Connection | None = None
         self._channel: Any = None
         self._queues: Queues | None = None
@@ -300,7 +396,7 @@ class Publisher:
                 return  # noqa: TRY300 - what is below belongs to the other case
             except ERRORS:
                 self.drop()
-        self._connection = connect(self.url, name=self._name)
+        self._connection = self._nodes.connect(name=self._name, longest_s=self._longest_s)
         self._queues = Queues(self._connection)
         self._channel = self._connection.channel()
         self._channel.events["basic_ack"].add(self._confirmed)
@@ -317,9 +413,10 @@ class Publisher:
         self.drop()
 
     def drop(self) -> None:
-        """Give up a connection that is broken, without a word to the server."""
+        """Give up a connection that is broken, without a word to the server; the next is to the next node."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
+            self._nodes.failed()
             with contextlib.suppress(*ERRORS):
                 connection.collect()
 

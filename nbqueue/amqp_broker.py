@@ -37,7 +37,7 @@ class AmqpBroker(ServerBroker):
     """RabbitMQ, with a Redis backend beside it.
 
     Args:
-        url: `amqp://` or `amqps://`.
+        url: `amqp://` or `amqps://`, or several of one cluster with semicolons between them.
         redis_url: of the backend.
         name: what the servers show of the connections.
         streams: arguments of `Streams`.
@@ -59,7 +59,8 @@ class AmqpBroker(ServerBroker):
 
     def open_consumer(self, name: str, lease_s: float) -> AmqpConsumer:
         """Return what a worker needs of its queues."""
-        publisher = Publisher(self.url, self._name)
+        # Between two tries of the worker the lease of what runs is renewed.
+        publisher = Publisher(self.url, self._name, longest_s=amqp.ANSWER_S)
         return AmqpConsumer(self.url, self._attempts, publisher, name, lease_s=lease_s, client_name=self._name)
 
     def check_queue(self, queue: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final
 import redis
 from amqp import spec
 
-from nbqueue.amqp import ERRORS, Connection, Publisher, Queues, ack_frames, connect, version_of
+from nbqueue.amqp import ERRORS, Connection, Nodes, Publisher, Queues, ack_frames, version_of
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine, Verdict
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
@@ -90,6 +90,7 @@ class AmqpConsumer:
         steady: bool = True,
     ) -> None:
         self.url = url
+        self._nodes = Nodes(url)
         self.attempts = attempts
         self.publisher = publisher
         self.name = name
@@ -132,11 +133,12 @@ class AmqpConsumer:
         with self._translated():
             if self._connection is None:
                 # Between two tries the lease of what runs is renewed, so each must end long before that.
-                self._connection = connect(
-                    self.url,
+                answer_s = max(2.0, self.lease_s / 5)
+                self._connection = self._nodes.connect(
                     name=self._client_name,
                     heartbeat_s=max(2, math.ceil(self.lease_s)),
-                    answer_s=max(2.0, self.lease_s / 5),
+                    answer_s=answer_s,
+                    longest_s=answer_s if self._taken else math.inf,
                 )
                 self._queues = Queues(self._connection)
                 self._say_how_patient(version_of(self._connection))
@@ -608,6 +610,7 @@ class AmqpConsumer:
         if connection is not None:
             with contextlib.suppress(*ERRORS):
                 if self._broken:
+                    self._nodes.failed()
                     connection.collect()
                 else:
                     connection.close()

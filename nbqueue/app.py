@@ -76,7 +76,8 @@ class App:
 
     Args:
         main: the name that stands for `__main__` in task names.
-        broker: the broker's URL; without one the environment, a connection file or the embedded server decides.
+        broker: the broker's URL, or those of a RabbitMQ cluster's nodes; without one the environment, a connection file
+            or the embedded server decides.
         backend: the backend's URL; a Redis broker is its own.
         include: modules with tasks, imported by workers.
         key_file: the file with the signing key.
@@ -94,7 +95,7 @@ class App:
     def __init__(
         self,
         main: str | None = None,
-        broker: str | None = None,
+        broker: str | Sequence[str] | None = None,
         backend: str | None = None,
         *,
         include: str | Sequence[str] = (),

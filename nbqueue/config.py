@@ -13,7 +13,7 @@ import enum
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +34,8 @@ SCHEMES: Final = (*REDIS_SCHEMES, *AMQP_SCHEMES, "memory")
 TRANSPORT_OPTIONS: Final = (
     *("socket_connect_timeout", "connect_timeout", "socket_keepalive", "master_name", "sentinel_kwargs"),
 )
+FAILOVER_STRATEGIES: Final = ("round-robin", "shuffle")
+_AMQP: Final = ("amqp://", "amqps://", "pyamqp://")
 _TRANSPORTS: Final = ("redis", "amqp", "pyamqp", "memory")
 # Where Celery can keep results besides.
 _ELSEWHERE: Final = frozenset(
@@ -59,6 +61,7 @@ NEVER_S: Final = 100 * 365 * 86_400.0  # servers take such numbers, and none tha
 logger = logging.getLogger(__name__)
 
 _QUERY_SECRET: Final = re.compile(r"([?&](?:ssl_|sentinel_)?password=)[^&\s'\"]*")
+_NEXT_URL: Final = re.compile(r";(?=[a-z+]+://)", re.IGNORECASE)
 _SECRET: Final = re.compile(
     r"pass|secret|token|(^|[_-])api|signature|credential|private|(^|[_-])key($|[_-])", re.IGNORECASE
 )
@@ -90,6 +93,7 @@ class Settings(_Layered):
     broker_use_ssl: Any = None  # True, or a dict: see `endpoints.tls_options`
     broker_transport_options: dict[str, Any] = field(default_factory=dict)  # `TRANSPORT_OPTIONS` have a meaning
     broker_connection_timeout: float | None = None  # seconds until a server that doesn't answer is away; 5 if None
+    broker_failover_strategy: Any = None  # which node of a list is next: "round-robin", "shuffle", or what orders URLs
     broker_connection_retry_on_startup: bool = True  # False: a worker that doesn't reach its server at once fails
     broker_transport: str | None = None  # with the next five what broker_url says at once
     broker_host: str | None = None
@@ -412,8 +416,15 @@ def _time_zone(value: Any) -> Any:
     return value
 
 
-def _broker_url(value: Any) -> str | None:
-    """Return a URL, or the name of a transport whose server the other settings name."""
+def checked_broker_url(value: Any) -> str | None:
+    """Return a URL, several of one RabbitMQ cluster, or the name of a transport whose server the other settings name.
+
+    Raises:
+        ImproperlyConfigured: it is nothing of these.
+    """
+    urls = _urls(value)
+    if len(urls) > 1 and isinstance(urls[0], str) and urls[0].startswith(_AMQP):
+        return _cluster_url([str(url) for url in urls])
     url = _one_url("broker_url", value)
     if url is None or url in _TRANSPORTS:
         return url
@@ -421,6 +432,38 @@ def _broker_url(value: Any) -> str | None:
         url = url.removeprefix("py")
     scheme_of(url)
     return url
+
+
+def _cluster_url(urls: Sequence[str]) -> str:
+    """Return one text of the URLs of a cluster's nodes.
+
+    Raises:
+        ImproperlyConfigured: they can't be nodes of one cluster.
+    """
+    nodes = list(dict.fromkeys(url.removeprefix("py") if url.startswith("pyamqp://") else url for url in urls))
+    for node in nodes:
+        if scheme_of(node) != scheme_of(nodes[0]):
+            raise ImproperlyConfigured(
+                f"broker_url: {mask(node)} is no node of a cluster beside {mask(nodes[0])}; begin each URL with "
+                f"{scheme_of(nodes[0])}://"
+            )
+    hosts = {unquote(urlsplit(node).path.removeprefix("/")) or "/" for node in nodes}
+    if len(hosts) > 1:
+        shown = ", ".join(sorted(hosts))
+        raise ImproperlyConfigured(
+            f"broker_url: nodes of one cluster have one virtual host, not {shown}; end each URL with the same"
+        )
+    return ";".join(nodes)
+
+
+def _failover_strategy(value: Any) -> Any:
+    if value is None or callable(value) or value in FAILOVER_STRATEGIES:
+        return value
+    near = difflib.get_close_matches(str(value), FAILOVER_STRATEGIES, n=1)
+    raise ImproperlyConfigured(
+        f"broker_failover_strategy must be 'round-robin', 'shuffle' or a callable, not {value!r}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )
 
 
 def _result_backend(value: Any) -> str | None:
@@ -444,8 +487,7 @@ def _result_backend(value: Any) -> str | None:
 
 def _one_url(name: str, value: Any) -> str | None:
     """Return the one URL in a setting that may be a list, or a text with semicolons."""
-    parts = value if isinstance(value, list | tuple) else [value]
-    urls = [url for part in parts for url in (part.split(";") if isinstance(part, str) else [part]) if url]
+    urls = _urls(value)
     if not urls:
         return None
     if isinstance(urls[0], str) and urls[0].startswith("sentinel://"):
@@ -454,9 +496,17 @@ def _one_url(name: str, value: Any) -> str | None:
         raise ImproperlyConfigured(f"{name} must be a URL such as 'redis://localhost', not {urls[0]!r}")
     if len(urls) > 1:
         raise ImproperlyConfigured(
-            f"{name} names {len(urls)} servers; nbqueue uses one, and waits for it while it is away"
+            f"{name} names {len(urls)} servers, which don't share their data, so none can take over for another: name "
+            "one, which is waited for while it is away, or the sentinels that know which it is: "
+            "sentinel://host:26379;other:26379?master_name=NAME"
         )
     return urls[0]
+
+
+def _urls(value: Any) -> list[Any]:
+    """Return what a setting has that may be a list, or a text with semicolons."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return [url for part in parts for url in (part.split(";") if isinstance(part, str) else [part]) if url]
 
 
 def _optional(name: str, kind: type, word: str) -> Callable[[Any], Any]:
@@ -503,9 +553,10 @@ def _transport_options(name: str) -> Callable[[Any], dict[str, Any]]:
 
 _OF_CONTENT: Final = frozenset({"accept_content", "result_accept_content", "task_serializer", "result_serializer"})
 _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "broker_url": _broker_url,
-    "broker_read_url": _broker_url,
-    "broker_write_url": _broker_url,
+    "broker_url": checked_broker_url,
+    "broker_read_url": checked_broker_url,
+    "broker_write_url": checked_broker_url,
+    "broker_failover_strategy": _failover_strategy,
     "result_backend": _result_backend,
     **{name: _tls(name) for name in ("broker_use_ssl", "redis_backend_use_ssl")},
     **{name: _transport_options(name) for name in ("broker_transport_options", "result_backend_transport_options")},
@@ -588,6 +639,15 @@ def scheme_of(url: str) -> str:
     return scheme
 
 
+def nodes_of(url: str) -> list[str]:
+    """Return the URLs of the nodes that a URL names: of RabbitMQ it may be several, one after the other.
+
+    >>> nodes_of("amqp://a//;amqp://b//"), nodes_of("sentinel://a;b/0?master_name=m")
+    (['amqp://a//', 'amqp://b//'], ['sentinel://a;b/0?master_name=m'])
+    """
+    return url.split(";") if scheme_of(url) in AMQP_SCHEMES else [url]
+
+
 def redis_url(url: str) -> str:
     """Return a URL in redis-py's form; `redis+socket:///path?virtual_host=1` is Celery's for a unix socket."""
     if scheme_of(url) != "redis+socket":
@@ -629,6 +689,8 @@ def redis_beside(broker: str, backend: str | None) -> str:
 
 def in_the_open(url: str) -> bool:
     """Tell whether a URL leads to another host without encryption."""
+    if len(nodes := nodes_of(url)) > 1:
+        return any(in_the_open(node) for node in nodes)
     if scheme_of(url) not in ("redis", "amqp", "sentinel") or "ssl=True" in url:
         return False
     parts = urlsplit(url)
@@ -646,7 +708,13 @@ def encrypted_way(url: str) -> str:
 
 
 def mask(url: str) -> str:
-    """Return a URL without its password, for logs, errors and pages."""
+    """Return a URL, or several one after the other, without passwords, for logs, errors and pages.
+
+    >>> mask("amqp://me:secret@a//;amqp://me:secret@b//")
+    'amqp://me:***@a//;amqp://me:***@b//'
+    """
+    if len(urls := _NEXT_URL.split(url)) > 1:
+        return ";".join(mask(one) for one in urls)
     url = _QUERY_SECRET.sub(r"\1***", url)
     head, sep, rest = url.partition("://")
     if not sep or "@" not in rest:

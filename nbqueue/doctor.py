@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,7 +20,16 @@ import redis
 
 from nbqueue import embedded, endpoints, server
 from nbqueue.broker import ServerBroker
-from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, Environment, encrypted_way, in_the_open, mask, scheme_of
+from nbqueue.config import (
+    AMQP_SCHEMES,
+    REDIS_SCHEMES,
+    Environment,
+    encrypted_way,
+    in_the_open,
+    mask,
+    nodes_of,
+    scheme_of,
+)
 from nbqueue.exceptions import NBQueueError
 from nbqueue.limits import shown_size
 from nbqueue.messages import python_version
@@ -86,8 +95,10 @@ def examine(app: App) -> Iterator[Finding]:
         yield from _file("connection file", link.file)
     reached = True
     for url in dict.fromkeys(filter(None, (link.broker_url, link.backend_url))):
-        yield from encryption(url)
-        for finding in _server(url):
+        nodes = nodes_of(url)
+        for node in nodes:
+            yield from encryption(node)
+        for finding in _server(url) if len(nodes) == 1 else _cluster(nodes):
             reached = reached and not finding.text.startswith(_AWAY.format(mask(url)))
             yield finding
     if reached and link.backend_url is not None and scheme_of(link.backend_url) in REDIS_SCHEMES:
@@ -179,6 +190,32 @@ def _server(url: str) -> Iterator[Finding]:
         yield from _redis(url)
 
 
+def _cluster(nodes: Sequence[str]) -> Iterator[Finding]:
+    """Look at each node: one that is away is no more than a note, but that all share their queues is not known then."""
+    clusters: dict[str, str] = {}
+    away: list[Finding] = []
+    for node in nodes:
+        for finding in _rabbitmq(node, clusters):
+            if finding.text.startswith(_AWAY.format(mask(node))):
+                away.append(finding)
+            else:
+                yield finding
+    if len(away) == len(nodes):
+        text = _AWAY.format(mask(";".join(nodes)))
+        said = f"{text}: none of {len(nodes)} nodes answers"
+        yield Finding("broken", said, "see that they run, and user and vhost are right")
+        return
+    for finding in away:
+        yield Finding("note", f"{finding.text}; another node takes its place", finding.advice)
+    if len(set(clusters.values())) > 1:
+        shown = ", ".join(f"{mask(node)} in {name}" for node, name in clusters.items())
+        yield Finding(
+            "broken",
+            f"broker_url names servers of different clusters, which don't share their queues: {shown}",
+            "name nodes of one cluster",
+        )
+
+
 def _redis(url: str) -> Iterator[Finding]:
     client = connect(url, name=NAME)
     try:
@@ -238,7 +275,8 @@ def skew(ahead_s: float) -> Finding:
     return Finding("broken" if abs(ahead_s) > SKEW_BROKEN_S else "note", text, "set both by NTP")
 
 
-def _rabbitmq(url: str) -> Iterator[Finding]:
+def _rabbitmq(url: str, clusters: dict[str, str] | None = None) -> Iterator[Finding]:
+    """Look at one node; note in `clusters` which cluster it is in."""
     from nbqueue import amqp  # noqa: PLC0415 - loads kombu
 
     try:
@@ -251,6 +289,8 @@ def _rabbitmq(url: str) -> Iterator[Finding]:
         connection.channel()
         took = time.perf_counter() - began
         version = amqp.version_of(connection)
+        if clusters is not None:
+            clusters[url] = amqp.cluster_of(connection)
         shown = f"{mask(url)} answers in {1000 * took:.2f} ms (RabbitMQ {version[0]}.{version[1]})"
         if version < _OLDEST_RABBITMQ:
             yield Finding("broken", shown, "RabbitMQ 3.10 or later is needed")

@@ -6,20 +6,25 @@ like become its parameters, by redis-py's names: `rediss://host?ssl_ca_certs=FIL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from nbqueue.config import AMQP_SCHEMES, Environment, Settings, mask, scheme_of
+from nbqueue.config import AMQP_SCHEMES, Environment, Settings, checked_broker_url, mask, nodes_of, scheme_of
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.tls import tls_options
 
+_ASKED: Final = 100  # a callable that gives nodes without end is asked so often for each
 _PORTS: Final = {"redis": 6379, "amqp": 5672}
 _ENCRYPTED: Final = {"sentinel": "sentinel", "redis": "rediss", "rediss": "rediss", "amqp": "amqps", "amqps": "amqps"}
 
 
 def broker_url(conf: Settings, environment: Environment) -> str | None:
-    """Return the broker's URL; None where nothing says one.
+    """Return the broker's URL, or those of a RabbitMQ cluster's nodes in the order in which they are tried.
+
+    None where nothing says one.
 
     Raises:
         ImproperlyConfigured: what the settings say of it can't be.
@@ -39,11 +44,35 @@ def broker_url(conf: Settings, environment: Environment) -> str | None:
             conf.broker_vhost,
         )
     # A file that was named is an argument, and wins over the environment.
-    url = url or (None if conf.connection_file else environment.broker_url)
+    url = url or (None if conf.connection_file else checked_broker_url(environment.broker_url))
     if url is None:
         return None
     options = _connecting(url, conf.broker_transport_options, conf.broker_connection_timeout, keepalive=None)
-    return extended(url, "broker_use_ssl", conf.broker_use_ssl, options)
+    nodes = [extended(node, "broker_use_ssl", conf.broker_use_ssl, options) for node in nodes_of(url)]
+    return ";".join(_ordered(nodes, conf.broker_failover_strategy))
+
+
+def _ordered(nodes: Sequence[str], strategy: Any) -> Sequence[str]:
+    """Return nodes in the order in which they are tried, each once: the first again follows the last.
+
+    Args:
+        nodes: their URLs, as they are said.
+        strategy: `round-robin`, `shuffle`, or what returns an iterator over a list of them, as for kombu.
+
+    Raises:
+        ImproperlyConfigured: the callable gives none of them, or something else.
+    """
+    if len(nodes) == 1 or strategy in (None, "round-robin"):
+        return nodes
+    if strategy == "shuffle":
+        return random.sample(nodes, len(nodes))
+    found = list(dict.fromkeys(itertools.islice(strategy(list(nodes)), _ASKED * len(nodes))))
+    if not found or not set(found) <= set(nodes):
+        raise ImproperlyConfigured(
+            f"broker_failover_strategy: {strategy!r} must give URLs of the list that it is called with, "
+            f"not {[mask(str(one)) for one in found]}"
+        )
+    return found
 
 
 def backend_url(conf: Settings, environment: Environment) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from nbqueue._version import __version__
-from nbqueue.config import mask
+from nbqueue.config import mask, nodes_of
 from nbqueue.deliveries import REVOKED
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
@@ -193,7 +193,8 @@ def stats(worker: Worker, totals: dict[str, int], clock: int) -> dict[str, Any]:
 
 
 def _broker(worker: Worker) -> dict[str, Any]:
-    parts = urlsplit(mask(worker.app.link.broker_url))
+    first, *others = [mask(node) for node in nodes_of(worker.app.link.broker_url)]
+    parts = urlsplit(first)
     return {
         "hostname": parts.hostname or parts.path,
         "userid": parts.username,
@@ -207,8 +208,8 @@ def _broker(worker: Worker) -> dict[str, Any]:
         "login_method": None,
         "uri_prefix": None,
         "heartbeat": 0.0,
-        "failover_strategy": "round-robin",
-        "alternates": [],
+        "failover_strategy": str(worker.conf.broker_failover_strategy or "round-robin"),
+        "alternates": others,
     }
 
 

@@ -8,6 +8,7 @@ is loaded when the first command comes; on RabbitMQ with a queue of its own, as 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import queue
@@ -18,7 +19,7 @@ from typing import Any, Final, Protocol
 
 import redis
 
-from nbqueue.config import AMQP_SCHEMES, mask, scheme_of
+from nbqueue.config import AMQP_SCHEMES, mask, nodes_of, scheme_of
 from nbqueue.stock import CONTROL_EXCHANGE, fanout_topic, kombu_connection
 from nbqueue.wire import connect
 
@@ -53,6 +54,7 @@ class Pidbox:
         self.url = url
         self.hostname = hostname
         self._client_name = client_name
+        self._nodes = itertools.cycle(nodes_of(url))
         self._ask = ask
         self._pause_s = FIRST_PAUSE_S
         self._stopped = threading.Event()
@@ -109,7 +111,7 @@ class Pidbox:
     # ---- RabbitMQ
 
     def _listen_amqp(self) -> None:
-        with kombu_connection(self.url) as connection:
+        with kombu_connection(next(self._nodes)) as connection:
             node = self._node(connection)
             node.listen(callback=lambda body, message: self._dispatch(node, body, message))
             self._pause_s = FIRST_PAUSE_S

@@ -23,17 +23,14 @@ def kombu_connection(url: str) -> Any:
     Raises:
         ImproperlyConfigured: kombu has no way there.
     """
+    scheme = scheme_of(url)
+    if scheme in AMQP_SCHEMES:
+        from nbqueue import amqp  # noqa: PLC0415 - loads kombu, see below
+
+        return amqp.kombu_connection(url, heartbeat=HEARTBEAT_S, connect_timeout=ANSWER_S)
     import kombu  # noqa: PLC0415 - costs 60 ms and 10 MB, which few workers and clients need
 
-    scheme = scheme_of(url)
     parts = urlsplit(url)
-    if scheme in AMQP_SCHEMES:
-        from nbqueue.amqp import tls_of  # noqa: PLC0415 - as above
-
-        plain = parts._replace(scheme="pyamqp", query="").geturl()
-        connection = kombu.Connection(plain, ssl=tls_of(url), heartbeat=HEARTBEAT_S, connect_timeout=ANSWER_S)
-        connection.port = connection.port or (5671 if scheme == "amqps" else 5672)
-        return connection
     if scheme not in REDIS_SCHEMES:
         raise ImproperlyConfigured(f"{mask(url)} is no server that other programs could talk to")
     if scheme in ("unix", "redis+socket"):

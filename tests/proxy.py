@@ -141,6 +141,7 @@ class Proxy:
         self.tls = tls
         self.triggered = triggered or threading.Event()
         self.delay_s = delay_s
+        self.port = 0  # to connect to
         self.passed: Counter[Direction] = Counter()
         self.cuts = 0
         self._budget: dict[Direction, int] = {}  # bytes until the connection is cut that brings more
@@ -152,7 +153,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._listener = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
+        self.accept()
         return self
 
     def __exit__(
@@ -163,10 +164,19 @@ class Proxy:
         self._thread.join(5)
         self._loop.close()
 
-    @property
-    def port(self) -> int:
-        """The port to connect to."""
-        return int(self._listener.sockets[0].getsockname()[1])
+    def refuse(self) -> None:
+        """Close all connections, and take no new ones."""
+
+        def close() -> None:
+            self._listener.close()
+            self._cut()
+
+        self._soon(close)
+
+    def accept(self) -> None:
+        """Take connections, again on the same port."""
+        self._listener = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
+        self.port = int(self._listener.sockets[0].getsockname()[1])
 
     def hold(self, *directions: Direction) -> None:
         """Pass nothing on any more; connections stay open."""
@@ -224,10 +234,11 @@ class Proxy:
             writer.transport.abort()
 
     async def _listen(self) -> asyncio.Server:
-        self._gates = {"up": asyncio.Event(), "down": asyncio.Event()}
-        for gate in self._gates.values():
-            gate.set()
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
+        if not self._gates:
+            self._gates = {"up": asyncio.Event(), "down": asyncio.Event()}
+            for gate in self._gates.values():
+                gate.set()
+        return await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
 
     async def _close(self) -> None:
         self._listener.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import ssl
@@ -15,7 +16,7 @@ import pytest
 
 from nbqueue import App
 from nbqueue.broker import ServerBroker
-from nbqueue.config import Environment, Settings
+from nbqueue.config import Environment, Settings, in_the_open, mask
 from nbqueue.endpoints import backend_url, broker_url
 from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured
 from nbqueue.signing import create_key_file
@@ -72,6 +73,20 @@ def backend(**settings: Any) -> str | None:
             "redis://a?socket_connect_timeout=2.0&socket_keepalive=False",
         ),
         ({"broker_url": "amqp://a", "broker_connection_timeout": 2}, "amqp://a?connect_timeout=2.0"),
+        ({"broker_url": ["amqp://a//", "pyamqp://b", "amqp://a//"]}, "amqp://a//;amqp://b"),
+        (
+            {"broker_url": "amqp://a;amqp://b", "broker_use_ssl": {"ca_certs": "/c"}, "broker_connection_timeout": 2},
+            "amqps://a?connect_timeout=2.0&ssl_ca_certs=/c;amqps://b?connect_timeout=2.0&ssl_ca_certs=/c",
+        ),
+        (
+            {"broker_url": "amqp://a;amqp://b;amqp://c", "broker_failover_strategy": "round-robin"},
+            "amqp://a;amqp://b;amqp://c",
+        ),
+        (
+            {"broker_url": "amqp://a;amqp://b", "broker_failover_strategy": lambda urls: itertools.cycle(urls[::-1])},
+            "amqp://b;amqp://a",
+        ),
+        ({"broker_url": ["sentinel://a", "sentinel://b?master_name=m"]}, "sentinel://a;b?master_name=m"),
     ],
 )
 def test_settings_of_celery_become_the_url_of_the_broker(settings: dict[str, Any], url: str | None) -> None:
@@ -114,12 +129,31 @@ def test_settings_of_celery_become_the_url_of_the_backend(settings: dict[str, An
         ({"broker_read_url": "redis://a", "broker_write_url": "redis://b"}, "must be the same"),
         ({"broker_port": "many"}, "broker_port must be a number"),
         ({"broker_transport_options": "fast"}, "broker_transport_options must be a dict"),
+        (
+            {"broker_url": "amqp://a;amqp://b", "broker_failover_strategy": lambda _: ["amqp://me:hunter2@c"]},
+            r"must give URLs of the list that it is called with, not \['amqp://me:\*\*\*@c'\]",
+        ),
     ],
 )
 def test_what_can_not_be_is_refused_by_its_name(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=says) as caught:
         broker(**settings)
     assert "hunter2" not in str(caught.value)
+
+
+def test_nodes_are_shuffled_where_settings_say_so_and_masked_each() -> None:
+    urls = [f"amqp://me:hunter2@{letter}//" for letter in "abc"]
+    tried = {broker(broker_url=urls, broker_failover_strategy="shuffle") for _ in range(200)}
+    assert tried == {";".join(order) for order in itertools.permutations(urls)}
+    assert mask(";".join(urls)) == "amqp://me:***@a//;amqp://me:***@b//;amqp://me:***@c//"
+    assert broker_url(Settings(), Environment.read({"NBQUEUE_BROKER_URL": ";".join(urls)})) == ";".join(urls)
+    with pytest.raises(ImproperlyConfigured, match="sentinel://"):
+        broker_url(Settings(), Environment.read({"NBQUEUE_BROKER_URL": "redis://a;redis://b"}))
+
+
+@pytest.mark.parametrize(("url", "is_open"), [("amqp://localhost;amqp://b", True), ("amqps://a;amqps://b", False)])
+def test_nodes_are_in_the_open_when_one_of_them_is(url: str, is_open: bool) -> None:
+    assert in_the_open(url) is is_open
 
 
 def test_transport_options_without_meaning_are_named_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nbqueue import connection, embedded
-from nbqueue.config import Environment
+from nbqueue.config import Environment, nodes_of
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.processes import PidFile, make_private, start_detached, tail
 
@@ -166,7 +166,8 @@ def _file(app: App, folder: Path) -> Path:
     link = app.link
     if link.embedded and link.file is not None:
         return link.file
-    urls = f"{link.broker_url} {link.backend_url} {app.signer.key_id}"
+    nodes = sorted(nodes_of(link.broker_url))  # whichever is tried first
+    urls = f"{' '.join(nodes)} {link.backend_url} {app.signer.key_id}"
     path = folder / f"{hashlib.sha256(urls.encode()).hexdigest()[:16]}.json"
     connection.write(path, connection.Connection(link.broker_url, link.backend_url, link.key))
     return path

@@ -13,6 +13,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from nbqueue import chord, states
+from nbqueue.amqp import Publisher
 from nbqueue.deliveries import QueueSize
 from nbqueue.exceptions import SendFailed, SendUncertain
 from nbqueue.notebook import beat as magic
@@ -88,7 +89,7 @@ def test_copy_that_comes_when_nobody_acknowledges_in_time_is_set_aside(
 
 def test_server_away_at_send_leaves_no_trace_of_the_task(site: Site) -> None:
     site.app.conf.task_publish_retry = False
-    site.app.broker._publisher.url = "amqp://guest:guest@127.0.0.1:1//"  # type: ignore[attr-defined]
+    site.app.broker._publisher = Publisher("amqp://guest:guest@127.0.0.1:1//", "test")  # type: ignore[attr-defined]
     sent_at = time.monotonic()
     with pytest.raises(SendFailed, match=r"guest:\*\*\*@127\.0\.0\.1:1"):
         site.app.send_task("tests.project.add", (1, 2))
