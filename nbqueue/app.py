@@ -288,7 +288,12 @@ class App:
         return Task.of(self, canvas.in_series(run, starred=starred), name=task.name, by_value=True)
 
     def send_canvas(
-        self, found: canvas.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        found: canvas.Signature,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        throw: bool | None = None,
     ) -> Any:
         """Send a canvas: its graph once, and the messages of its first calls. Workers go on from there.
 
@@ -297,6 +302,7 @@ class App:
             args: for its first calls.
             kwargs: for its first calls.
             options: of `Task.apply_async`, for its first calls.
+            throw: raise what it fails with, where `task_always_eager` has it run here.
 
         Returns:
             The handle of a call, or a `GroupResult`.
@@ -307,7 +313,7 @@ class App:
             SendUncertain: it went away before it confirmed; some of the first calls may run.
         """
         if self.conf.task_always_eager:
-            return eager.run_canvas(self, found, args, kwargs, options)
+            return eager.run_canvas(self, found, args, kwargs, options, throw)
         return self.sender.send_plan(expand(found, args, kwargs, options))
 
     def run_canvas(

@@ -170,8 +170,12 @@ class Signature(dict[str, Any]):
     def app(self) -> App:
         """Return the app that sends it."""
         if self._app is None:
-            self._app = next((part._app for part in self.parts() if part._app is not None), None) or current_app()
+            self._app = self._app_within() or current_app()
         return self._app
+
+    def _app_within(self) -> App | None:
+        """Return the app of the first signature in it, however deep, that has one."""
+        return self._app or next((found for part in self.parts() if (found := part._app_within()) is not None), None)
 
     @property
     def type(self) -> Task:
@@ -282,10 +286,15 @@ class Signature(dict[str, Any]):
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool | None = None,
+        **options: Any,
     ) -> Any:
         """Send it; return its handle. Arguments go in front of its own; options are those of `Task.apply_async`."""
-        return self.app.send_canvas(self, tuple(args or ()), dict(kwargs or {}), options)
+        return self.app.send_canvas(self, tuple(args or ()), dict(kwargs or {}), options, throw)
 
     def apply(
         self,
@@ -337,12 +346,6 @@ class chain(_Many):  # noqa: N801 - Celery's name
     """Calls one after the other, each with the value of the one before it; `chain(a, b)`, or `a | b`."""
 
     kind = "chain"
-
-    def __new__(cls, *tasks: Any, **_: Any) -> Any:
-        """Return a chain; of one task, that itself."""
-        if len(tasks) == 1 and isinstance(tasks[0], Signature):
-            return tasks[0]
-        return super().__new__(cls)
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks)) or "<chain@empty>"
@@ -643,8 +646,14 @@ subtask = signature
 
 
 def with_one_end(found: Signature) -> Signature:
-    """Return what can take a task's place: of a group, the list of its values."""
-    return chord(found, Signature(ACCUMULATE, app=found._app)) if isinstance(found, group | chunks) else found
+    """Return what can take a task's place: of what ends with a group, the list of its values."""
+    return found | Signature(ACCUMULATE, app=found._app) if _ends_with_many(found) else found
+
+
+def _ends_with_many(found: Any) -> bool:
+    while isinstance(found, chain | chord):
+        found = found.body if isinstance(found, chord) else found.tasks[-1] if found.tasks else None
+    return isinstance(found, group | chunks)
 
 
 def maybe_signature(task: Any, app: App | None = None) -> Signature:

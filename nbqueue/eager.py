@@ -11,15 +11,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from nbqueue import callbacks, retries, serialization, stated, states, tracing
-from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, in_series, with_one_end
+from nbqueue.canvas import ACCUMULATE, XMAP, XSTARMAP, Signature, in_series
 from nbqueue.capture import Flushed, Flusher, Recorder
-from nbqueue.exceptions import ChordError, Ignore, NotRegistered, Reject
+from nbqueue.exceptions import ChordError, Ignore, ImproperlyConfigured, NotRegistered, Reject
 from nbqueue.execute import OWN_FILES, Loaded, Request, perform, takes_several, while_it_runs
-from nbqueue.expand import Meeting, Plan, Shape, expand
+from nbqueue.expand import Meeting, Plan, Shape, expand, expand_as_one
 from nbqueue.extras import EXTRAS, Extras
 from nbqueue.groups import GroupResult
 from nbqueue.handles import EagerResult
@@ -34,6 +33,7 @@ from nbqueue.messages import (
     new_nonce,
     sign_record,
 )
+from nbqueue.request import FailedRequest
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -78,7 +78,10 @@ def run(
     loaded = task.loaded
     while True:
         queue = str(options.get("queue") or task.queue or app.conf.task_default_queue)
-        steering = Steering(id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time())
+        priority = options.get("priority") or task.priority or 0
+        steering = Steering(
+            id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time(), priority=priority
+        )
         steering = Extras.of({name: value for name, value in options.items() if name in EXTRAS}).on(steering)
         call = ChildTask(0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried)
         request = Request(call, Recorder(_nobody), _Unwatched())
@@ -87,8 +90,7 @@ def run(
         with while_it_runs(request):
             state, value, trace = _outcome(loaded, request, args, dict(kwargs))
         if state == REPLACED:
-            end = run_canvas(app, with_one_end(request.replacement), (), {}, {}, throw=False)
-            state, value, trace = end.state, end.result, end.traceback
+            state, value, trace = _in_place(app, request.replacement)
         if state != states.RETRY:
             break
         retried += 1
@@ -98,6 +100,15 @@ def run(
     if app.conf.task_store_eager_result and not (options.get("ignore_result") or task.ignore_result):
         _store(app, result, steering, started)
     return result
+
+
+def _in_place(app: App, found: Signature) -> tuple[str, Any, str | None]:
+    """Return how what takes a task's place has ended."""
+    try:
+        end = _Here(app, expand_as_one(found)).run()
+    except ImproperlyConfigured as exc:
+        return states.FAILURE, exc, None
+    return end.state, end.result, end.traceback
 
 
 def _outcome(
@@ -227,11 +238,11 @@ class _Here:
             return EagerResult(id_, error, states.FAILURE, None, call.task, app=self.app, parent=parent)
         task = self._task_of(call)
         first: tuple[Any, ...] = ()
-        if how == "error":
-            lost = before[0]
-            several = takes_several(task.function)
-            first = (SimpleNamespace(id=lost.id), lost.result, lost.traceback) if several else (lost.id,)
-        elif not call.immutable and how != "nothing":
+        if call.immutable or how == "nothing":
+            pass
+        elif how == "error":
+            first = self._told(before[0], number, takes_several(task.function, call.args, call.kwargs, bind=task.bind))
+        else:
             first = ([one.result for one in before],) if how == "gather" else (before[0].result,)
         if call.task == ACCUMULATE:
             return EagerResult(id_, first[0], states.SUCCESS, None, call.task, app=self.app, parent=parent)
@@ -241,6 +252,16 @@ class _Here:
             return EagerResult(id_, value, states.SUCCESS, None, call.task, app=self.app, parent=parent)
         given = {**call.options, "task_id": id_}
         return run(self.app, task, (*first, *call.args), call.kwargs, given, parent=parent)
+
+    def _told(self, lost: EagerResult, number: int, several: bool) -> tuple[Any, ...]:
+        """Return what an errback is told."""
+        if not several:
+            return (lost.id,)
+        failed = self.plan.calls[self.plan.calls[number].parent]
+        call = failed.signature
+        whole = call.immutable or failed.parent < 0
+        request = FailedRequest(lost.id, call.task, load=(lambda: (call.args, call.kwargs)) if whole else None)
+        return request, lost.result, lost.traceback
 
     def _task_of(self, call: Signature) -> Task:
         task = call.type

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -16,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 
 from nbqueue import callbacks, contents, modules, retries, serialization, signals, stated, states, tracing
@@ -55,6 +55,7 @@ from nbqueue.paced import Send
 from nbqueue.payloads import Packer, Ref, modules_of
 from nbqueue.request import (
     BoundTask,
+    FailedRequest,
     Loaded,
     Request,
     begin,
@@ -310,7 +311,7 @@ class Executor:
         self._offer_modules(task)
         args, kwargs = serialization.loads_args(task.args, serializer, self._read, self.accept)
         if task.fed and task.task not in _SERIES:
-            args = (*self._fed(task), *args)
+            args = (*self._fed(task, args, kwargs), *args)
         if task.task == CELL_TASK:
             if b'"max_retries"' in task.steering:
                 request.retry_options = retries.of_cell(request.steering.max_retries)
@@ -325,14 +326,16 @@ class Executor:
         self._show_what_is_left(task, value)
         return value, summarize(value)
 
-    def _fed(self, task: ChildTask) -> tuple[Any, ...]:
-        """Return what came before a call of a canvas."""
+    def _fed(self, task: ChildTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what came before a call of a canvas, for one with these arguments of its own."""
         fed = decode_fed(task.fed)
         if fed.how == "error":
-            run = (self._loaded(task.code) if task.code else self._registered(task.task)).run
-            if takes_several(run):
+            found = self._loaded(task.code) if task.code else self._registered(task.task)
+            if takes_several(found.run, args, kwargs, bind=found.bind):
                 exc = serialization.load_exception(decode_failure(fed.payloads[0]), self.accept)
-                return SimpleNamespace(id=fed.id), exc, decode_failure(fed.payloads[0]).traceback
+                load = functools.partial(serialization.loads_args, fed.args, fed.serializer, self._read, self.accept)
+                request = FailedRequest(fed.id, fed.task, fed.root, fed.parent, load if fed.args else None)
+                return request, exc, decode_failure(fed.payloads[0]).traceback
             return (fed.id,)
         values = [serialization.loads(one, self._read, self.accept) if one else None for one in fed.payloads]
         return (values,) if fed.how == "gather" else tuple(values)
@@ -506,11 +509,22 @@ def _accumulate(values: Any = None) -> Any:
     return values
 
 
-def takes_several(run: Callable[..., Any]) -> bool:
-    """Tell whether an errback is of the kind that takes (request, exc, traceback), and not the id alone."""
-    kinds = [parameter.kind for parameter in inspect.signature(run).parameters.values()]
-    positional = sum(kind in (0, 1) for kind in kinds)
-    return positional > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+def takes_several(
+    run: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *, bind: bool = False
+) -> bool:
+    """Tell whether an errback takes (request, exc, traceback), and not the id alone.
+
+    Args:
+        run: its function.
+        args: arguments of its own, which come last: what they fill isn't free for the error.
+        kwargs: the same, by name.
+        bind: its function's first parameter is the task.
+    """
+    parameters = list(inspect.signature(run).parameters.values())[bind:]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return True
+    free = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return sum(one.name not in (kwargs or ()) for one in free) - len(args) > 1
 
 
 def _no_input(prompt: object = "", *_: object) -> str:

@@ -12,7 +12,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nbqueue.canvas import TIMES, Series, Signature, chain, chord, chunks, group, listed, maybe_signature, unrolled
+from nbqueue.canvas import (
+    TIMES,
+    Series,
+    Signature,
+    chain,
+    chord,
+    chunks,
+    group,
+    listed,
+    maybe_signature,
+    unrolled,
+    with_one_end,
+)
+from nbqueue.exceptions import ImproperlyConfigured
 
 
 @dataclass(slots=True)
@@ -123,6 +136,18 @@ def expand(
     return plan
 
 
+def expand_as_one(canvas: Signature) -> Plan:
+    """Return the plan of a canvas that is to take a task's place: it has one end, of a group the list of its values.
+
+    Raises:
+        ImproperlyConfigured: it is empty.
+    """
+    plan = expand(with_one_end(canvas))
+    if plan.shape.call < 0:
+        raise ImproperlyConfigured(f"{canvas!r} can't take a task's place: there is nothing in it that could run")
+    return plan
+
+
 def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
     match canvas:
         case chain():
@@ -223,11 +248,11 @@ def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errb
 
 
 def _members_of(found: group) -> Iterator[Signature]:
-    """Yield the tasks of a group, those of groups in it among them."""
+    """Yield the tasks of a group, those of groups in it among them, and chains of nothing left out."""
     for task in found.tasks:
         if isinstance(task, group):
             yield from _members_of(task)
-        else:
+        elif not isinstance(task, chain) or task.tasks:
             yield task
 
 
@@ -245,6 +270,7 @@ def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errb
     if task_id is not None:
         body_options["task_id"] = task_id
     header = found.header.clone()
+    header.tasks = [task if isinstance(task, group) else with_one_end(task) for task in header.tasks]
     for task in header.tasks:
         if isinstance(task, chord):
             for errback in errbacks:

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nbqueue import serialization, states
 from nbqueue.cellrun import CellResult
 from nbqueue.current import current_app
-from nbqueue.exceptions import Ignore, IncompleteStream, Reject, RemoteError, TaskRevokedError
+from nbqueue.exceptions import (
+    BackendUnavailable,
+    ChordError,
+    Ignore,
+    IncompleteStream,
+    Reject,
+    RemoteError,
+    ResultExpired,
+    TaskRevokedError,
+    TimeoutError,  # noqa: A004
+    UnknownTask,
+)
 from nbqueue.graph import open_graph
 from nbqueue.messages import Fact
 from nbqueue.waits import INTERVAL_S, refuse_inside_a_task, tell_changes, until_ended, wait
@@ -233,7 +244,7 @@ class AsyncResult:
             propagate: False returns the exception instead of raising it.
             interval: seconds between two calls of `on_interval`; results are pushed.
             no_ack: taken for Celery's sake.
-            follow_parents: taken for Celery's sake: what fails before a task ends it too.
+            follow_parents: where it has ended because a member of its header failed, raise what that raised.
             callback: called with id and value.
             on_message: called with a dict of `task_id`, `status`, `result`, `traceback`, `children` at each change.
             on_interval: called while it waits.
@@ -248,7 +259,7 @@ class AsyncResult:
             RuntimeError: a task waits for another.
             Exception: what the task raised.
         """
-        del no_ack, follow_parents
+        del no_ack
         if disable_sync_subtasks:
             refuse_inside_a_task()
         if on_message is None and on_interval is None:
@@ -257,12 +268,25 @@ class AsyncResult:
             self._wait_and_tell(timeout, interval, on_message, on_interval)
         value = self.result
         if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
-            raise value
+            raise self._cause_of(value, timeout) if follow_parents else value
         if callback is not None:
             callback(self.id, value)
         return value
 
     wait = get
+
+    def _cause_of(self, error: BaseException, timeout: float | None = None) -> BaseException:
+        """Return what a member of its header has raised, if that is why it has ended; else the error itself."""
+        before = self.parent
+        while isinstance(error, ChordError) and before is not None:
+            try:
+                before.get(timeout, disable_sync_subtasks=False)
+            except (TimeoutError, UnknownTask, ResultExpired, BackendUnavailable):
+                return error  # nothing is known of it any more
+            except Exception as exc:  # noqa: BLE001 - whatever it raised
+                return exc
+            before = before.parent
+        return error
 
     def _wait_and_tell(
         self,
@@ -508,7 +532,7 @@ class EagerResult(AsyncResult):
                 callback(self.id, self._value)
             return self._value
         if isinstance(self._value, BaseException) and propagate:
-            raise self._value
+            raise self._cause_of(self._value) if more.get("follow_parents", True) else self._value
         return self._value
 
     wait = get

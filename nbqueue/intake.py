@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -226,29 +226,33 @@ class Intake:
                 raise BadMessage("fields", f"what came before has ended as {given.state[:20]!r}")
             ended = Ended(delivery, steering, given.state, given.error, given.body)
             return msgspec.structs.replace(ended, drawn=drawn, propagated=True)
-        fed = self._fed(drawn, given)
+        fed = self._fed(drawn, given, step.node)
         if isinstance(fed, str):
             ended = Ended(delivery, steering, states.FAILURE, *failure_of("ChordError", fed))
             return msgspec.structs.replace(ended, drawn=drawn)
-        if drawn.graph.nodes[step.node].immutable and given.how != "error":
+        if drawn.graph.nodes[step.node].immutable:
             fed = Fed("nothing")
         blobs = (*named(code), *named(args), *(ref for payload in fed.payloads for ref in _refs(fed, payload)))
         encoded = b"" if fed.how == "nothing" else encode_fed(fed)
         alone = delivery.worker_losses >= self.max_losses
         return msgspec.structs.replace(task, blobs=blobs, fed=encoded, alone=alone)
 
-    def _fed(self, drawn: Drawn, given: Given) -> Fed | str:
-        """Return what goes in front of a call's arguments, or why there is nothing that could."""
-        if given.how == "value":
-            return Fed("value", (given.body,))
-        if given.how == "error":
-            return Fed("error", (given.body,), given.id)
-        if given.how == "record":
-            ids = [given.id]
-        elif given.how == "gather":
-            ids = [*drawn.members_of(given.join), *self.backend.added_to(drawn.graph.id, given.join)]
-        else:
-            return Fed("nothing")
+    def _fed(self, drawn: Drawn, given: Given, node: int) -> Fed | str:
+        """Return what came before a call, or why it can't run."""
+        match given.how:
+            case "value":
+                return Fed("value", (given.body,))
+            case "error":
+                return _told(drawn, given, node)
+            case "record":
+                return self._recorded("value", [given.id])
+            case "gather":
+                ids = [*drawn.members_of(given.join), *self.backend.added_to(drawn.graph.id, given.join)]
+                return self._recorded("gather", ids)
+        return Fed("nothing")
+
+    def _recorded(self, how: str, ids: Sequence[str]) -> Fed | str:
+        """Return values that are in the records of tasks, or why there is none."""
         payloads = []
         for start in range(0, len(ids), 1_000):
             part = ids[start : start + 1_000]
@@ -261,7 +265,7 @@ class Intake:
                 if record.facts.state != states.SUCCESS:
                     return f"Dependency {id_} raised {record.facts.error or record.facts.state}"
                 payloads.append(record.body)
-        return Fed("gather" if given.how == "gather" else "value", tuple(payloads))
+        return Fed(how, tuple(payloads))
 
     def _drawn(self, id_: str) -> Drawn | None:
         known = self._graphs.get(id_)
@@ -341,6 +345,19 @@ class Intake:
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _told(drawn: Drawn, given: Given, node: int) -> Fed:
+    """Return what an errback is told: the failure, and of which call."""
+    graph = drawn.graph
+    number = graph.nodes[node].parent
+    failed, first = graph.nodes[number], drawn.roots[number]
+    kind = drawn.kinds[failed.kind]
+    whole = (failed.immutable or failed.parent < 0) and not named(failed.args)
+    args = failed.args if whole else b""
+    root = graph.root or graph.id_of(first)
+    parent = graph.id_of(failed.parent) if failed.parent >= 0 else graph.parent
+    return Fed("error", (given.body,), given.id, kind.task, args, kind.serializer, root, parent)
 
 
 def _refs(fed: Fed, payload: bytes) -> tuple[Ref, ...]:

@@ -566,8 +566,8 @@ class ChildTask(msgspec.Struct, array_like=True):
 class Fed(msgspec.Struct, array_like=True):
     """What goes in front of a call's own arguments.
 
-    `how` is `value` (one payload), `gather` (a list of them) or `error` (of the task `id`, whose arguments are packed).
-    A payload that is empty stands for None.
+    `how` is `value` (one payload), `gather` (a list of them) or `error`: the failure of the task `id`, which was called
+    with `args`, packed by `serializer`, if these are all it was called with. A payload that is empty stands for None.
     """
 
     how: str
@@ -575,6 +575,9 @@ class Fed(msgspec.Struct, array_like=True):
     id: str = ""
     task: str = ""
     args: bytes = b""
+    serializer: str = ""
+    root: str = ""
+    parent: str = ""
 
 
 class Outcome(msgspec.Struct, array_like=True):

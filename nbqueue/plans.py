@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nbqueue import serialization
-from nbqueue.canvas import Signature, with_one_end
-from nbqueue.expand import Plan, Shape, expand
+from nbqueue.canvas import Signature
+from nbqueue.expand import Plan, Shape, expand_as_one
 from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.groups import GroupResult
 from nbqueue.handles import AsyncResult
@@ -119,11 +119,9 @@ def graft(found: Signature, app: App, packer: Packer) -> tuple[Graft, AsyncResul
     """Return a canvas that a running task hands to its supervisor, and the handle of its end.
 
     Raises:
-        TypeError: it is empty.
+        ImproperlyConfigured: it is empty.
     """
-    plan = expand(with_one_end(found))
-    if plan.shape.call < 0:
-        raise TypeError(f"{found!r} can't take a task's place: it has no one end")
+    plan = expand_as_one(found)
     packed = pack(plan, app, packer)
     result = AsyncResult(packed.id_of(plan.shape.call), app)
     return Graft(msgspec.msgpack.encode(packed), tuple(plan.heads), plan.shape.call), result

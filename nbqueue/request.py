@@ -54,6 +54,45 @@ class Loaded(NamedTuple):
     throws: tuple[type[BaseException], ...] = ()
 
 
+class FailedRequest:
+    """The call that has failed, as its errback is told of it, by Celery's names.
+
+    Args:
+        id: of its task.
+        task: the task's name.
+        root: the call that it all began with.
+        parent: the call before it.
+        load: returns what it was called with; None where that isn't known, as of one that was fed by what came before.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        task: str,
+        root: str = "",
+        parent: str = "",
+        load: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+    ) -> None:
+        self.id = self.correlation_id = id
+        self.task = task
+        self.root_id = root or id
+        self.parent_id = parent or None
+        self._load = load
+
+    def __repr__(self) -> str:
+        return f"<Request: {self.task}[{self.id}]>"
+
+    @property
+    def args(self) -> tuple[Any, ...] | None:
+        """Return its arguments by position."""
+        return None if self._load is None else self._load()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any] | None:
+        """Return its arguments by name."""
+        return None if self._load is None else self._load()[1]
+
+
 class Request:
     """What a task may know of its own call, by Celery's names and some of ours. Times are texts in ISO 8601."""
 

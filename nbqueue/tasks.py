@@ -355,6 +355,7 @@ class Task(Running):
         priority: int | None = None,
         exchange: str | None = None,
         routing_key: str | None = None,
+        throw: bool | None = None,
         **more: Any,
     ) -> AsyncResult:
         """Send a call; return its handle once the broker has it.
@@ -382,6 +383,7 @@ class Task(Running):
             priority: 0 to 9, which is the soonest.
             exchange: with the next in place of `queue`: it goes to what `task_queues` binds to this exchange
             routing_key: for this key; the default ones where None.
+            throw: raise what it fails with, where `task_always_eager` has it run here.
             more: what `nbqueue.extras.Extras` says; anything else is an error.
 
         Raises:
@@ -396,9 +398,8 @@ class Task(Running):
             options = {name: value for name, value in locals().items() if name in _SENT and value is not None}
             shadow = self.shadow_name(args, kwargs, options)
         if app.conf.task_always_eager:
-            return self.apply(
-                args, kwargs, link, link_error, task_id=task_id, queue=queue, ignore_result=ignore_result, **more
-            )
+            more |= {"task_id": task_id, "queue": queue, "ignore_result": ignore_result, "priority": priority}
+            return self.apply(args, kwargs, link, link_error, throw=throw, **more)
         if link or link_error:
             given = {name: value for name, value in locals().items() if name in _SENT and value is not None}
             given.update((name, value) for name, value in more.items() if name in EXTRAS)

@@ -126,10 +126,65 @@ def test_failure_travels_as_on_workers(app: App) -> None:
     result = chain(add.s(1, 1), fail.s().on_error(errback.s()), add.s(1)).apply()
     assert (result.state, result.parent.state, result.parent.parent.state) == ("FAILURE", "FAILURE", "SUCCESS")
     assert told == [(result.parent.id, "not wanted", True)]
-    with pytest.raises(ChordError, match="raised ValueError: not wanted"):
-        chord([add.s(1, 1), fail.s()], total.s()).apply().get()
+    body = chord([add.s(1, 1), fail.s()], total.s()).apply()
+    assert isinstance(body.result, ChordError)
+    with pytest.raises(ValueError, match="not wanted"):
+        body.get()
     with pytest.raises(NotRegistered, match="'elsewhere'"):
         signature("elsewhere", app=app).apply().get()
+
+
+def test_errback_takes_what_is_left_free_for_it(app: App) -> None:
+    add, fail = app.tasks["add"], app.tasks["fail"]
+    told: list[Any] = []
+
+    @app.task(name="old")
+    def old(id_: str, label: str) -> None:
+        told.append((id_, label))
+
+    @app.task(name="new")
+    def new(request: Any, exc: BaseException, trace: str, label: str) -> None:
+        told.append((request.id, request.task, request.args, request.kwargs, str(exc), label))
+
+    @app.task(name="plain")
+    def plain(label: str) -> None:
+        told.append(label)
+
+    result = fail.apply((1,), link_error=[old.s("a"), old.s(label="b"), new.s("c"), plain.si("d")])
+    assert told == [(result.id, "a"), (result.id, "b"), (result.id, "fail", (1,), {}, "not wanted", "c"), "d"]
+    told.clear()
+    result = chain(add.s(1, 1), fail.s().on_error(new.s("e"))).apply()
+    assert told == [(result.id, "fail", None, None, "not wanted", "e")]  # what it was fed isn't known
+
+
+def test_chain_of_one_is_a_chain_and_one_of_none_runs_nowhere(app: App) -> None:
+    add = app.tasks["add"]
+    app.conf.task_always_eager = True
+    assert chain(add.s(3, 4))().get() == 7
+    assert chain(chain(add.s(3), add.s(1))).apply_async((1,)).get() == 5
+    assert group(chain(), add.s(1, 2), chain(), add.s(3, 4)).apply_async().get() == [3, 7]
+
+
+def test_header_has_one_value_for_a_chain_that_ends_with_a_group(app: App) -> None:
+    add, total = app.tasks["add"], app.tasks["total"]
+    app.conf.task_always_eager = True
+
+    @app.task(name="same")
+    def same(value: Any) -> Any:
+        return value
+
+    many = chain(add.s(1, 1), group(add.s(1), add.s(2)))
+    assert chord([many, add.s(1, 1)], same.s())().get() == [[3, 4], 2]
+    assert chord([group(add.s(1, 1), add.s(1, 2)), add.s(1, 1)], total.s())().get() == 7
+
+
+def test_call_raises_here_what_it_fails_with_where_it_is_told_to(app: App) -> None:
+    app.conf.task_always_eager = True
+    fail = app.tasks["fail"]
+    assert fail.apply_async(throw=False).failed()
+    for call in (fail, fail.s(), chain(fail.s())):
+        with pytest.raises(ValueError, match="not wanted"):
+            call.apply_async(throw=True)
 
 
 def test_everything_runs_here_where_settings_say_so(app: App) -> None:

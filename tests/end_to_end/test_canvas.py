@@ -65,8 +65,13 @@ def test_failure_ends_what_follows_with_the_same_error(shared_site: Site) -> Non
 
 def test_failed_member_fails_the_body_with_its_cause(shared_site: Site) -> None:
     a, t, f = tasks_of(shared_site.app)
+    body = chord([a.s(1, 1), f.s(3)])(t.s())
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        body.get(timeout=15)
+    assert isinstance(body.result, ChordError)
+    # a handle that knows of no header has what was kept of the body
     with pytest.raises(ChordError, match=r"Dependency .* raised ValueError: 3 is not wanted"):
-        chord([a.s(1, 1), f.s(3)])(t.s()).get(timeout=15)
+        shared_site.app.AsyncResult(body.id).get(timeout=15)
 
 
 def seen_id(id_: str) -> str:
@@ -84,6 +89,47 @@ def test_callback_and_errback_run(shared_site: Site) -> None:
     told = shared_site.app.AsyncResult(told_id)
     wait_until(lambda: shared_site.app.backend.load([told_id])[0] is not None, 15, "the errback to end")
     assert told.get(timeout=15) == f"told of {failed.id}"
+
+
+def labelled(id_: str, label: str) -> list[str]:
+    return [id_, label]
+
+
+def all_of(request: Any, exc: BaseException, trace: str, label: str) -> list[Any]:
+    return [request.id, request.task, request.args, request.root_id, str(exc), "raise ValueError" in trace, label]
+
+
+def only(label: str) -> str:
+    return label
+
+
+def test_errbacks_take_what_is_left_free_for_them(shared_site: Site) -> None:
+    app = shared_site.app
+    a, _, f = tasks_of(app)
+    ids = [str(uuid.uuid4()) for _ in range(5)]
+    old, new, plain = (app.task(run, queue=shared_site.queue) for run in (labelled, all_of, only))
+    errbacks = [old.s("a"), old.s(label="b"), new.s("c"), plain.si("d")]
+    failed = f.apply_async(
+        (3,), link_error=[errback.set(task_id=id_) for errback, id_ in zip(errbacks, ids, strict=False)]
+    )
+    fed = chain(a.s(1, 2), f.s().on_error(new.s("e").set(task_id=ids[4]))).apply_async()
+    wait_until(lambda: all(text is not None for text in app.backend.load(ids)), 15, "the errbacks to end")
+    assert [app.AsyncResult(id_).get(timeout=15) for id_ in ids] == [
+        [failed.id, "a"],
+        [failed.id, "b"],
+        [failed.id, f.name, (3,), failed.id, "3 is not wanted", True, "c"],
+        "d",
+        [fed.id, f.name, None, fed.parent.id, "3 is not wanted", True, "e"],  # what it was fed isn't told
+    ]
+
+
+def test_header_has_one_value_for_a_chain_that_ends_with_a_group(shared_site: Site) -> None:
+    a, _, _ = tasks_of(shared_site.app)
+    same = shared_site.app.task(only, queue=shared_site.queue)
+    many = chain(a.s(1, 1), group(a.s(1), a.s(2)))
+    assert chord([many, a.s(1, 1)])(same.s()).get(timeout=15) == [[3, 4], 2]
+    assert chain(chain(a.s(1), a.s(1))).apply_async((1,)).get(timeout=15) == 3
+    assert group(chain(), a.s(1, 2), chain(), a.s(3, 4)).apply_async().get(timeout=15) == [3, 7]
 
 
 def test_chunks_and_maps_run(shared_site: Site) -> None:

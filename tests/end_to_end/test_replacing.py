@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbqueue import chain, chord, group
-from nbqueue.exceptions import ChordError
+from nbqueue.exceptions import ChordError, ImproperlyConfigured
 from tests.helpers import wait_until
 from tests.workers import Site
 
@@ -46,6 +46,14 @@ def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is 
         self.replace(group(plus.s(i, i) for i in range(x)))
 
     @app.task(bind=True, queue=queue)
+    def spread(self: Any, x: int) -> None:
+        self.replace(chain(plus.s(x, 1), group(plus.s(1), plus.s(2))))
+
+    @app.task(bind=True, queue=queue)
+    def emptied(self: Any, _: int) -> None:
+        self.replace(chain())
+
+    @app.task(bind=True, queue=queue)
     def counting(self: Any, left: int, so_far: int = 0) -> int:
         if left:
             self.replace(counting.s(left - 1, so_far + left))
@@ -74,7 +82,7 @@ def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is 
             self.add_to_chord(chain(plus.s(100, i), plus.s(1)))
         return x
 
-    for task in (doubled, chained, grouped, counting, failed, stubborn, adding):
+    for task in (doubled, chained, grouped, spread, emptied, counting, failed, stubborn, adding):
         made[task.run.__name__] = task
     return made
 
@@ -104,6 +112,16 @@ def test_members_of_a_map_are_replaced_in_their_places(tasks: dict[str, Any]) ->
     assert results.completed_count() == 3
 
 
+def test_chain_that_ends_with_a_group_takes_a_tasks_place_with_all_its_values(tasks: dict[str, Any]) -> None:
+    assert tasks["spread"].delay(1).get(timeout=15) == [3, 4]
+    assert chain(tasks["spread"].s(1), tasks["total"].s()).apply_async().get(timeout=15) == 7
+
+
+def test_nothing_can_not_take_a_tasks_place(tasks: dict[str, Any]) -> None:
+    with pytest.raises(ImproperlyConfigured, match="nothing in it that could run"):
+        chain(tasks["add"].s(1, 1), tasks["emptied"].s()).apply_async().get(timeout=15)
+
+
 def test_task_may_be_replaced_again_and_again(tasks: dict[str, Any]) -> None:
     assert tasks["counting"].delay(30).get(timeout=30) == 465
     assert chain(tasks["counting"].s(3), tasks["add"].s(1)).apply_async().get(timeout=15) == 7
@@ -117,8 +135,10 @@ def test_failure_of_what_takes_its_place_is_the_tasks_own(tasks: dict[str, Any],
         sent.get(timeout=15)
     wait_until(lambda: shared_site.app.backend.load([told])[0] is not None, 15, "the errback to end")
     assert shared_site.app.AsyncResult(told).get(timeout=15) == sent.id
-    with pytest.raises(ChordError, match="no good"):
-        chord([tasks["failed"].s("no good"), tasks["add"].s(1, 1)])(tasks["total"].s()).get(timeout=15)
+    body = chord([tasks["failed"].s("no good"), tasks["add"].s(1, 1)])(tasks["total"].s())
+    with pytest.raises(ValueError, match="no good"):
+        body.get(timeout=15)
+    assert isinstance(body.result, ChordError)
 
 
 def test_retries_of_a_task_and_of_what_takes_its_place_are_counted_apart(tasks: dict[str, Any]) -> None:
