@@ -108,8 +108,8 @@ class AmqpBroker(ServerBroker):
             batch = self._consumer.claim(limit, queues)
             return batch.deliveries, batch.next_due_s
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Record, send the outbox and acknowledge; False for each that was no longer ours."""
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Record, send the outbox and acknowledge; `LOST` for each that was no longer ours."""
         assert self._consumer is not None, "nothing was claimed"
         with self._translated():
             return self._consumer.settle(items)

@@ -27,7 +27,7 @@ from nbqueue.amqp import ERRORS, Connection, Nodes, Publisher, Queues, ack_frame
 from nbqueue.attempts import Attempts, Claimed, Elsewhere, Mine, Verdict
 from nbqueue.config import mask
 from nbqueue.consumer import Batch
-from nbqueue.deliveries import Delivery, Outgoing, Settlement, lane_of, stream_key
+from nbqueue.deliveries import KEPT, LOST, Delivery, Outgoing, Settlement, lane_of, stream_key
 from nbqueue.exceptions import BackendUnavailable, SendFailed, SendUncertain
 from nbqueue.rates import Gates
 
@@ -252,28 +252,32 @@ class AmqpConsumer:
         del items
         return False
 
-    def end_settle(self) -> list[bool]:
+    def end_settle(self) -> list[int]:
         """Return nothing, as nothing can have begun."""
         return []
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Record, send the outbox, acknowledge; False for each whose claim no longer held."""
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Record, send the outbox, acknowledge; say of each `LOST`, `SETTLED`, `LAST` or `KEPT`."""
         follows = self.attempts.settle(items)
         unsent = self._send_outbox(
-            {item.delivery.id: outbox for item, outbox in zip(items, follows, strict=True) if outbox}
+            {item.delivery.id: outbox for item, (_, outbox) in zip(items, follows, strict=True) if outbox}
         )
+        said = [
+            KEPT if word and item.delivery.id in unsent else word
+            for item, (word, _) in zip(items, follows, strict=True)
+        ]
         done = []
-        for item, outbox in zip(items, follows, strict=True):
+        for item, word in zip(items, said, strict=True):
             if item.ends and (got := self._taken.pop(item.delivery.entry, None)) is not None:
                 # One whose claim is gone comes back, and what is known of it then decides.
-                if outbox is None or item.delivery.id in unsent:
+                if word in (LOST, KEPT):
                     self._answer(got, back=True)
                 else:
                     done.append(got)
         self._acknowledge(done)
         if any(message.due_ms for item in items for message in _outbox_of(item)):
             self._look_at = 0.0  # a retry may be due at once
-        return [outbox is not None for outbox in follows]
+        return said
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues."""

@@ -16,16 +16,23 @@ import msgspec
 import redis
 
 from nbqueue import states
-from nbqueue.deliveries import LIVE_S, RECORDS, WORKERS, Delivery, Outgoing, Settlement, queue_key
+from nbqueue.deliveries import (
+    LAST,
+    LIVE_S,
+    RECORDS,
+    SETTLED,
+    WORKERS,
+    Delivery,
+    Outgoing,
+    Settlement,
+    queue_key,
+)
 from nbqueue.rates import Gates
 from nbqueue.streams import Streams, run_script
 
 LEASES: Final = "nbq:leases"
 OUTBOX: Final = "nbq:outbox:"
 MAX_LEVEL: Final = 9
-# What `amqp_settle.lua` says of a task whose claim held, and what a message needs to be sent after it.
-_ENDED: Final = 1
-_LAST: Final = 2  # of its join
 _NONCE = re.compile(rb'"nonce":"([^"]*)"')
 _pack = msgspec.msgpack.Encoder().encode
 _Kept = tuple[str, str, str, bytes, int, int, int, int, int]  # an Outgoing between record and publish
@@ -181,11 +188,11 @@ class Attempts:
         blob = (consumer, int(lease_s * 1000), int(patient), RECORDS, self.streams.record_ttl_ms, rows)
         return [_verdict(*answer) for answer in self._run("amqp_claim", blob)]
 
-    def settle(self, items: Sequence[Settlement]) -> list[tuple[Outgoing, ...] | None]:
-        """Write how tasks ended; return what is to be sent now after each, None where its claim no longer held.
+    def settle(self, items: Sequence[Settlement]) -> list[tuple[int, tuple[Outgoing, ...]]]:
+        """Write how tasks ended; return of each `LOST`, `SETTLED` or `LAST`, and what is to be sent now after it.
 
-        Of such a one nothing is written. What follows the others is put off until it is due, or kept until `sent` says
-        that it was sent.
+        Of one whose claim no longer held nothing is written. What follows the others is put off until it is due, or
+        kept until `sent` says that it was sent.
         """
         raw: list[bytes] = []
         rows = []
@@ -203,7 +210,7 @@ class Attempts:
                 if a.outbox:
                     kept_last = _keep(raw, (*item.outbox, *a.outbox))
             last = a.outbox if a is not None else ()
-            for needs, m in (*((_ENDED, m) for m in item.outbox), *((_LAST, m) for m in last)):
+            for needs, m in (*((SETTLED, m) for m in item.outbox), *((LAST, m) for m in last)):
                 raw.append(m.body if m.due_ms else b"")
                 counters = (m.attempt, m.child_deaths, m.worker_losses)
                 outbox.append((number, needs, m.queue, m.id, m.header, m.due_ms, m.priority, len(raw) + 1, *counters))
@@ -217,7 +224,7 @@ class Attempts:
         s = self.streams
         blob = (RECORDS, s.record_ttl_ms, s.session_maxlen, s.session_ttl_ms, rows, outbox)
         said = self._run("amqp_settle", blob, *raw)
-        return [_to_send(item, word) for item, word in zip(items, said, strict=True)]
+        return [(word, _to_send(item, word)) for item, word in zip(items, said, strict=True)]
 
     def sent(self, ids: Sequence[str]) -> None:
         """Forget what was kept to be sent after these tasks."""
@@ -292,10 +299,10 @@ def _keep(raw: list[bytes], messages: Sequence[Outgoing]) -> int:
     return len(raw) + 1
 
 
-def _to_send(item: Settlement, said: int) -> tuple[Outgoing, ...] | None:
-    if said < _ENDED:
-        return None
-    last = item.arrival.outbox if said == _LAST and item.arrival is not None else ()
+def _to_send(item: Settlement, said: int) -> tuple[Outgoing, ...]:
+    if said < SETTLED:
+        return ()
+    last = item.arrival.outbox if said == LAST and item.arrival is not None else ()
     return tuple(message for message in (*item.outbox, *last) if not message.due_ms)
 
 

@@ -41,8 +41,8 @@ class Broker(Protocol):
     def claim(self, limit: int, queues: Sequence[str]) -> tuple[list[Delivery], float | None]:
         """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge and send the outbox; False for each that was no longer ours, and then nothing is sent."""
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Acknowledge and send the outbox; `LOST` for each that was no longer ours, and then nothing is sent."""
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return messages to their queues at once; return how many were still ours."""
@@ -106,8 +106,8 @@ class ServerBroker(abc.ABC):
         """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
 
     @abc.abstractmethod
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge, record and send the outbox; False for each that was no longer ours."""
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Acknowledge, record and send the outbox; `LOST` for each that was no longer ours."""
 
     @abc.abstractmethod
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
@@ -230,7 +230,7 @@ class StreamsBroker(ServerBroker):
         """Claim up to `limit` messages; return them, and the seconds until a delayed one is due."""
         return self.streams.claim(self.consumer, limit, queues)
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
         """Acknowledge, and write the records where the backend is this server too."""
         return self.streams.settle(items)
 

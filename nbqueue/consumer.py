@@ -48,13 +48,13 @@ def waits(listeners: int, drawn: float) -> bool:
 class Claims(Protocol):
     """How claims end."""
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Record, send the outbox, acknowledge; False for each whose lease was lost: nothing is done about it."""
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Record, send the outbox, acknowledge; `LOST` for each whose lease was lost: nothing is done about it."""
 
     def begin_settle(self, items: Sequence[Settlement]) -> bool:
         """Begin to settle, and go on before it is done; False: it can only be done at once, by `settle`."""
 
-    def end_settle(self) -> list[bool]:
+    def end_settle(self) -> list[int]:
         """Return what `settle` would have returned, once its answer has come."""
 
     def unlock(self, locks: Sequence[str]) -> None:
@@ -225,7 +225,7 @@ class StreamsConsumer:
         self.settling.start(self.streams.settle_command(items))
         return True
 
-    def end_settle(self) -> list[bool]:
+    def end_settle(self) -> list[int]:
         """Read the script's answer."""
         assert self.settling is not None, "begin_settle comes first"
         try:

@@ -5,7 +5,7 @@ Apart from the broker, so that a program which only declares tasks loads no clie
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -30,6 +30,12 @@ SENT: Final = 1
 REPEAT: Final = 2
 LIVE: Final = -1
 CODE_GONE: Final = -2
+
+# What `settle` says of a settlement.
+LOST: Final = 0  # it did nothing, as the lease was lost
+SETTLED: Final = 1
+LAST: Final = 2  # and it was the last of its join, so what follows that was sent too
+KEPT: Final = 3  # but what follows could not be sent yet: whoever gets the message next does that
 
 
 def stream_key(queue: str, lane: str) -> str:
@@ -128,10 +134,17 @@ class Delivery(msgspec.Struct, eq=False):
     mark: bytes = b""
 
 
+class Published(Protocol):
+    """Wants to know whether what follows a task was sent."""
+
+    def settled(self, said: int) -> None:
+        """Learn what was said of its settlement."""
+
+
 class Settlement(msgspec.Struct, frozen=True):
     """How a delivery ends, or (`ends` False) that it has started: its record, whom to tell, what to send after it.
 
-    `dead`: its message is kept among the dead letters.
+    `dead`: its message is kept among the dead letters. `published` is told what `settle` has said.
     """
 
     delivery: Delivery
@@ -143,6 +156,7 @@ class Settlement(msgspec.Struct, frozen=True):
     outbox: tuple[Outgoing, ...] = ()
     dead: bool = False
     arrival: Arrival | None = None
+    published: tuple[Published, ...] = ()
 
 
 class Revocation(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ class Grafted(NamedTuple):
     text: bytes
     outbox: tuple[Outgoing, ...]
     tail: str  # task id of its last call
+    drawn: Drawn
 
 
 def in_place_of(held: Held, body: bytes, now: float, signer: Signer) -> Grafted:
@@ -141,4 +142,4 @@ def _grafted(
     )
     drawn = draw(whole)
     outbox = tuple(drawn.step(head, Given("nothing"), now, signer) for head in graft.heads)
-    return Grafted(whole.id, sign_graph(whole, signer), outbox, whole.id_of(tail))
+    return Grafted(whole.id, sign_graph(whole, signer), outbox, whole.id_of(tail), drawn)

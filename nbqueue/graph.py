@@ -7,8 +7,8 @@ failure travels along the graph as a value does, so that each call has its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -154,6 +154,7 @@ class Drawn(msgspec.Struct, frozen=True):
             eta=step.eta,
             expires=_expires(kind, step.sent_at, step.eta),
             retries=step.retries,
+            headers=kind.headers if step.headers is None else step.headers,
         )
 
     def members_of(self, join: int) -> list[str]:
@@ -166,12 +167,14 @@ class Drawn(msgspec.Struct, frozen=True):
             raise BadMessage("place", f"join {join} of a graph of {len(self.graph.joins)}")
         return [self.graph.id_of(member) for member in self.graph.joins[join].members]
 
-    def step(self, node: int, given: Given, now: float, signer: Signer, retries: int = 0) -> Outgoing:
-        """Return the message of a call whose turn it is."""
+    def step(
+        self, node: int, given: Given, now: float, signer: Signer, headers: Mapping[str, Any] | None = None
+    ) -> Outgoing:
+        """Return the message of a call whose turn it is; `headers` in place of its own."""
         call = self.graph.nodes[node]
         kind = self.kinds[call.kind]
         eta = now + call.countdown if call.countdown > 0 else kind.eta
-        step = Step(self.graph.id, node, retries or kind.base, now, eta)
+        step = Step(self.graph.id, node, kind.base, now, eta, None if headers is None else dict(headers))
         body = encode_given(given)
         message = Message.sign_step(step, self.graph.id_of(node), body, signer)
         return Outgoing(kind.queue, message.id, message.header, body, int(eta * 1000), priority=kind.priority)

@@ -9,7 +9,7 @@ from typing import Final
 
 from nbqueue.backends.base import Backend, Told
 from nbqueue.consumer import Claims
-from nbqueue.deliveries import LIVE_S, Settlement
+from nbqueue.deliveries import LIVE_S, LOST, Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.messages import MAX_MESSAGE_BYTES
 from nbqueue.states import RETRY
@@ -124,9 +124,9 @@ class Ledger:
                 self._begun = batch
                 del self._settlements[: len(batch)]
             else:
-                ours = self.streams.settle([settlement for _, settlement in batch])
+                said = self.streams.settle([settlement for _, settlement in batch])
                 del self._settlements[: len(batch)]
-                came_back |= self._settled(batch, ours)
+                came_back |= self._settled(batch, said)
         while self._returns:
             charge = self._returns[0][1]
             back = [held for held, its_charge in self._returns if its_charge == charge]
@@ -140,18 +140,20 @@ class Ledger:
 
     def answered(self) -> bool:
         """Take the server's answer to what was being stored; return whether a task went back to its queue."""
-        ours = self.streams.end_settle()
+        said = self.streams.end_settle()
         batch, self._begun, self._doubtful = self._begun, [], False
-        return self._settled(batch, ours)
+        return self._settled(batch, said)
 
     def interrupted(self) -> None:
         """Learn that no answer will come: what was being stored is to be stored again."""
         self._settlements[:0], self._begun, self._doubtful = self._begun, [], True
 
-    def _settled(self, batch: list[_Item], ours: list[bool]) -> bool:
-        for (_, settlement), held_still in zip(batch, ours, strict=True):
-            if settlement.ends and not held_still:
+    def _settled(self, batch: list[_Item], said: list[int]) -> bool:
+        for (_, settlement), word in zip(batch, said, strict=True):
+            if settlement.ends and word == LOST:
                 logger.info("the lease of task %s was lost; its outcome is dropped", settlement.delivery.id)
+            for one in settlement.published:
+                one.settled(word)
         self.ended.update(settlement.state for held, settlement in batch if held is not None and settlement.ends)
         self._close(held for held, settlement in batch if held is not None and settlement.ends)
         if locks := {held.lock for held, settlement in batch if held is not None and held.lock and settlement.ends}:

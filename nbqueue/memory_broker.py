@@ -70,9 +70,9 @@ class KombuBroker:
             due = max(0.0, (self._delayed[0][0] - now_ms) / 1000) if self._delayed else None
         return deliveries, due
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge; False for each that was no longer ours."""
-        held = []
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Acknowledge; `LOST` for each that was no longer ours."""
+        held: list[int] = []
         with self._lock:
             for item in items:
                 got = self._claimed.pop(item.delivery.entry, None) if item.ends else None

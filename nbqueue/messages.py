@@ -157,13 +157,17 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
-    """One call of a canvas whose turn has come: the rest of its steering is in the graph. Times are Unix seconds."""
+    """One call of a canvas whose turn has come: the rest of its steering is in the graph. Times are Unix seconds.
+
+    `headers` take the place of those in the graph, where whoever sent the call was told to add some.
+    """
 
     graph: str
     node: int
     retries: int = 0
     sent_at: float = 0.0
     eta: float = 0.0
+    headers: dict[str, Any] | None = None
 
 
 def member_id(group: str, index: int) -> str:

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from nbqueue import grafts, states
 from nbqueue.acks import EARLY, FIRST_LOSS
 from nbqueue.deliveries import Settlement
@@ -155,11 +153,11 @@ class Outcomes:
             self.fail(held, "RemoteError", f"what is to take its place can't be sent: {exc}", outcome)
             return
         self.ledger.keep(grafted.id, grafted.text)
-        self.ledger.settle(self.reports.replaced(held, outcome, grafted.outbox), held)
+        self.ledger.settle(self.reports.replaced(held, outcome, grafted), held)
 
     def _with_added(self, settlement: Settlement, held: Held, outcome: Outcome) -> Settlement:
         """Return the end of a task with the canvases that it adds to its header."""
-        arrival, outbox, ids = settlement.arrival, list(settlement.outbox), []
+        canvases = []
         for number, body in enumerate(outcome.also):
             try:
                 grafted = grafts.beside(held, body, number, time.time(), self.reports.signer)
@@ -167,11 +165,8 @@ class Outcomes:
                 logger.warning("task %s adds what can't be sent: %s", held.steering.id, exc)
                 continue
             self.ledger.keep(grafted.id, grafted.text)
-            outbox += grafted.outbox
-            ids.append(grafted.tail)
-        if arrival is not None:
-            arrival = msgspec.structs.replace(arrival, more=tuple(ids))
-        return msgspec.structs.replace(settlement, outbox=tuple(outbox), arrival=arrival)
+            canvases.append(grafted)
+        return self.reports.added(settlement, canvases)
 
     def _sent(self, held: Held, outcome: Outcome, failed: NBQueueError | None) -> None:
         """End a task whose large result is where others find it, or is lost."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from nbqueue.deliveries import Delivery, Outgoing, Settlement
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
 from nbqueue.formats import MARK, as_json
+from nbqueue.grafts import Grafted
 from nbqueue.graph import Drawn, Given, encode_given
 from nbqueue.messages import (
     REPLACED,
@@ -33,6 +34,9 @@ from nbqueue.messages import (
 from nbqueue.payloads import Ref, named
 from nbqueue.signing import Signer
 
+if TYPE_CHECKING:
+    from nbqueue.announcer import Announcer
+
 EARLY_OUTPUTS: Final = 1_000  # pieces of a task's output that are kept in any case
 _BY_FORCE: Final = "signal 9 (SIGKILL)"
 
@@ -48,6 +52,7 @@ class Reporter:
     def __init__(self, worker: str, signer: Signer) -> None:
         self.worker = worker
         self.signer = signer
+        self.announcer: Announcer | None = None  # tells those who want to know what is sent, if anybody does
 
     def started(self, held: Held, seconds: float) -> Settlement:
         """Return that a task has run for so many seconds by now."""
@@ -138,7 +143,8 @@ class Reporter:
         outbox, arrival = drawn.after(
             node, settlement.state, body, error[:500], self.signer, time.time(), propagated=propagated
         )
-        return msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival)
+        settlement = msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival)
+        return settlement if self.announcer is None else self.announcer.begin(settlement, drawn)
 
     def retried(self, held: Held, outcome: Outcome) -> Settlement:
         """Return the step in which a task's message is acknowledged and put off again."""
@@ -148,7 +154,9 @@ class Reporter:
         retries = steering.retries + 1
         if held.drawn is not None:
             body = delivery.body if again.args is None else encode_given(Given("args", body=again.args))
-            step = Step(steering.graph, steering.node, retries, steering.sent_at, steering.eta)
+            kind = held.drawn.kinds[held.drawn.graph.nodes[steering.node].kind]
+            added = None if steering.headers == kind.headers else steering.headers
+            step = Step(steering.graph, steering.node, retries, steering.sent_at, steering.eta, added)
             message = Message.sign_step(step, steering.id, body, self.signer)
         elif steering.group:
             message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
@@ -177,15 +185,34 @@ class Reporter:
             child_deaths=delivery.child_deaths,
             worker_losses=delivery.worker_losses,
         )
-        return Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
+        settlement = Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))
+        if self.announcer is None:
+            return settlement
+        eta = again.due or steering.eta
+        return self.announcer.begin(settlement, msgspec.structs.replace(steering, retries=retries, eta=eta))
 
-    def replaced(self, held: Held, outcome: Outcome, outbox: tuple[Outgoing, ...]) -> Settlement:
+    def replaced(self, held: Held, outcome: Outcome, grafted: Grafted) -> Settlement:
         """Return the step in which a task's message is acknowledged and a canvas takes its place."""
         record = self._record(held, states.PENDING, outcome.ended_at, retries=held.steering.retries + 1)
         # As a retry it has not ended, and its mark, if it has one, stays.
-        return Settlement(
-            held.delivery, record, held.steering.session, held.steering.group, states.RETRY, outbox=outbox
+        settlement = Settlement(
+            held.delivery, record, held.steering.session, held.steering.group, states.RETRY, outbox=grafted.outbox
         )
+        return settlement if self.announcer is None else self.announcer.begin(settlement, grafted.drawn)
+
+    def added(self, settlement: Settlement, canvases: Sequence[Grafted]) -> Settlement:
+        """Return the end of a task with the canvases that it adds to its header."""
+        outbox, published = settlement.outbox, settlement.published
+        for grafted in canvases:
+            messages = grafted.outbox
+            if self.announcer is not None:
+                messages, told = self.announcer.begin_each(messages, grafted.drawn)
+                published += told
+            outbox += messages
+        arrival = settlement.arrival
+        if arrival is not None:
+            arrival = msgspec.structs.replace(arrival, more=tuple(grafted.tail for grafted in canvases))
+        return msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival, published=published)
 
     def _member_succeeded(self, held: Held, body: bytes, outcome: Outcome) -> bytes:
         """Return the record of a map's member, one of very many: what its map has in common stands there."""

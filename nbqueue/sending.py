@@ -285,7 +285,11 @@ class Sender:
             made[number].follow(app.watcher.watch(task))
         heads = [drawn.steering(Step(graph.id, head, 0, graph.sent_at, 0.0)) for head in plan.heads]
         announced = self._announced(heads)
-        outgoing = [drawn.step(head, Given("nothing"), time.time(), app.signer) for head in plan.heads]
+        headers = {told.id: _checked_headers(told.steering) for told in announced}
+        outgoing = [
+            drawn.step(head, Given("nothing"), time.time(), app.signer, headers.get(graph.id_of(head)))
+            for head in plan.heads
+        ]
         try:
             for start in range(0, len(outgoing), _MAP_CHUNK):
                 self.publish(outgoing[start : start + _MAP_CHUNK], None, None)
@@ -385,7 +389,7 @@ class Sender:
             embedded_link(work_follows=self.app.work_follows)
 
     def _announced(self, calls: Iterable[Steering]) -> list[Publication]:
-        """Tell that calls are about to be sent which share their message's frame, so that nothing can be added."""
+        """Tell that calls are about to be sent; the calls of a map share their frame, so nothing can be added there."""
         if not signals.anybody(signals.OF_CLIENT):
             return []
         from nbqueue.publishing import Publication  # few clients tell anything
@@ -420,6 +424,12 @@ def _check_steering(steering: Steering, size_bytes: int) -> None:
             f"Not sent: name, id, queue and label of {steering.shown_name[:80]} have {size_bytes:,} bytes together, "
             f"{MAX_STEERING_BYTES:,} is the most; shorten them"
         )
+
+
+def _checked_headers(steering: Steering) -> Mapping[str, Any]:
+    """Return the headers of a call to which receivers may have added some."""
+    _check_steering(steering, len(encode_steering(steering)))
+    return steering.headers
 
 
 def _note_children(ids: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """Signals: functions of the user's that are called when something happens, under Celery's names.
 
-A signal is sent in the process where it happens: those of publishing in the client, `task_prerun` and its kin in the
-child that runs the task, `worker_ready`, `task_received`, `task_revoked` and such in the supervisor, where no task's
-arguments are ever unpickled. One that nobody is connected to costs the look at an empty list.
+A signal is sent in the process where it happens: those of publishing where a call is sent, `task_prerun` and its kin
+in the child that runs the task, `worker_ready`, `task_received`, `task_revoked` and such in the supervisor, where no
+task's arguments are ever unpickled. One that nobody is connected to costs the look at an empty list.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _takes_any(receiver: Callable[..., Any]) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-# In the client that sends a call; the sender is the task's name.
+# In the process that sends a call: a client, or the supervisor whose task it follows; the sender is the task's name.
 before_task_publish: Final = Signal(
     "before_task_publish", {"body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy"}
 )

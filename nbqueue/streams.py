@@ -30,13 +30,16 @@ from nbqueue.deliveries import (
     DEAD,
     GROUP,
     LANES,
+    LAST,
     LIVE_S,
+    LOST,
     QUARANTINE,
     QUEUES,
     RATES,
     RECORDS,
     REVOKED,
     SENT,
+    SETTLED,
     WORKERS,
     Delivery,
     Kept,
@@ -284,10 +287,10 @@ class Streams:
                 )
         return deliveries
 
-    def settle(self, items: Sequence[Settlement]) -> list[bool]:
-        """Acknowledge, record, tell and send the outbox in one step; False for each whose lease was lost.
+    def settle(self, items: Sequence[Settlement]) -> list[int]:
+        """Acknowledge, record, tell and send the outbox in one step; say of each `LOST`, `SETTLED` or `LAST`.
 
-        Of such a one nothing is written and nothing sent.
+        Of one whose lease was lost nothing is written and nothing sent.
         """
         blob, bodies = self._settled(items)
         return self.parse_settle(self._run("settle", blob, *bodies), items)
@@ -298,15 +301,15 @@ class Streams:
         return "EVALSHA", script("settle")[1], 0, _pack(blob), *bodies
 
     @staticmethod
-    def parse_settle(reply: Any, items: Sequence[Settlement]) -> list[bool]:
-        """Return whether each item was still ours, by the reply to its command."""
-        if not reply:
-            return [True] * len(items)
-        held = [True] * len(items)
-        in_groups = list(_in_common(items).values())
-        for group, place in reply:
-            held[in_groups[group - 1][place - 1]] = False
-        return held
+    def parse_settle(reply: Any, items: Sequence[Settlement]) -> list[int]:
+        """Return what became of each item, by the reply to its command."""
+        said = [SETTLED] * len(items)
+        if reply:
+            in_groups = list(_in_common(items).values())
+            for word, places in zip((LOST, LAST), reply, strict=True):
+                for group, place in places:
+                    said[in_groups[group - 1][place - 1]] = word
+        return said
 
     def _settled(self, items: Sequence[Settlement]) -> tuple[object, list[bytes]]:
         """Return the arguments of the script."""

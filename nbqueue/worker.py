@@ -315,11 +315,16 @@ class Worker:
         return self._emitter
 
     def tell_of_tasks(self, *, events: bool | None = None) -> None:
-        """Tell of tasks from now on, if anybody wants to hear of them.
+        """Tell of tasks, and of what is sent after them, from now on, if anybody wants to hear of it.
 
         Args:
             events: send Celery's; None: as the settings say.
         """
+        if self.reports.announcer is None and (self.conf.task_send_sent_event or sent.anybody(sent.OF_CLIENT)):
+            from nbqueue.announcer import Announcer  # noqa: PLC0415 - as above
+
+            told = self.emitter if self.conf.task_send_sent_event else None
+            self.reports.announcer = Announcer(self.signer, told)
         sends = self.conf.worker_send_task_events if events is None else events
         if self.herald is not None:
             self.herald.emitter = self.emitter if sends else self.herald.emitter

@@ -47,9 +47,37 @@ def rejects(self: Any, stumble: bool = False) -> None:
     raise Reject("not today")
 
 
+@app.task
+def noted(*_: Any) -> None: ...
+
+
+@app.task(bind=True)
+def gives_way(self: Any, number: int) -> None:
+    raise self.replace(app.tasks["tests.project.add"].s(number, number))
+
+
 @app.task(bind=True)
 def headers(self: Any, stumble: bool = False) -> Any:
     return self.request.headers
+
+
+@signals.before_task_publish.connect(sender="tests.signalled.headers")
+def trace(headers: dict[str, Any], **_: Any) -> None:
+    headers["worker"] = os.getpid()
+    if headers["retries"]:
+        headers["again"] = headers["retries"]
+    if headers.get("broken"):
+        headers["object"] = object()
+
+
+@app.task(bind=True)
+def headers_at_last(self: Any, times: int) -> Any:
+    if self.request.retries < times:
+        raise self.retry(countdown=0)
+    return self.request.headers
+
+
+signals.before_task_publish.connect(trace, sender="tests.signalled.headers_at_last")
 
 
 @app.task(bind=True)

@@ -13,7 +13,19 @@ import redis
 from nbqueue.amqp import Publisher
 from nbqueue.amqp_consumer import AmqpConsumer
 from nbqueue.attempts import LEASES, Attempts
-from nbqueue.deliveries import QUARANTINE, RECORDS, Arrival, Delivery, Outgoing, Settlement, queue_key, stream_key
+from nbqueue.deliveries import (
+    KEPT,
+    LAST,
+    QUARANTINE,
+    RECORDS,
+    SETTLED,
+    Arrival,
+    Delivery,
+    Outgoing,
+    Settlement,
+    queue_key,
+    stream_key,
+)
 from nbqueue.exceptions import BackendUnavailable
 from nbqueue.streams import Streams
 from nbqueue.wire import connect
@@ -259,7 +271,7 @@ def test_retry_is_sent_when_its_message_comes_back_after_a_crash_between_record_
     publisher, consumer.publisher = consumer.publisher, Publisher(NOWHERE, "test")
     follow = Outgoing(queue, "1", "next header", b"\xff next body", priority=3, attempt=2)
     settlement = Settlement(delivery, record("RETRY"), state="RETRY", outbox=(follow,))
-    assert consumer.settle([settlement]) == [True]
+    assert consumer.settle([settlement]) == [KEPT]
     assert attempts.client.get(RECORDS + "1") == record("RETRY")
     consumer.publisher = publisher
     (again,) = wait_until(lambda: claim(consumer, queue), 5, "the message to be back")
@@ -303,9 +315,9 @@ def test_what_follows_a_join_is_sent_once_by_the_last_of_its_members(
     send_header(send, queue)
     consumer = make("one")
     a, b, c = claim_all(consumer, queue, 3)
-    assert consumer.settle([arrival_of(a, queue), arrival_of(c, queue)]) == [True, True]
+    assert consumer.settle([arrival_of(a, queue), arrival_of(c, queue)]) == [SETTLED, SETTLED]
     assert not attempts.client.exists("nbq:outbox:a", "nbq:outbox:c"), "neither was the last"
-    assert consumer.settle([arrival_of(b, queue)]) == [True]
+    assert consumer.settle([arrival_of(b, queue)]) == [LAST]
     (after,) = claim_all(consumer, queue, 1)
     assert (after.id, after.header, after.body, after.lane) == ("body", b"after b", b"\xff gathered", "2")
     assert not attempts.client.exists("nbq:outbox:b")
@@ -317,7 +329,11 @@ def test_join_of_which_several_members_end_in_one_step_is_followed_once(
 ) -> None:
     send_header(send, queue)
     consumer = make("one")
-    assert consumer.settle([arrival_of(one, queue) for one in claim_all(consumer, queue, 3)]) == [True] * 3
+    assert consumer.settle([arrival_of(one, queue) for one in claim_all(consumer, queue, 3)]) == [
+        SETTLED,
+        SETTLED,
+        LAST,
+    ]
     (after,) = claim_all(consumer, queue, 1)
     assert after.header == b"after c"
     assert consumer.settle([Settlement(after, record("SUCCESS"), state="SUCCESS")]) == [True]
@@ -331,7 +347,7 @@ def test_what_follows_a_join_is_sent_by_whoever_gets_the_last_member_after_a_cra
     first = make("first")
     a, b, c = claim_all(first, queue, 3)
     first.publisher = Publisher(NOWHERE, "test")
-    assert first.settle([arrival_of(a, queue), arrival_of(b, queue), arrival_of(c, queue)]) == [True] * 3
+    assert first.settle([arrival_of(a, queue), arrival_of(b, queue), arrival_of(c, queue)]) == [SETTLED, SETTLED, KEPT]
     assert attempts.client.exists("nbq:outbox:c"), "it is kept beside the record of the last"
     first.close()
     second = make("second")
@@ -366,8 +382,7 @@ def test_body_of_a_chord_that_is_sent_twice_runs_once(
     deliveries = claim_all(first, queue, 3)
     # What a crash after the publish leaves behind: the body is sent, and neither forgotten nor acknowledged.
     settlements = [arrival_of(delivery, queue) for delivery in deliveries]
-    (*_, follows) = attempts.settle(settlements)
-    assert follows is not None
+    (*_, (_, follows)) = attempts.settle(settlements)
     first.publisher.send(follows)
     first.close()
     second = make("second")

@@ -8,17 +8,28 @@ import select
 import selectors
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 
-from nbqueue import App, states
+from nbqueue import App, signals, states
+from nbqueue.announcer import Announcer
 from nbqueue.backends.base import Told
 from nbqueue.broker import StreamsBroker
 from nbqueue.deliveries import Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.ledger import MAX_TOLD_BYTES, Ledger
-from nbqueue.messages import ChildTask, Steering, encode_steering
+from nbqueue.messages import (
+    Again,
+    ChildTask,
+    Failure,
+    Outcome,
+    Steering,
+    encode_again,
+    encode_failure,
+    encode_steering,
+)
 from nbqueue.pool import Job, Pool
 from nbqueue.reports import Reporter
 from nbqueue.signing import create_key_file
@@ -130,6 +141,30 @@ def test_nothing_is_lost_or_charged_twice_when_the_server_goes_away(desk: Desk) 
     assert desk.state(ended) == states.REVOKED
     back = desk.broker.claim(10, ["nbqueue"])[0]
     assert {d.id: d.child_deaths for d in back} == {dead.steering.id: 1, other.steering.id: 0}
+
+
+def test_what_follows_is_told_as_sent_only_where_it_was(desk: Desk) -> None:
+    desk.reports.announcer = Announcer(desk.app.signer, None)
+    told: list[tuple[str, str]] = []
+
+    def receive(signal: signals.Signal, headers: dict[str, Any], **_: Any) -> None:
+        told.append((signal.name, headers["id"]))
+
+    sent, lost = desk.hold(), desk.hold()
+    for signal in signals.OF_CLIENT:
+        signal.connect(receive)
+    try:
+        again = encode_again(Again(encode_failure(Failure("Retry", "", "")), time.time()))
+        for held in (sent, lost):
+            outcome = Outcome(held.seq, states.RETRY, again, time.time(), time.time())
+            desk.ledger.settle(desk.reports.retried(held, outcome), held)
+        desk.broker.give_back([lost.delivery])
+        desk.ledger.flush()
+    finally:
+        for signal in signals.OF_CLIENT:
+            signal.disconnect(receive)
+    before, after = "before_task_publish", "after_task_publish"
+    assert told == [(before, sent.steering.id), (before, lost.steering.id), (after, sent.steering.id)]
 
 
 def test_settlement_of_a_message_that_is_not_held_is_stored_too(desk: Desk) -> None:

@@ -2,7 +2,8 @@
 -- record is written, its session told and its outbox sent. A task in state RETRY has not ended: only its entry has, and
 -- its outbox holds the next. The message of a task that failed or is given up is kept. What the hash of claims says of an id is
 -- the proof: every script that takes an entry from its holder takes it out of there too.
--- Items come in groups that have all in common but entry, id and record. Returns [group, place] of each that was ours no more.
+-- Items come in groups that have all in common but entry, id and record. Returns nothing where all were ours and none the last of
+-- its join; else [group, place] of each that was ours no more, and of each such last one.
 local records, ttl_ms, maxlen, session_ttl_ms, items, outbox, arrivals = unpack(cmsgpack.unpack(ARGV[1]))
 local lost, is_lost, sessions, groups = {}, {}, {}, {}
 
@@ -53,11 +54,12 @@ for number, item in ipairs(items) do
   end
 end
 -- The ends of calls of a canvas; what follows all members of a join is sent with the one that is the last.
-local complete = {[0] = true}
+local complete, last = {[0] = true}, {}
 for n, arrival in ipairs(arrivals) do
   local number, place, graph, node, join, member, size, more = unpack(arrival)
   if not is_lost[number][place] then
     complete[n] = arrive(records, ttl_ms, graph, node, join, member, size, more, items[number][9][place])
+    if complete[n] then last[#last + 1] = {number, place} end
   end
 end
 -- Follow-ups, each with the group and place of the item it follows; an item that was ours no more sends none.
@@ -71,4 +73,4 @@ for n, message in ipairs(outbox) do
 end
 tell(sessions, maxlen, session_ttl_ms)
 write_counts(groups, ttl_ms)
-return lost
+return (lost[1] or last[1]) and {lost, last} or {}

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue import App
+from nbqueue import App, chord
 from tests.end_to_end.test_cli import options_of
 from tests.helpers import passed, wait_until
 from tests.workers import ROOT, Site
@@ -119,6 +119,23 @@ def test_events_tell_of_a_task_from_its_sending_to_its_end(idle_site: Site) -> N
         assert worker.wait() == 0
         watch.until("worker-offline")
         assert not state.workers[worker.name].alive
+
+
+@both
+def test_worker_tells_what_it_sends_after_its_tasks(idle_site: Site) -> None:
+    app = idle_site.app
+    worker = idle_site.worker("-E", "-I", "tests.sends_sent_events", concurrency=1)
+    with watching(app) as watch:
+        watch.until("worker-heartbeat")
+        add = app.task_for("tests.project.add")
+        body = chord([add.s(1, 2), add.s(3, 4)])(add.si(5, 6))
+        sent = watch.until("task-sent", body.id)
+        assert (sent["hostname"], sent["name"], sent["queue"]) == (worker.name, "tests.project.add", idle_site.queue)
+        again = app.send_task("tests.project.moody", (1,))
+        assert watch.until("task-sent", again.id)["retries"] == 1
+        watch.until("task-succeeded", again.id)
+        # Those that this process sends aren't told, as it has not asked for that.
+        assert [event["uuid"] for event in watch.events if event["type"] == "task-sent"] == [body.id, again.id]
 
 
 @both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from nbqueue import App, signals
+from nbqueue import App, Task, chord, group, signals
+from nbqueue.exceptions import PayloadTooLarge
 from tests.hand import put
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site, Worker
@@ -230,6 +232,119 @@ def test_each_call_of_a_map_and_of_a_canvas_is_told(idle_site: Site, told: list[
     told.clear()
     (add.s(1, 2) | add.s(3)).apply_async()
     assert [line["signal"] for line in told] == ["before_task_publish", "after_task_publish"]
+
+
+def test_headers_may_be_added_to_the_first_calls_of_a_canvas(idle_site: Site, lines: Lines, told: list[Line]) -> None:
+    start(idle_site, lines)
+
+    def add(headers: dict[str, Any], **_: Any) -> None:
+        headers["trace"] = headers["id"]
+
+    signals.before_task_publish.connect(add)
+    try:
+        task = idle_site.app.task_for("tests.signalled.headers")
+        sent = group(task.s().set(headers={"own": 1}), task.s()).apply_async()
+        ids = [result.id for result in sent.results]
+        assert sent.get(timeout=10) == [{"own": 1, "trace": ids[0]}, {"trace": ids[1]}]
+    finally:
+        signals.before_task_publish.disconnect(add)
+    with pytest.raises(TypeError, match="object"):
+        signals_that_break(task)
+    with pytest.raises(PayloadTooLarge, match="Not sent: name"):
+        signals_that_break(task, "x" * 7_000)
+
+
+def signals_that_break(task: Task, value: object = object()) -> None:
+    def receive(headers: dict[str, Any], **_: Any) -> None:
+        headers["broken"] = value
+
+    signals.before_task_publish.connect(receive)
+    try:
+        group(task.s(), task.s()).apply_async()
+    finally:
+        signals.before_task_publish.disconnect(receive)
+
+
+# ---- in a worker that sends what follows
+
+
+def published(lines: Lines, worker: Worker) -> dict[str, list[str]]:
+    """Return what was told of publishing in a worker's supervisor, by ids."""
+    found: dict[str, list[str]] = {}
+    for line in lines.all():
+        if line["signal"].endswith("_task_publish") and line["process"] == worker.pid:
+            found.setdefault(ast.literal_eval(line["headers"])["id"], []).append(line["signal"])
+    return found
+
+
+BOTH = ["before_task_publish", "after_task_publish"]
+
+
+@pytest.mark.brokers
+def test_what_follows_in_a_canvas_is_told_in_the_worker_that_sends_it(idle_site: Site, lines: Lines) -> None:
+    worker, app = start(idle_site, lines), idle_site.app
+    add = app.task_for("tests.project.add")
+    last = (add.s(1, 2) | add.s(3) | add.s(4)).apply_async()
+    assert last.get(timeout=10) == 10
+    assert last.parent is not None
+    expected = {last.id: BOTH, last.parent.id: BOTH}
+    wait_until(lambda: published(lines, worker) == expected, 10, "the steps of the chain")
+    (line, *_) = [line for line in lines.of("after_task_publish") if last.id in line["headers"]]
+    assert (line["sender"], line["routing_key"], line["body"][:8]) == (
+        "tests.project.add",
+        idle_site.queue,
+        "((), {},",
+    )
+    assert ast.literal_eval(line["headers"])["parent_id"] == last.parent.id
+    # Each member of a header might be the last; the body is told once, when it was sent.
+    body = chord(add.s(n, n) for n in range(10))(app.task_for("tests.signalled.headers").s())
+    body.get(timeout=10)
+    wait_until(lambda: published(lines, worker) == expected | {body.id: BOTH}, 10, "the body of the chord")
+    expected[body.id] = BOTH
+    linked = add.s(1, 1).set(link=add.s(1).set(task_id="linked")).apply_async()
+    assert linked.get(timeout=10) == 2
+    errback = app.task_for("tests.signalled.noted").s().set(task_id="told")
+    add.apply_async((1, "2"), link_error=errback)
+    expected |= {"linked": BOTH, "told": BOTH}
+    wait_until(lambda: published(lines, worker) == expected, 10, "a callback and an errback")
+
+
+@pytest.mark.brokers
+def test_retries_and_what_takes_the_place_of_a_task_are_told_in_the_worker(idle_site: Site, lines: Lines) -> None:
+    worker, app = start(idle_site, lines), idle_site.app
+    moody = app.send_task("tests.project.moody", (1,))
+    moody.get(timeout=10)
+    wait_until(lambda: published(lines, worker) == {moody.id: BOTH}, 10, "the retry")
+    (line,) = lines.of("after_task_publish")
+    headers = ast.literal_eval(line["headers"])
+    assert headers["retries"] == 1
+    assert headers["eta"]
+    replaced = app.send_task("tests.signalled.gives_way", (1,))
+    assert replaced.get(timeout=10) == 2
+    wait_until(lambda: replaced.id in published(lines, worker), 10, "what took its place")
+    sent = app.task_for("tests.project.moody").map([1, 1])
+    sent.get(timeout=10)
+    wait_until(
+        lambda: all(published(lines, worker).get(one.id) == BOTH for one in sent.results), 10, "those of members"
+    )
+
+
+@pytest.mark.brokers
+def test_receiver_in_a_worker_may_add_headers_to_what_that_sends(idle_site: Site, lines: Lines) -> None:
+    worker, app = start(idle_site, lines), idle_site.app
+    add, headers = app.task_for("tests.project.add"), app.task_for("tests.signalled.headers")
+    at_last = app.task_for("tests.signalled.headers_at_last")
+    assert (add.si(1, 1) | headers.si()).apply_async().get(timeout=10) == {"worker": worker.pid}
+    # They stay through a retry, and others may come.
+    assert at_last.delay(1).get(timeout=10) == {"worker": worker.pid, "again": 1}
+    found = (add.si(1, 1) | at_last.si(2).set(headers={"own": "mine"})).apply_async()
+    assert found.get(timeout=10) == {"own": "mine", "worker": worker.pid, "again": 2}
+    # What can't travel is left out, and harms nobody.
+    broken = (add.si(1, 1) | headers.si().set(headers={"broken": True})).apply_async()
+    assert broken.get(timeout=10) == {"broken": True}
+    assert "goes without the headers that a receiver has added" in worker.log.read_text()
+    # The body of a chord is told once it was sent, so nothing can be added.
+    assert chord([add.si(1, 1), add.si(1, 1)])(headers.si()).get(timeout=10) is None
 
 
 def test_call_that_can_not_be_sent_is_not_told_as_sent(told: list[Line], tmp_path: Path) -> None:
