@@ -565,10 +565,6 @@ class App:
 
     # ---- sending
 
-    def require_one_queue(self, queue: str, what: str) -> None:
-        """Raise `ImproperlyConfigured` if a queue's name stands for several, to which `what` can't go."""
-        self.spread.require_one(self.conf, queue, what)
-
     def pipeline(self) -> AbstractContextManager[Pipeline]:
         """Send what this thread calls in a `with` block while it goes on; confirmed together when the block ends.
 

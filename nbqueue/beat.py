@@ -24,6 +24,7 @@ from nbqueue.entries import (
     Entry,
     Firing,
     Run,
+    Sent,
     Stand,
     after_firing,
     blobs_of,
@@ -38,7 +39,16 @@ from nbqueue.entries import (
     with_ends,
 )
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured, NBQueueError, SendFailed, SendUncertain
-from nbqueue.periodic import BLOBS_KEPT_S, Schedule, configured, label, open_timetable, send_outbox, store_graph
+from nbqueue.periodic import (
+    BLOBS_KEPT_S,
+    Schedule,
+    configured,
+    label,
+    open_timetable,
+    queues_of,
+    send_outbox,
+    store_graph,
+)
 from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
 
 if TYPE_CHECKING:
@@ -262,12 +272,12 @@ class Beat:
 
     def _fire_once(self, known: _Known, firing: Firing, token: int) -> int:
         entry, app = known.entry, self.app
-        if not firing.send:
-            sent, run = None, Run(firing.due, "", firing.missed)
-        else:
-            sent = sent_by(entry, self._call_of(known), *ids_of(entry, firing.due), self._now(), app.signer)
+        sent = self._sent_by(known, firing) if firing.send else None
+        if sent is not None:
             run = Run(firing.due, sent.id, firing.missed)
             store_graph(sent, self.backend, app.conf.result_expires)
+        else:
+            run = Run(firing.due, "", firing.missed + firing.send)
         stand = after_firing(known.stand, entry, run)
         text = sign_stand(stand, app.signer)
         said = self._timetable.fire(token, entry.name, known.row, text, () if sent is None else sent.messages)
@@ -281,6 +291,16 @@ class Beat:
             if not self._timetable.joined:
                 send_outbox(self._timetable, app.broker.publish)
         return said
+
+    def _sent_by(self, known: _Known, firing: Firing) -> Sent | None:
+        """Return what a firing sends; None where it is for workers that listen, and none does."""
+        entry, signer, call = known.entry, self.app.signer, self._call_of(known)
+        try:
+            queues = queues_of(call, self.backend, signer, entry.queue)
+        except SendFailed as exc:
+            logger.warning("%s: %s", entry.name, exc)
+            return None
+        return sent_by(entry, call, *ids_of(entry, firing.due), self._now(), signer, queues)
 
     def _note_ends(self, token: int) -> None:
         """Write how runs ended beside when they were due: their records go after a while."""

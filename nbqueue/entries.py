@@ -9,7 +9,7 @@ Source: Celery 5.7, "Periodic Tasks" of its user guide.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -130,6 +130,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         graph: msgpack of a `Graph` without id, nonce and times; empty for a message.
         heads: calls of it that are sent first.
         result: the call whose end is the end of it all.
+        parts: the queues that each get a copy of a message, and whether each is a broadcast; empty for one queue.
     """
 
     steering: bytes = b""
@@ -137,6 +138,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     graph: bytes = b""
     heads: tuple[int, ...] = ()
     result: int = 0
+    parts: tuple[tuple[str, bool], ...] = ()
 
 
 class Firing(msgspec.Struct, frozen=True):
@@ -251,8 +253,16 @@ def ids_of(entry: Entry, due: float) -> tuple[str, str]:
     return id_from(digest), digest[32:52]
 
 
+def copy_id(id_: str, queue: str) -> str:
+    """Return the id of the copy of a task that goes to another queue."""
+    return id_from(hashlib.sha256(f"{id_}/{queue}".encode()).hexdigest())
+
+
 class Sent(msgspec.Struct, frozen=True):
-    """What one firing sends. `id` is of the task whose end is its end; `graph` is the text of a canvas, by its id."""
+    """What one firing sends. `id` is of the task whose end is its end; `graph` is the text of a canvas, by its id.
+
+    Of a call that goes to several queues that is the first copy.
+    """
 
     id: str
     messages: tuple[Outgoing, ...]
@@ -260,7 +270,9 @@ class Sent(msgspec.Struct, frozen=True):
     graph: tuple[str, bytes] | None = None
 
 
-def sent_by(entry: Entry, call: Call, id_: str, nonce: str, now: float, signer: Signer) -> Sent:
+def sent_by(
+    entry: Entry, call: Call, id_: str, nonce: str, now: float, signer: Signer, queues: Sequence[str] = ()
+) -> Sent:
     """Return what an entry sends at a time.
 
     Args:
@@ -270,6 +282,7 @@ def sent_by(entry: Entry, call: Call, id_: str, nonce: str, now: float, signer: 
         nonce: what tells this sending from others.
         now: Unix seconds.
         signer: signs it.
+        queues: that each get a copy, where it doesn't go to one.
     """
     session = f"beat-{entry.made}"
     if call.graph:
@@ -288,12 +301,26 @@ def sent_by(entry: Entry, call: Call, id_: str, nonce: str, now: float, signer: 
         eta=0.0,
         expires=expiry_time(now, entry.expires or None, 0.0),
     )
-    message = Message.sign(steering, call.body, signer)
+    copies = [
+        msgspec.structs.replace(steering, queue=queue, id=copy_id(id_, queue) if number else id_)
+        for number, queue in enumerate(queues)
+    ]
+    messages = tuple(_outgoing(one, call.body, signer) for one in copies or [steering])
+    return Sent(id_, messages, steering)
+
+
+def _outgoing(steering: Steering, body: bytes, signer: Signer) -> Outgoing:
+    message = Message.sign(steering, body, signer)
     record = sign_record(pending_facts(steering), b"", signer)
-    outgoing = Outgoing(
-        steering.queue, id_, message.header, call.body, nonce=nonce, record=record, priority=steering.priority
+    return Outgoing(
+        steering.queue,
+        steering.id,
+        message.header,
+        body,
+        nonce=steering.nonce,
+        record=record,
+        priority=steering.priority,
     )
-    return Sent(id_, (outgoing,), steering)
 
 
 def check(entry: Entry, now: float) -> Entry:

@@ -47,7 +47,10 @@ from nbqueue.payloads import Packer
 from nbqueue.plans import pack
 from nbqueue.schedules import Rule, maybe_schedule
 from nbqueue.serialization import dumps_args
+from nbqueue.signing import Signer
+from nbqueue.spread import copies_of
 from nbqueue.timetable import FIRED, Row, Timetable
+from nbqueue.watcher import listened_queues
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -406,6 +409,7 @@ class Schedule:
 
         Raises:
             UnknownTask: there is none of this name.
+            SendFailed: it goes to a broadcast, and no worker listens.
             SendUncertain: the broker can't be reached. It runs once that is there again: it needs no second call.
         """
         app = self.app
@@ -417,7 +421,8 @@ class Schedule:
             entry = open_entry(row.entry, name, app.signer)
             stand = stand_of(row.stand, entry, app.signer)
             call = open_call(self.timetable.call(name) or b"", entry)
-            made = sent_by(entry, call, id_, nonce, now, app.signer)
+            queues = queues_of(call, app.backend, app.signer, entry.queue)
+            made = sent_by(entry, call, id_, nonce, now, app.signer, queues)
             store_graph(made, app.backend, app.conf.result_expires)
             after = after_firing(stand, entry, Run(now, made.id, by_hand=True), by_hand=True)
             sent[:] = [made]
@@ -461,7 +466,7 @@ class Schedule:
             by_value = bool(code) or task.by_value
             args = dumps_args(call.args, call.kwargs, steering.serializer, packer, by_value=by_value)
             return self.packed_message(steering, pack_body(code, args), packer)
-        graph = pack(plan, self.app, packer)
+        graph = pack(plan, self.app, packer, sent_now=False)
         result = plan.shape.calls[-1] if plan.shape.calls else plan.heads[0]
         call_ = Call(graph=msgspec.msgpack.encode(graph), heads=tuple(plan.heads), result=result)
         first = plan.calls[plan.heads[0]].signature
@@ -470,8 +475,8 @@ class Schedule:
 
     def packed_message(self, steering: Steering, body: bytes, packer: Packer) -> Packed:
         """Return the call of a message that is sent again and again."""
-        self.app.require_one_queue(steering.queue, "an entry of the schedule")
-        call = Call(encode_steering(msgspec.structs.replace(steering, session="")), body)
+        parts = self.app.spread.parts(self.app.conf, steering.queue)
+        call = Call(encode_steering(msgspec.structs.replace(steering, session="")), body, parts=parts)
         return Packed(call, steering.shown_name, steering.queue, packer)
 
     def sync(self, configured: Iterable[Configured], origin: str) -> None:
@@ -578,6 +583,15 @@ def label(sent: Sent, backend: Backend, now: float) -> None:
     steering = sent.steering
     if steering.label or steering.identity:
         backend.label(Label(sent.id, steering.label, steering.identity, now))
+
+
+def queues_of(call: Call, backend: Backend, signer: Signer, name: str) -> list[str]:
+    """Return the queues that each get a copy of what is about to be fired, as they are listened to now; none for one.
+
+    Raises:
+        SendFailed: it goes to a broadcast, and no worker listens.
+    """
+    return copies_of(call.parts, listened_queues(backend, signer), name) if call.parts else []
 
 
 def send_outbox(timetable: Timetable, publish: Callable[[list[Outgoing]], Any]) -> int:

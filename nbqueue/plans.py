@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from nbqueue import serialization
 from nbqueue.canvas import Signature
+from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.expand import Plan, Shape, expand_as_one
 from nbqueue.graph import Graph, Join, Node, kinds_of
 from nbqueue.groups import GroupResult
@@ -18,6 +19,7 @@ from nbqueue.handles import AsyncResult
 from nbqueue.messages import Graft, Steering, new_id
 from nbqueue.payloads import Packer
 from nbqueue.request import current_request
+from nbqueue.spread import Parts
 from nbqueue.times import due_time
 
 if TYPE_CHECKING:
@@ -29,10 +31,19 @@ _OWN: Final = ("task_id", "countdown", "expires")
 _OF_CLIENT: Final = frozenset({"retry", "retry_policy", "add_to_parent", "producer", "connection", "publisher"})
 
 
-def pack(plan: Plan, app: App, packer: Packer) -> Graph:
+def pack(plan: Plan, app: App, packer: Packer, *, sent_now: bool = True) -> Graph:
     """Return the graph of a plan; code and options that calls share stand in it once.
 
+    A call that goes to several queues gets copies, which nothing follows; those of first calls are added to its heads.
+
+    Args:
+        plan: what is sent.
+        app: that sends it.
+        packer: takes large data.
+        sent_now: its first calls are, so it is known who listens to broadcasts.
+
     Raises:
+        ImproperlyConfigured: a broadcast among calls that are sent later.
         TypeError: arguments don't fit, or an option doesn't exist.
         NotPicklable: code or arguments can't travel.
     """
@@ -75,7 +86,10 @@ def pack(plan: Plan, app: App, packer: Packer) -> Graph:
                 call.parent,
             )
         )
-    joins = tuple(Join(tuple(join.members), tuple(join.follow)) for join in plan.joins)
+    joins = [Join(tuple(join.members), tuple(join.follow)) for join in plan.joins]
+    parts = {kind: some for kind, one in enumerate(kinds) if (some := app.spread.parts(app.conf, one.queue))}
+    if parts:
+        _copy(plan, app, kinds, nodes, joins, parts, set(plan.heads) if sent_now else set())
     request = current_request()
     return Graph(
         new_id(),
@@ -85,10 +99,61 @@ def pack(plan: Plan, app: App, packer: Packer) -> Graph:
         codes,
         kinds_of(kinds),
         tuple(nodes),
-        joins,
+        tuple(joins),
         parent=request.id if request is not None else "",
         root=request.root_id if request is not None else "",
     )
+
+
+def _copy(
+    plan: Plan,
+    app: App,
+    kinds: list[Steering],
+    nodes: list[Node],
+    joins: list[Join],
+    parts: Mapping[int, Parts],
+    known: set[int],
+) -> None:
+    """Let calls that go to several queues go to the first, and copies of them to the others.
+
+    Args:
+        plan: whose heads get those that are sent at once.
+        app: that sends them.
+        kinds: of calls.
+        nodes: the calls.
+        joins: what follows some of them.
+        parts: of the queues of kinds that stand for several.
+        known: calls of which it is known who listens.
+    """
+    by_kind: dict[int, list[int]] = {}
+    copies: dict[int, list[int]] = {}
+    for number, node in enumerate(list(nodes)):
+        if (found := parts.get(node.kind)) is None:
+            continue
+        kind = kinds[node.kind]
+        if number not in known and any(broadcast for _, broadcast in found):
+            raise ImproperlyConfigured(
+                f"{kind.shown_name} goes to the broadcast {kind.queue!r}, which only the first calls of a canvas that "
+                "is sent now can: who listens later isn't known yet; send it from within a task that takes this place"
+            )
+        if node.kind not in by_kind:
+            first, *others = app.sender.queues_of(kind.queue)
+            by_kind[node.kind] = list(range(len(kinds), len(kinds) + len(others)))
+            kinds[node.kind] = msgspec.structs.replace(kind, queue=first)
+            kinds += [msgspec.structs.replace(kind, queue=queue) for queue in others]
+        copies[number] = list(range(len(nodes), len(nodes) + len(by_kind[node.kind])))
+        copy = msgspec.structs.replace(node, follow=(), errors=(), join=-1, place=-1, id="")
+        nodes += [msgspec.structs.replace(copy, kind=number_of_kind) for number_of_kind in by_kind[node.kind]]
+
+    def with_copies(numbers: Iterable[int]) -> tuple[int, ...]:
+        return tuple(one for number in numbers for one in (number, *copies.get(number, ())))
+
+    plan.heads[:] = with_copies(plan.heads)
+    nodes[:] = [
+        msgspec.structs.replace(node, follow=with_copies(node.follow), errors=with_copies(node.errors))
+        for node in nodes
+    ]
+    joins[:] = [msgspec.structs.replace(join, follow=with_copies(join.follow)) for join in joins]
 
 
 def _kind(found: Signature, shared: Mapping[str, Any], packer: Packer) -> tuple[Steering, bytes]:
@@ -97,7 +162,6 @@ def _kind(found: Signature, shared: Mapping[str, Any], packer: Packer) -> tuple[
     ignore = options.pop("ignore_result", None)
     task = found.type
     steering, code = task.steering_of(packer, (found.args, found.kwargs), options)
-    task.app.require_one_queue(steering.queue, "a canvas")
     expires = found.options.get("expires", task.expires)
     if expires is None:
         until = 0.0

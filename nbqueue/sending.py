@@ -43,8 +43,9 @@ from nbqueue.messages import (
 from nbqueue.payloads import Packer
 from nbqueue.pipeline import Pipeline
 from nbqueue.request import Request, current_request
+from nbqueue.spread import copies_of
 from nbqueue.watched import WatchedMap, WatchedTask
-from nbqueue.watcher import ALIVE_S
+from nbqueue.watcher import listened_queues
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -97,7 +98,7 @@ class Sender:
         app = self.app
         if not app.spread.is_one(app.conf, steering.queue):
             sent: list[results.AsyncResult] = []
-            for queue in self._queues_of(steering.queue):
+            for queue in self.queues_of(steering.queue):
                 copy = msgspec.structs.replace(steering, queue=queue)
                 sent.append(
                     self.send(
@@ -205,7 +206,14 @@ class Sender:
         app = self.app
         for index, args in enumerate(calls):
             _check_size(f"{steering.shown_name}, call {index}", len(args))
-        app.require_one_queue(steering.queue, "a map")
+        if not app.spread.is_one(app.conf, steering.queue):
+            first, *others = (
+                msgspec.structs.replace(steering, queue=queue) for queue in self.queues_of(steering.queue)
+            )
+            sent = self.send_map(first, code, calls, packer, watched_by=watched_by, shown=shown)
+            for copy in others:
+                self.send_map(copy, code, calls, packer, shown=False)
+            return sent
         id_, nonce = self._ids.draw()
         group = msgspec.structs.replace(steering, id=id_, nonce=nonce, size=len(calls))
         if (request := current_request()) is not None:
@@ -300,13 +308,10 @@ class Sender:
         self._tell_sent(heads, announced)
         return sent
 
-    def _queues_of(self, name: str) -> list[str]:
+    def queues_of(self, name: str) -> list[str]:
         """Return the queues that a name stands for, as they are listened to now."""
         app = self.app
-        listened = [
-            queue for offer, age in app.offers() if age <= ALIVE_S and not offer.stopping for queue in offer.queues
-        ]
-        return app.spread.queues(name, listened)
+        return copies_of(app.spread.parts(app.conf, name), listened_queues(app.backend, app.signer), name)
 
     def _is_kept(self, steering: Steering, code: bytes) -> bool:
         """Tell whether a call finds its code in the backend; while that is away, it brings it along."""

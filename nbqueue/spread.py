@@ -9,8 +9,10 @@ from collections.abc import Iterable
 
 from nbqueue.bindings import BoundQueue, Defaults, broadcasts, exchange_of, is_own, queues_for
 from nbqueue.config import Settings
-from nbqueue.exceptions import ImproperlyConfigured, SendFailed
+from nbqueue.exceptions import SendFailed
 from nbqueue.routing import Route
+
+Parts = tuple[tuple[str, bool], ...]  # queues, and whether each is a broadcast
 
 
 class Spread:
@@ -56,37 +58,32 @@ class Spread:
             self._of, self._broadcasts = conf.task_queues, broadcasts(conf.task_queues)
         return queue not in self._broadcasts and queue not in self._several
 
-    def require_one(self, conf: Settings, queue: str, what: str) -> None:
-        """Refuse what can't be copied.
+    def parts(self, conf: Settings, queue: str) -> Parts:
+        """Return what a name stands for that doesn't stand for one queue; nothing for one that does."""
+        if self.is_one(conf, queue):
+            return ()
+        return tuple((part, part in self._broadcasts) for part in self._several.get(queue, (queue,)))
 
-        Raises:
-            ImproperlyConfigured: the name stands for several queues.
-        """
-        if not self.is_one(conf, queue):
-            raise ImproperlyConfigured(
-                f"{what} can't go to several queues at once, as {queue!r} means; send single calls"
-            )
 
-    def queues(self, queue: str, listened: Iterable[str]) -> list[str]:
-        """Return the queues that a name stands for.
+def copies_of(parts: Parts, listened: Iterable[str], name: str) -> list[str]:
+    """Return the queues that each get a copy of a call.
 
-        Args:
-            queue: the name.
-            listened: queues that living workers listen to.
+    Args:
+        parts: what its queue's name stands for.
+        listened: queues that living workers listen to.
+        name: of that, for the error.
 
-        Raises:
-            SendFailed: it is a broadcast, and no worker listens.
-        """
-        everyone = set(listened)
-        found: dict[str, None] = {}
-        for part in self._several.get(queue, (queue,)):
-            if part in self._broadcasts:
-                found.update(dict.fromkeys(sorted(own for own in everyone if is_own(own, part))))
-            else:
-                found[part] = None
-        if not found:
-            raise SendFailed(f"not sent: no worker listens to the broadcast {queue!r}")
-        return list(found)
+    Raises:
+        SendFailed: it is a broadcast, and no worker listens.
+    """
+    everyone = set(listened)
+    found: dict[str, None] = {}
+    for part, broadcast in parts:
+        own = sorted(queue for queue in everyone if is_own(queue, part)) if broadcast else [part]
+        found.update(dict.fromkeys(own))
+    if not found:
+        raise SendFailed(f"not sent: no worker listens to the broadcast {name!r}")
+    return list(found)
 
 
 def bindings_of(conf: Settings, queue: str) -> list[tuple[str, str, str]]:

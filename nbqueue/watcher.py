@@ -493,6 +493,12 @@ def live_offers(backend: Backend, signer: Signer, now: float) -> list[Offer]:
     return [offer for offer, at in known_offers(backend, signer) if now - at <= ALIVE_S]
 
 
+def listened_queues(backend: Backend, signer: Signer) -> list[str]:
+    """Return the queues that workers listen to which live and aren't about to stop."""
+    offers = live_offers(backend, signer, backend.now())
+    return [queue for offer in offers if not offer.stopping for queue in offer.queues]
+
+
 def known_offers(backend: Backend, signer: Signer) -> list[tuple[Offer, float]]:
     """Return what each worker said of itself last, and when by the server's clock, whether or not it still lives."""
     offers = []

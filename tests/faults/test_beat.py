@@ -19,6 +19,7 @@ import pytest
 
 from nbqueue import states
 from nbqueue.exceptions import BackendUnavailable, SendFailed
+from nbqueue.execute import BoundTask
 from nbqueue.periodic import send_outbox
 from nbqueue.server import Wire
 from tests.helpers import RedisServer, wait_until
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.faults
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def note_worker(self: BoundTask, folder: str) -> None:
+    """Leave a file that names worker and task, for each run."""
+    (Path(folder) / f"{self.request.hostname} {time.time_ns()} {self.request.id}").touch()
 
 
 class Beats:
@@ -134,6 +140,48 @@ def test_leader_that_is_killed_is_followed_within_seconds(site: Site, beats: Bea
     check_once(site, "often")
     due = [run.due_at.timestamp() for run in site.app.beat.get("often").runs]
     assert all(round(b - a, 3) == 0.5 for a, b in itertools.pairwise(due))
+
+
+@pytest.mark.brokers
+def test_broadcast_runs_once_in_each_worker_at_each_due_time_when_the_leader_of_three_is_killed(
+    site: Site, beats: Beats, tmp_path: Path
+) -> None:
+    site.app.config_from_object("tests.bound")
+    workers = [site.worker("-Q", "everybody", concurrency=1, CELERY_CONFIG_MODULE="tests.bound") for _ in range(2)]
+    for name in ("a", "b", "c"):
+        beats.start(name)
+    beats.wait_for_standby(2)
+    task = site.app.task(note_worker, bind=True, by_value=True, queue="everybody")
+    site.app.beat.add("often", 0.5, task.s(str(tmp_path)), policy="all")
+    wait_until(lambda: site.app.beat.get("often").count >= 3, 15, "firings")
+    killed = beats.leader()
+    beats.processes[killed].kill()
+    beats.wait_for_leader(other_than=killed)
+    count = site.app.beat.get("often").count
+    wait_until(lambda: site.app.beat.get("often").count > count + 8, 15, "missed firings to be made good")
+    site.app.beat.pause("often")
+    entry = site.app.beat.get("often")
+
+    def ran() -> dict[str, int]:
+        return Counter(path.name.partition(" ")[0] for path in tmp_path.iterdir())
+
+    wait_until(lambda: ran() == {one.name: entry.count for one in workers}, 15, "each to have run each once")
+    ids = [path.name.rpartition(" ")[2] for path in tmp_path.iterdir()]
+    assert len(ids) == len(set(ids)) == 2 * entry.count
+    assert {run.id for run in entry.runs} <= set(ids)
+    assert {run.state for run in site.app.beat.get("often").runs} == {states.SUCCESS}
+
+
+def test_broadcast_that_nobody_listens_to_counts_as_missed(site: Site, beats: Beats) -> None:
+    site.app.config_from_object("tests.bound")
+    site.app.beat.add("often", 0.25, site.app.task(nothing, by_value=True, queue="everybody"))
+    beats.start("a")
+    wait_until(lambda: len(site.app.beat.get("often").runs) >= 3, 15, "due times")
+    entry = site.app.beat.get("often")
+    assert (entry.count, {run.state for run in entry.runs}) == (0, {"MISSED"})
+    assert all(run.missed for run in entry.runs)
+    log = (site.server.directory / "a.log").read_text()
+    assert "often: not sent: no worker listens to the broadcast 'everybody'" in log
 
 
 def test_leader_that_was_frozen_sends_nothing_twice(site: Site, beats: Beats) -> None:
