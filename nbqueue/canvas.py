@@ -535,11 +535,7 @@ class chord(Signature):  # noqa: N801 - Celery's name
 
     def link_error(self, errback: Mapping[str, Any]) -> Signature:
         """Call something once the body has failed, or can't run as a member of the header has failed."""
-        found = maybe_signature(errback)
-        for task in self.tasks:
-            if isinstance(task, chord):
-                task.link_error(found)
-        linked: Signature = self.body.link_error(found)
+        linked: Signature = self.body.link_error(errback)
         return linked
 
     def set_immutable(self, immutable: bool) -> None:

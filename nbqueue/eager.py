@@ -281,7 +281,9 @@ class _Here:
         how = "value" if result.successful() else "failed"
         self._queue.extend((follower, how, [result]) for follower in place.follow)
         if result.failed() and not propagated:
-            self._queue.extend((errback, "error", [result]) for errback in place.errors)
+            told = self._scopes_told(place.parent) if isinstance(result.result, ChordError) else ()
+            errors = [errback for errback in place.errors if self.plan.calls[errback].scope not in told]
+            self._queue.extend((errback, "error", [result]) for errback in errors)
         if place.join >= 0:
             meeting: Meeting = self.plan.joins[place.join]
             if all(member in self.results for member in meeting.members):
@@ -290,6 +292,17 @@ class _Here:
         before = self.results.get(place.parent)
         if before is not None:
             before.followers.append(result)
+
+    def _scopes_told(self, last: int) -> set[int]:
+        """Return the scopes whose errbacks know why a body can't run; `last` is the last member of its header."""
+        join = self.plan.calls[last].join
+        members = self.plan.joins[join].members if join >= 0 else [last]
+        one = next((member for member in members if not self.results[member].successful()), -1)
+        told: set[int] = set()
+        while one >= 0 and not self.results[one].successful():
+            told.update(self.plan.calls[errback].scope for errback in self.plan.calls[one].errors)
+            one = self.plan.calls[one].parent
+        return told - {-1}
 
     def _handle(self, shape: Shape) -> Any:
         """Return the handle of a part, with that of what came before it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nbqueue.canvas import (
     TIMES,
@@ -38,6 +38,7 @@ class Place:
     join: int = -1
     place: int = -1
     parent: int = -1
+    scope: int = -1  # of an errback: that of a whole chain or group, of which it is told once
 
 
 @dataclass(slots=True)
@@ -88,6 +89,14 @@ class Plan:
     joins: list[Meeting] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)
     shape: Shape = field(default_factory=Shape)
+    scopes: int = 0
+
+
+class _Errback(NamedTuple):
+    """An errback that calls have from the chain or group they are in."""
+
+    signature: Signature
+    scope: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +157,7 @@ def expand_as_one(canvas: Signature) -> Plan:
     return plan
 
 
-def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
     match canvas:
         case chain():
             return _expand_chain(plan, canvas, before, extra, errbacks)
@@ -163,7 +172,7 @@ def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errba
     return _expand_call(plan, canvas, before, extra, errbacks)
 
 
-def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
     made = call.clone(extra.args, extra.kwargs, **extra.options)
     if extra.immutable:
         made.immutable = True
@@ -182,18 +191,28 @@ def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, er
         plan.heads.append(number)
     for link in links:
         _expand(plan, link, _Before(number), _NO_MORE, ())
-    for errback in [*errors, *(errback for errback in errbacks if errback not in errors)]:
+    for errback in [*errors, *(one.signature for one in errbacks if one.signature not in errors)]:
+        first = len(plan.calls)
         _expand(plan, errback, _Before(number, failed=True), _NO_MORE, ())
+        for one in plan.calls[number].errors:
+            if one >= first:
+                plan.calls[one].scope = next((other.scope for other in errbacks if other.signature == errback), -1)
     return Shape(number)
 
 
-def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+def _own_errbacks(plan: Plan, options: dict[str, Any]) -> tuple[_Errback, ...]:
+    """Take the errbacks out of the options of a chain or group; each call in it has them."""
+    plan.scopes += 1
+    return tuple(_Errback(maybe_signature(one), plan.scopes) for one in listed(options.pop("link_error", None)))
+
+
+def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
     steps = [unrolled(step) if isinstance(step, group) else step for step in _steps_of(found)]
     if len(steps) > 1:
         steps = [step for step in steps if not (isinstance(step, group) and not step.tasks)] or steps[-1:]
     options = {**found.options, **extra.options}
     links = [maybe_signature(link) for link in listed(options.pop("link", None))]
-    own = tuple(maybe_signature(link) for link in listed(options.pop("link_error", None)))
+    errbacks += _own_errbacks(plan, options)
     last_id = options.pop("task_id", None)
     shape: Shape | None = None
     for number, step in enumerate(steps):
@@ -206,7 +225,9 @@ def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errb
                 for link in links:
                     step.link(link)
         after = before if shape is None else _after(plan, shape)
-        next_one = _expand(plan, step, after, more, (*errbacks, *own))
+        # A group that something follows is a header: what follows it tells of its members' failures.
+        followed = isinstance(step, group | chunks) and number < len(steps) - 1
+        next_one = _expand(plan, step, after, more, () if followed else errbacks)
         next_one.first.parent = shape
         shape = next_one
     return shape or Shape(id=str(uuid.uuid4()))
@@ -235,13 +256,13 @@ def _join(plan: Plan, members: list[int]) -> int:
     return number
 
 
-def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
     options = {**found.options, **extra.options}
-    own = tuple(maybe_signature(link) for link in listed(options.pop("link_error", None)))
+    errbacks += _own_errbacks(plan, options)
     options.pop("link", None)
     group_id = options.pop("task_id", None) or str(uuid.uuid4())
     more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    members = [_expand(plan, task, before, more, (*errbacks, *own)) for task in _members_of(found)]
+    members = [_expand(plan, task, before, more, errbacks) for task in _members_of(found)]
     if len(members) == 1 and members[0].call < 0:
         return members[0]
     return Shape(members=members, id=group_id)
@@ -256,7 +277,7 @@ def _members_of(found: group) -> Iterator[Signature]:
             yield task
 
 
-def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errbacks: tuple[Signature, ...]) -> Shape:
+def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
     if found.body is None:
         raise TypeError("a chord has a body: chord(header, body), or chord(header)(body)")
     options = {**found.options, **extra.options}
@@ -271,10 +292,6 @@ def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errb
         body_options["task_id"] = task_id
     header = found.header.clone()
     header.tasks = [task if isinstance(task, group) else with_one_end(task) for task in header.tasks]
-    for task in header.tasks:
-        if isinstance(task, chord):
-            for errback in errbacks:
-                task.link_error(errback)
     more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
     shape = _expand_group(plan, header, before, more, ())
     if shape.call < 0 and not shape.calls:

@@ -7,7 +7,7 @@ failure travels along the graph as a value does, so that each call has its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +45,7 @@ class Node(msgspec.Struct, array_like=True, frozen=True):
         countdown: seconds it waits once it is its turn.
         id: of the task, if it isn't derived from the graph's.
         parent: the call before it; -1 for none.
+        scope: of an errback that a whole chain or group has, a number of that; such are told once. -1 for none.
     """
 
     kind: int
@@ -57,6 +58,7 @@ class Node(msgspec.Struct, array_like=True, frozen=True):
     countdown: float = 0.0
     id: str = ""
     parent: int = -1
+    scope: int = -1
 
 
 class Join(msgspec.Struct, array_like=True, frozen=True):
@@ -167,6 +169,19 @@ class Drawn(msgspec.Struct, frozen=True):
             raise BadMessage("place", f"join {join} of a graph of {len(self.graph.joins)}")
         return [self.graph.id_of(member) for member in self.graph.joins[join].members]
 
+    def path_to(self, join: int, place: int) -> list[int]:
+        """Return a member of a join and all calls before it, the nearest first; of one that was added, nothing."""
+        members, nodes = self.graph.joins[join].members, self.graph.nodes
+        path = [members[place]] if place < len(members) else []
+        while path and nodes[path[-1]].parent >= 0 and len(path) < len(nodes):  # some might go round in a circle
+            path.append(nodes[path[-1]].parent)
+        return path
+
+    def scopes(self, nodes: Iterable[int]) -> frozenset[int]:
+        """Return the scopes of errbacks of calls."""
+        found = self.graph.nodes
+        return frozenset(found[n].scope for node in nodes for n in found[node].errors if found[n].scope >= 0)
+
     def step(
         self, node: int, given: Given, now: float, signer: Signer, headers: Mapping[str, Any] | None = None
     ) -> Outgoing:
@@ -180,7 +195,16 @@ class Drawn(msgspec.Struct, frozen=True):
         return Outgoing(kind.queue, message.id, message.header, body, int(eta * 1000), priority=kind.priority)
 
     def after(
-        self, node: int, state: str, body: bytes, error: str, signer: Signer, now: float, *, propagated: bool = False
+        self,
+        node: int,
+        state: str,
+        body: bytes,
+        error: str,
+        signer: Signer,
+        now: float,
+        *,
+        propagated: bool = False,
+        told: Container[int] = (),
     ) -> tuple[tuple[Outgoing, ...], Arrival]:
         """Return what is to be sent once a call has ended, and what to send if it was the last of its join.
 
@@ -192,8 +216,9 @@ class Drawn(msgspec.Struct, frozen=True):
             signer: signs what is sent.
             now: Unix seconds.
             propagated: it ended because what came before it did; those who are told of failures know already.
+            told: scopes whose errbacks know already.
         """
-        outbox, arrival = self._own_after(node, state, body, error, signer, now, propagated=propagated)
+        outbox, arrival = self._own_after(node, state, body, error, signer, now, propagated=propagated, told=told)
         if node != self.graph.tail or self.onward is None:
             return outbox, arrival
         onward_node = self.graph.onward_node
@@ -204,15 +229,24 @@ class Drawn(msgspec.Struct, frozen=True):
         return (*outbox, *more), arrival
 
     def _own_after(
-        self, node: int, state: str, body: bytes, error: str, signer: Signer, now: float, *, propagated: bool
+        self,
+        node: int,
+        state: str,
+        body: bytes,
+        error: str,
+        signer: Signer,
+        now: float,
+        *,
+        propagated: bool,
+        told: Container[int],
     ) -> tuple[tuple[Outgoing, ...], Arrival]:
         """Return what follows a call in this very graph."""
         graph, call = self.graph, self.graph.nodes[node]
         id_ = graph.id_of(node)
         outbox = [self.step(n, self._given(n, node, state, body, error), now, signer) for n in call.follow]
         if state == states.FAILURE and not propagated:
-            told = Given("error", id_, body, state, error)
-            outbox += [self.step(n, told, now, signer) for n in call.errors]
+            given = Given("error", id_, body, state, error)
+            outbox += [self.step(n, given, now, signer) for n in call.errors if graph.nodes[n].scope not in told]
         return tuple(outbox), self.arrival(node, id_, call.place, now, signer)
 
     def arrival(self, node: int, id_: str, place: int | str, now: float, signer: Signer) -> Arrival:

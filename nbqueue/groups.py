@@ -18,8 +18,8 @@ import msgspec
 
 from nbqueue import states
 from nbqueue.current import current_app
-from nbqueue.exceptions import BadMessage, TimeoutError, UnknownTask  # noqa: A004 - Celery's name
-from nbqueue.handles import AsyncResult, EagerResult, error_of, outcome_of
+from nbqueue.exceptions import BadMessage, ChordError, TimeoutError, UnknownTask  # noqa: A004 - Celery's name
+from nbqueue.handles import AsyncResult, EagerResult, cause_of, error_of, outcome_of
 from nbqueue.messages import decoded, member_id
 from nbqueue.signing import Signer
 from nbqueue.waits import Guard, refuse_inside_a_task, until_ended, wait
@@ -248,7 +248,14 @@ class ResultSet:
         deadline = None if timeout is None else time.monotonic() + timeout
         for number, part in enumerate(self.results):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            yield number, part.get(timeout=left, propagate=propagate, disable_sync_subtasks=False, **told)
+            failed: ChordError | None = None
+            try:
+                value = part.get(timeout=left, propagate=propagate, disable_sync_subtasks=False, **told)
+            except ChordError as exc:
+                failed = exc
+            if failed is not None:
+                raise cause_of(failed, self.parent, timeout)
+            yield number, value
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Any]:
         """Yield the tasks' handles in the order in which they end.

@@ -268,25 +268,12 @@ class AsyncResult:
             self._wait_and_tell(timeout, interval, on_message, on_interval)
         value = self.result
         if isinstance(value, BaseException) and self.state != states.SUCCESS and propagate:
-            raise self._cause_of(value, timeout) if follow_parents else value
+            raise cause_of(value, self.parent, timeout) if follow_parents else value
         if callback is not None:
             callback(self.id, value)
         return value
 
     wait = get
-
-    def _cause_of(self, error: BaseException, timeout: float | None = None) -> BaseException:
-        """Return what a member of its header has raised, if that is why it has ended; else the error itself."""
-        before = self.parent
-        while isinstance(error, ChordError) and before is not None:
-            try:
-                before.get(timeout, disable_sync_subtasks=False)
-            except (TimeoutError, UnknownTask, ResultExpired, BackendUnavailable):
-                return error  # nothing is known of it any more
-            except Exception as exc:  # noqa: BLE001 - whatever it raised
-                return exc
-            before = before.parent
-        return error
 
     def _wait_and_tell(
         self,
@@ -532,7 +519,7 @@ class EagerResult(AsyncResult):
                 callback(self.id, self._value)
             return self._value
         if isinstance(self._value, BaseException) and propagate:
-            raise self._cause_of(self._value) if more.get("follow_parents", True) else self._value
+            raise cause_of(self._value, self.parent) if more.get("follow_parents", True) else self._value
         return self._value
 
     wait = get
@@ -559,6 +546,25 @@ class EagerResult(AsyncResult):
     def __await__(self) -> Generator[Any, None, Any]:
         yield from ()
         return self.get()
+
+
+def cause_of(error: BaseException, before: Any, timeout: float | None = None) -> BaseException:
+    """Return what a member of a header has raised, if that is why something has ended; else the error itself.
+
+    Args:
+        error: what it has ended with.
+        before: the handle of what came before it, or None.
+        timeout: seconds to look in.
+    """
+    while isinstance(error, ChordError) and before is not None:
+        try:
+            before.get(timeout, disable_sync_subtasks=False)
+        except (TimeoutError, UnknownTask, ResultExpired, BackendUnavailable):
+            break  # nothing is known of it any more
+        except Exception as exc:  # noqa: BLE001 - whatever it raised
+            error = exc  # that of a header again, maybe, whose members are further up
+        before = before.parent
+    return error
 
 
 def value_of(fact: Fact, app: App) -> Any:

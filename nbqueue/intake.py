@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -77,6 +77,14 @@ class Ended(msgspec.Struct, frozen=True):
     dead: bool = False
     drawn: Drawn | None = None
     propagated: bool = False  # as what came before it has ended so
+    told: frozenset[int] = frozenset()  # scopes of a canvas whose errbacks know of it
+
+
+class _Lost(NamedTuple):
+    """Why a call can't run, and the place of the member of its header that is to blame."""
+
+    why: str
+    place: int
 
 
 class Repeat(msgspec.Struct, frozen=True):
@@ -227,9 +235,9 @@ class Intake:
             ended = Ended(delivery, steering, given.state, given.error, given.body)
             return msgspec.structs.replace(ended, drawn=drawn, propagated=True)
         fed = self._fed(drawn, given, step.node)
-        if isinstance(fed, str):
-            ended = Ended(delivery, steering, states.FAILURE, *failure_of("ChordError", fed))
-            return msgspec.structs.replace(ended, drawn=drawn)
+        if isinstance(fed, _Lost):
+            ended = Ended(delivery, steering, states.FAILURE, *failure_of("ChordError", fed.why))
+            return msgspec.structs.replace(ended, drawn=drawn, told=self._told(drawn, given, step.node, fed.place))
         if drawn.graph.nodes[step.node].immutable:
             fed = Fed("nothing")
         blobs = (*named(code), *named(args), *(ref for payload in fed.payloads for ref in _refs(fed, payload)))
@@ -237,7 +245,22 @@ class Intake:
         alone = delivery.worker_losses >= self.max_losses
         return msgspec.structs.replace(task, blobs=blobs, fed=encoded, alone=alone)
 
-    def _fed(self, drawn: Drawn, given: Given, node: int) -> Fed | str:
+    def _told(self, drawn: Drawn, given: Given, node: int, place: int) -> frozenset[int]:
+        """Return the scopes whose errbacks know why a body can't run: those of what failed on the way to a member."""
+        if given.how != "gather" or not drawn.scopes([node]):
+            return frozenset()
+        path = drawn.path_to(given.join, place)
+        failed: list[int] = []
+        for start in range(0, len(path), 1_000):
+            part = path[start : start + 1_000]
+            texts = self.backend.load([drawn.graph.id_of(number) for number in part])
+            for number, text in zip(part, texts, strict=True):
+                if text is None or open_fact(text, self.signer, kind="record").facts.state == states.SUCCESS:
+                    return drawn.scopes(failed)
+                failed.append(number)
+        return drawn.scopes(failed)
+
+    def _fed(self, drawn: Drawn, given: Given, node: int) -> Fed | _Lost:
         """Return what came before a call, or why it can't run."""
         match given.how:
             case "value":
@@ -251,19 +274,20 @@ class Intake:
                 return self._recorded("gather", ids)
         return Fed("nothing")
 
-    def _recorded(self, how: str, ids: Sequence[str]) -> Fed | str:
-        """Return values that are in the records of tasks, or why there is none."""
-        payloads = []
+    def _recorded(self, how: str, ids: Sequence[str]) -> Fed | _Lost:
+        """Return values that are in the records of tasks, or which of them has none, and why."""
+        payloads: list[bytes] = []
         for start in range(0, len(ids), 1_000):
             part = ids[start : start + 1_000]
             for id_, text in zip(part, self.backend.load(part), strict=True):
                 if text is None:
-                    return f"Dependency {id_} has no result any more"
+                    return _Lost(f"Dependency {id_} has no result any more", len(payloads))
                 record = open_fact(text, self.signer, kind="record")
                 if record.facts.id != id_:
                     raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
                 if record.facts.state != states.SUCCESS:
-                    return f"Dependency {id_} raised {record.facts.error or record.facts.state}"
+                    why = f"Dependency {id_} raised {record.facts.error or record.facts.state}"
+                    return _Lost(why, len(payloads))
                 payloads.append(record.body)
         return Fed(how, tuple(payloads))
 

@@ -84,6 +84,7 @@ def pack(plan: Plan, app: App, packer: Packer, *, sent_now: bool = True) -> Grap
                 due_time(0.0, found.options.get("countdown"), None),
                 found.options.get("task_id") or "",
                 call.parent,
+                call.scope,
             )
         )
     joins = [Join(tuple(join.members), tuple(join.follow)) for join in plan.joins]

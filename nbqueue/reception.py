@@ -105,9 +105,10 @@ class Reception:
                     if self.outcomes.herald is not None:
                         self.outcomes.herald.never_began(steering, state, error, body)
                     settlement = self.reports.never_began(delivery, steering, state, body, error, dead=dead)
+                    node, propagated, told = steering.node, end.propagated, end.told
                     self.ledger.settle(
                         self.reports.followed(
-                            settlement, end.drawn, steering.node, body, error, propagated=end.propagated
+                            settlement, end.drawn, node, body, error, propagated=propagated, told=told
                         )
                     )
                 case Repeat():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -136,12 +136,13 @@ class Reporter:
         error: str,
         *,
         propagated: bool = False,
+        told: Container[int] = (),
     ) -> Settlement:
         """Return the end of a task with what follows it: nothing, unless it is a call of a canvas."""
         if drawn is None:
             return settlement
         outbox, arrival = drawn.after(
-            node, settlement.state, body, error[:500], self.signer, time.time(), propagated=propagated
+            node, settlement.state, body, error[:500], self.signer, time.time(), propagated=propagated, told=told
         )
         settlement = msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival)
         return settlement if self.announcer is None else self.announcer.begin(settlement, drawn)

@@ -7,17 +7,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from nbqueue import plans, signals
+from nbqueue import plans, signals, states
 from nbqueue import result as results
 from nbqueue.config import AMQP_SCHEMES, scheme_of
 from nbqueue.deliveries import CODE_GONE, LIVE, LIVE_S, Outgoing
 from nbqueue.exceptions import (
     BackendUnavailable,
+    BadMessage,
     BlobNotStored,
     ImproperlyConfigured,
     PayloadTooLarge,
@@ -25,7 +26,7 @@ from nbqueue.exceptions import (
     SendUncertain,
 )
 from nbqueue.expand import Plan
-from nbqueue.graph import Given, draw, sign_graph
+from nbqueue.graph import Drawn, Given, draw, sign_graph
 from nbqueue.link import embedded_link
 from nbqueue.messages import (
     MAX_MESSAGE_BYTES,
@@ -35,6 +36,7 @@ from nbqueue.messages import (
     Steering,
     Step,
     encode_steering,
+    open_fact,
     pack_body,
     pending_facts,
     sign_group,
@@ -285,6 +287,7 @@ class Sender:
         text = sign_graph(graph, app.signer)
         _check_size("this canvas", len(text))
         app.backend.store_graph(graph.id, text, max(app.conf.result_expires, LIVE_S))
+        self._settle_ids(drawn)
         watched = [
             WatchedTask(graph.id_of(call), drawn.steering(Step(graph.id, call, 0, graph.sent_at, 0.0)), app.session)
             for call in plan.shape.calls
@@ -307,6 +310,30 @@ class Sender:
             raise
         self._tell_sent(heads, announced)
         return sent
+
+    def _settle_ids(self, drawn: Drawn) -> None:
+        """Let ids that a canvas brings along name new tasks, whatever earlier ones of these ids came to.
+
+        Raises:
+            SendFailed: one of them is queued or runs.
+        """
+        graph, app = drawn.graph, self.app
+        calls = {
+            node.id: drawn.steering(Step(graph.id, number, 0, graph.sent_at, 0.0))
+            for number, node in enumerate(graph.nodes)
+            if node.id
+        }
+        ended = []
+        for id_, text in zip(calls, app.backend.load(list(calls)) if calls else (), strict=True):
+            if text is None:
+                continue
+            with suppress(BadMessage):  # what nobody we know has signed names no task
+                if open_fact(text, app.signer, kind="record").facts.state not in states.READY_STATES:
+                    raise SendFailed(f"a task {id_} is queued or running already; wait for it, or use another id")
+            ended.append(id_)
+        if ended:
+            app.backend.forget(ended)
+        app.watcher.expect(calls)
 
     def queues_of(self, name: str) -> list[str]:
         """Return the queues that a name stands for, as they are listened to now."""

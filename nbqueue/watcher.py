@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -28,6 +28,7 @@ LINGER_S: Final = 2.0  # without anything to follow, until it stops reading
 READ_AT_ONCE: Final = 500  # entries of a session, as backends give them
 SENDING_S: Final = 60.0  # a map of which nothing more was sent for so long is sent no further
 EXPLAIN_S: Final = 3.0  # a worker that is being started needs a moment
+EXPECTED_MOST: Final = 10_000  # calls of canvases by ids of their own that are remembered
 ALIVE_S: Final = 15.0  # a worker that has shown itself within this time lives
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Watcher:
         self._closed = threading.Event()
         self._next_check = 0.0
         self._is_empty = is_empty
+        self._expected: dict[str, Steering] = {}  # calls of canvases that were sent, by ids of their own
         self._missed: set[str] = set()  # tasks that waited at the last look, and whose queue had nothing
         self._drained = True  # the last read left nothing behind in any stream
 
@@ -120,6 +122,13 @@ class Watcher:
             known = self._tasks.setdefault(task.id, task)
         self._start()
         return known
+
+    def expect(self, calls: Mapping[str, Steering]) -> None:
+        """Take note of calls of a canvas by the ids that they were given: handles on these wait for their turn."""
+        with self._lock:
+            self._expected.update(calls)
+            while len(self._expected) > EXPECTED_MOST:
+                del self._expected[next(iter(self._expected))]
 
     def watch_map(self, group: WatchedMap) -> None:
         """Follow a map."""
@@ -156,7 +165,7 @@ class Watcher:
         with self._lock:
             if (known := self._tasks.get(id_)) is not None:
                 return known
-        task = WatchedTask(id_)
+            task = WatchedTask(id_, self._expected.get(id_))
         text = self.backend.load([id_])[0]
         if text is None:
             if not (self._is_to_come(task) or self._belongs_to_map(id_)):

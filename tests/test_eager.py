@@ -157,6 +157,43 @@ def test_errback_takes_what_is_left_free_for_it(app: App) -> None:
     assert told == [(result.id, "fail", None, None, "not wanted", "e")]  # what it was fed isn't known
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_errback_of_a_chain_is_told_once_wherever_it_fails(app: App, place: int) -> None:
+    add, fail, total = (app.tasks[name] for name in ("add", "fail", "total"))
+    told: list[str] = []
+
+    @app.task(name="errback")
+    def errback(id_: str) -> None:
+        told.append(id_)
+
+    steps: list[Any] = [
+        add.s(1, 1),
+        group(add.s(1), add.s(2)),
+        total.s(),
+        chord([add.s(1), add.s(2)], total.s()),
+        group(add.s(1), add.s(2)),
+        total.s(),
+    ]
+    failing = [fail.s(), group(fail.s(), add.s(2)), fail.s(), chord([add.s(1), fail.s()], total.s()), fail.s()]
+    whole = chain(*steps[:place], failing[place], *steps[place + 1 :]).on_error(errback.s())
+    assert not whole.apply().successful()
+    assert len(told) == 1
+
+
+def test_errback_of_a_chord_is_told_once_also_where_chords_are_in_its_header(app: App) -> None:
+    add, fail, total = (app.tasks[name] for name in ("add", "fail", "total"))
+    told: list[str] = []
+
+    @app.task(name="errback")
+    def errback(id_: str) -> None:
+        told.append(id_)
+
+    whole = chord([add.s(1, 1), chord([fail.s(), add.s(1, 2)], total.s())], total.s())
+    whole.link_error(errback.s())
+    body = whole.apply()
+    assert told == [body.id]
+
+
 def test_chain_of_one_is_a_chain_and_one_of_none_runs_nowhere(app: App) -> None:
     add = app.tasks["add"]
     app.conf.task_always_eager = True

@@ -69,6 +69,9 @@ def test_failed_member_fails_the_body_with_its_cause(shared_site: Site) -> None:
     with pytest.raises(ValueError, match="3 is not wanted"):
         body.get(timeout=15)
     assert isinstance(body.result, ChordError)
+    many = chord([a.s(1, 1), f.s(3)], group(t.s(), t.s()))()
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        many.get(timeout=15)
     # a handle that knows of no header has what was kept of the body
     with pytest.raises(ChordError, match=r"Dependency .* raised ValueError: 3 is not wanted"):
         shared_site.app.AsyncResult(body.id).get(timeout=15)
@@ -99,6 +102,11 @@ def all_of(request: Any, exc: BaseException, trace: str, label: str) -> list[Any
     return [request.id, request.task, request.args, request.root_id, str(exc), "raise ValueError" in trace, label]
 
 
+def noted(id_: str, notes: str) -> None:
+    with Path(notes).open("a") as file:
+        file.write(f"{id_}\n")
+
+
 def only(label: str) -> str:
     return label
 
@@ -121,6 +129,52 @@ def test_errbacks_take_what_is_left_free_for_them(shared_site: Site) -> None:
         "d",
         [fed.id, f.name, None, fed.parent.id, "3 is not wanted", True, "e"],  # what it was fed isn't told
     ]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_errback_of_a_chain_is_told_once_wherever_it_fails(shared_site: Site, tmp_path: Path, place: int) -> None:
+    app = shared_site.app
+    a, t, f = tasks_of(app)
+    told = app.task(noted, queue=shared_site.queue)
+    notes = tmp_path / "notes"
+    notes.touch()
+    steps: list[Any] = [
+        a.si(1, 1),
+        group(a.s(1), a.s(2)),
+        t.s(),
+        chord([a.s(1), a.s(2)], t.s()),
+        group(a.s(1), a.s(2)),
+        t.s(),
+    ]
+    failing = [f.si(3), group(f.si(3), a.s(2)), f.si(3), chord([a.s(1), f.si(3)], t.s()), f.si(3)]
+    whole = chain(*steps[:place], failing[place], *steps[place + 1 :])
+    sent = whole.on_error(told.s(str(notes))).apply_async()
+    with pytest.raises(ValueError, match="3 is not wanted"):
+        sent.get(timeout=15)
+    wait_until(notes.read_text, 15, "the errback to run")
+    # what else might be told was sent before this, and both children have had their turn
+    assert a.starmap([(1, 2)] * 20).get(timeout=15) == [3] * 20
+    assert len(notes.read_text().split()) == 1
+
+
+def test_frozen_canvas_is_sent_again_and_who_waits_for_a_call_of_it_gets_its_value(shared_site: Site) -> None:
+    a, t, f = tasks_of(shared_site.app)
+    last = a.s(5)
+    waiting = last.freeze()
+    told = shared_site.app.task(seen_id, queue=shared_site.queue).s()
+    hears = told.freeze()
+    whole = chord([a.s(1, 1), a.s(2, 2).on_error(told)], chain(t.s(), group(a.s(1), a.s(2)), t.s().on_error(told)))
+    whole.body.link(last)
+    whole.freeze()
+    for _ in range(2):
+        sent = whole.apply_async()
+        assert waiting.get(timeout=15) == 20
+        assert sent.get(timeout=15) == 15
+        waiting = shared_site.app.AsyncResult(waiting.id)
+    assert not hears.ready()
+    failing = f.s(3).on_error(told)
+    failing.apply_async()
+    assert shared_site.app.AsyncResult(hears.id).get(timeout=15).startswith("told of")
 
 
 def test_header_has_one_value_for_a_chain_that_ends_with_a_group(shared_site: Site) -> None:
