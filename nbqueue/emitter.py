@@ -7,19 +7,17 @@ Those that come within a moment go in one message, as Celery's do. While the ser
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from nbqueue.config import AMQP_SCHEMES, mask, scheme_of
-from nbqueue.stock import EVENT_EXCHANGE, fanout_topic
+from nbqueue.stock import EVENT_EXCHANGE, envelope, fanout_topic
 from nbqueue.wire import connect
 
 KEPT: Final = 10_000  # events that wait, as while the server is away
@@ -177,31 +175,10 @@ class _RedisSender:
         """Send JSON under routing keys."""
         with self._client.pipeline(transaction=False) as pipe:
             for key, body in messages:
-                pipe.publish(fanout_topic(EVENT_EXCHANGE, key, self._database), envelope(key, body, hostname))
+                message = envelope(body, EVENT_EXCHANGE, key, {"hostname": hostname})
+                pipe.publish(fanout_topic(EVENT_EXCHANGE, key, self._database), message)
             pipe.execute()
 
     def close(self) -> None:
         """Give up the connection."""
         self._client.close()
-
-
-def envelope(key: str, body: bytes, hostname: str) -> str:
-    """Return a message as kombu writes it to a Redis server.
-
-    Source: the virtual transports of kombu 5.
-    """
-    return json.dumps(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {"hostname": hostname},
-            "properties": {
-                "delivery_mode": 1,
-                "delivery_info": {"exchange": EVENT_EXCHANGE, "routing_key": key},
-                "priority": 0,
-                "body_encoding": "base64",
-                "delivery_tag": str(uuid.uuid4()),
-            },
-        }
-    )

@@ -1,8 +1,8 @@
 """`Pidbox`: a worker's answers to Celery's own programs, such as `celery inspect` and Flower.
 
 Celery broadcasts commands on an exchange of the broker's, signed by nobody. So workers answer those that change
-nothing, and follow the others only if they are told to. A thread listens: on Redis with a plain subscription, and kombu
-is loaded when the first command comes; on RabbitMQ with a queue of its own, as Celery's workers do.
+nothing, and follow the others only if they are told to. A thread listens: without kombu on Redis,
+on RabbitMQ with a queue of its own, as Celery's workers do.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import redis
 
 from nbqueue.config import AMQP_SCHEMES, mask, nodes_of, scheme_of
-from nbqueue.stock import CONTROL_EXCHANGE, fanout_topic, kombu_connection
+from nbqueue.control import matches
+from nbqueue.exceptions import BadMessage
+from nbqueue.stock import CONTROL_EXCHANGE, bindings_key, bound_queues, envelope, fanout_topic, kombu_connection, opened
 from nbqueue.wire import connect
 
 ANSWER_S: Final = 5.0  # how long the supervisor may take over a command
@@ -38,6 +40,13 @@ class Ask(Protocol):
 
     def __call__(self, command: str, arguments: dict[str, Any], tell: Callable[[Any], None], /) -> None:
         """Have it run, and its answer given to `tell`."""
+
+
+class Reply(Protocol):
+    """Sends an answer to whoever waits for it."""
+
+    def __call__(self, answer: Any, to: Mapping[str, Any], ticket: Any, /) -> None:
+        """Send it to an exchange and routing key, with the ticket of the question."""
 
 
 class Pidbox:
@@ -82,12 +91,10 @@ class Pidbox:
     # ---- Redis
 
     def _listen_redis(self) -> None:
-        """Wait for commands with what is loaded already."""
+        """Read and answer without kombu: a monitor waits a second, and loading it may take that where much runs."""
         client = connect(self.url, name=self._client_name, timeout_s=ANSWER_S)
         database = int(client.connection_pool.connection_kwargs.get("db") or 0)
         subscription = client.pubsub(ignore_subscribe_messages=True)
-        connection: Any = None
-        node: Any = None
         try:
             subscription.subscribe(fanout_topic(f"{CONTROL_EXCHANGE}.pidbox", "", database))
             self._pause_s = FIRST_PAUSE_S
@@ -98,33 +105,17 @@ class Pidbox:
                     continue
                 if message is None or len(message["data"]) > MAX_BYTES:
                     continue
-                if connection is None:
-                    connection = kombu_connection(self.url)
-                    node = self._node(connection)
-                self._handle(node, node.channel.Message(json.loads(message["data"]), channel=node.channel))
+                try:
+                    self._follow(opened(message["data"]), functools.partial(_reply_redis, client))
+                except (BadMessage, redis.ResponseError) as exc:
+                    logger.debug("a command can't be followed: %s", exc)
         finally:
             subscription.close()
             client.close()
-            if connection is not None:
-                connection.release()
 
     # ---- RabbitMQ
 
     def _listen_amqp(self) -> None:
-        with kombu_connection(next(self._nodes)) as connection:
-            node = self._node(connection)
-            node.listen(callback=lambda body, message: self._dispatch(node, body, message))
-            self._pause_s = FIRST_PAUSE_S
-            while not self._stopped.is_set():
-                try:
-                    connection.drain_events(timeout=LOOK_S)
-                except TimeoutError:
-                    connection.heartbeat_check()
-
-    # ---- both
-
-    def _node(self, connection: Any) -> Any:
-        """Return kombu's end of the mailbox."""
         from kombu.pidbox import Mailbox  # noqa: PLC0415 - as in `kombu_connection`
 
         mailbox = Mailbox(
@@ -136,46 +127,56 @@ class Pidbox:
             queue_exclusive=False,
             reply_queue_expires=QUEUE_EXPIRES_S,
         )
-        return mailbox(connection).Node(self.hostname, channel=connection.channel(), handlers=_Handlers(self._answer))
+        with kombu_connection(next(self._nodes)) as connection:
+            node = mailbox(connection).Node(self.hostname, channel=connection.channel())
 
-    def _handle(self, node: Any, message: Any) -> None:
-        try:
-            body = message.decode()
-        except Exception as exc:  # noqa: BLE001 - anybody may write there, and of whatever kind
-            logger.debug("a command can't be read: %s", exc)
-            return
-        self._dispatch(node, body, message)
+            def reply(answer: Any, to: Mapping[str, Any], ticket: Any) -> None:
+                node.reply(answer, to["exchange"], to["routing_key"], ticket)
 
-    def _dispatch(self, node: Any, body: Any, message: Any) -> None:
-        """Have kombu see whom a command is for, and answer."""
-        if not isinstance(body, dict):
-            return
+            node.listen(callback=lambda body, _message: self._follow(body, reply))
+            self._pause_s = FIRST_PAUSE_S
+            while not self._stopped.is_set():
+                try:
+                    connection.drain_events(timeout=LOOK_S)
+                except TimeoutError:
+                    connection.heartbeat_check()
+
+    # ---- both
+
+    def _follow(self, command: Any, reply: Reply) -> None:
+        """Have a command run that is for this worker, and send what it answers; leave alone what is none."""
         try:
-            node.handle_message(body, message)
+            name, arguments = command["method"], command.get("arguments") or {}
+            chosen, pattern, matcher = (command.get(field) for field in ("destination", "pattern", "matcher"))
+            if chosen:
+                wanted = self.hostname in ([chosen] if isinstance(chosen, str) else chosen)
+            else:
+                wanted = not (pattern and matcher) or matches(self.hostname, pattern, matcher)
+            if not wanted:
+                return
+            to, ticket = command.get("reply_to"), command.get("ticket")
+            answer = self._answer(str(name), {str(key): value for key, value in arguments.items()})
+            if to:
+                reply({self.hostname: answer}, to, ticket)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
             logger.debug("a command can't be understood: %s", exc)
 
-    def _answer(self, command: str, /, **arguments: Any) -> Any:
-        """Return what the supervisor answers.
-
-        Raises:
-            TimeoutError: it is busy with something else.
-        """
+    def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Return what the supervisor answers, or that it is busy with something else."""
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ask(command, arguments, answers.put)
         try:
             return answers.get(timeout=ANSWER_S)
         except queue.Empty:
-            raise TimeoutError(f"{self.hostname} hasn't answered within {ANSWER_S:g} s") from None
+            return {"error": f"{self.hostname} hasn't answered within {ANSWER_S:g} s"}
 
 
-class _Handlers(dict[str, Any]):
-    """All commands there may be: the supervisor says what becomes of each."""
-
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        super().__init__()
-        self._answer = answer
-
-    def __missing__(self, command: str) -> Callable[..., Any]:
-        run = functools.partial(self._answer, command)
-        return lambda _state, **arguments: run(**arguments)
+def _reply_redis(client: redis.Redis, answer: Any, to: Mapping[str, Any], ticket: Any) -> None:
+    """Put an answer where kombu's client waits for it; nobody waits any more if its queue isn't bound."""
+    exchange, key = str(to["exchange"]), str(to["routing_key"])
+    message = envelope(json.dumps(answer, default=repr).encode(), exchange, key, {"ticket": ticket, "clock": 0})
+    with client.pipeline(transaction=False) as pipe:
+        for name in bound_queues(client.smembers(bindings_key(exchange)), key):
+            pipe.lpush(name, message)
+            pipe.expire(name, int(QUEUE_EXPIRES_S))
+        pipe.execute()

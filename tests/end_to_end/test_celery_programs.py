@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import kombu
 import pytest
+from celery import Celery
 from kombu.pidbox import Mailbox
 
 from tests.helpers import wait_until
 from tests.workers import ROOT, Site
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.brokers]
+FLOWER_ASKS = ("stats", "active_queues", "registered", "scheduled", "active", "reserved", "revoked", "conf")
 
 
 def celery(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
@@ -55,13 +58,11 @@ def loaded(site: Site) -> bool:
 
 def test_celery_inspect_sees_workers_and_tasks(shared_site: Site, tmp_path: Path) -> None:
     worker = shared_site.workers[0].name
-    if not shared_site.on_rabbitmq:
-        assert not loaded(shared_site), "nothing has asked in Celery's way yet"
     assert asked(shared_site, "ping") == {worker: {"ok": "pong"}}
     said = celery(shared_site, "inspect", "ping", "-d", worker, "-t", "5")
     assert f"->  {worker}: OK" in said.stdout
     assert "1 node online." in said.stdout
-    assert loaded(shared_site)
+    assert loaded(shared_site) is shared_site.on_rabbitmq, "who asks on Redis would wait for it"
     assert "tests.project.add" in asked(shared_site, "registered")[worker]
     sent = shared_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
     wait_until(lambda: sent.state == "STARTED", 10, "it to run")
@@ -72,6 +73,32 @@ def test_celery_inspect_sees_workers_and_tasks(shared_site: Site, tmp_path: Path
     assert sent.state == "STARTED"
     sent.revoke(terminate=True)
     wait_until(sent.ready, 10, "it to end")
+
+
+def test_worker_answers_all_that_flower_asks_side_by_side(idle_site: Site, tmp_path: Path) -> None:
+    worker = idle_site.worker("-E", concurrency=1)
+    running = idle_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))
+    delayed = idle_site.app.send_task("tests.project.add", (3, 4), countdown=600)
+    wait_until(lambda: running.state == "STARTED", 10, "it to run")
+    with Celery(broker=idle_site.broker_url, set_as_current=False) as app, ThreadPoolExecutor(8) as threads:
+        # a connection each, as Flower's threads have, and its time-out several times over
+        def said(method: str) -> Any:
+            inspect = app.control.inspect(timeout=10, destination=[worker.name])
+            return getattr(inspect, method)(**({"safe": True} if method == "active" else {}))[worker.name]
+
+        for _ in range(3):
+            answers = dict(zip(FLOWER_ASKS, threads.map(said, FLOWER_ASKS), strict=True))
+        app.control.revoke(delayed.id)  # which Flower's button sends; here it may not
+    assert answers["stats"]["pid"] == worker.pid
+    assert answers["stats"]["pool"]["max-concurrency"] == 1
+    assert [queue["name"] for queue in answers["active_queues"]] == [idle_site.queue]
+    assert "tests.project.add" in answers["registered"]
+    assert [one["request"]["id"] for one in answers["scheduled"]] == [delayed.id]
+    assert [one["id"] for one in answers["active"]] == [running.id]
+    assert answers["reserved"] == answers["revoked"] == []
+    assert answers["conf"]["worker_send_task_events"] is True
+    assert loaded(idle_site) is idle_site.on_rabbitmq, "loading kombu took longer than Flower waits"
+    running.revoke(terminate=True)
 
 
 def test_worker_that_serves_celery_obeys_it(idle_site: Site, tmp_path: Path) -> None:
