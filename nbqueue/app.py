@@ -207,7 +207,10 @@ class App:
     def task(
         self, run: Callable[..., Any] | None = None, **options: Any
     ) -> Task | Callable[[Callable[..., Any]], Task]:
-        """Make a function a task; used as `@app.task` or `@app.task(queue="gpu")`. See `Task` for the options."""
+        """Make a function a task; used as `@app.task` or `@app.task(queue="gpu")`.
+
+        See `Task` for the options, and `nbqueue.models` for `pydantic=True`.
+        """
 
         def register(function: Callable[..., Any]) -> Task:
             return declaring.made(self, function, options)

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from nbqueue import models
 from nbqueue.current import Shared
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.tasks import Task
+from nbqueue.tasks import Task, checked
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -28,7 +29,7 @@ def made(app: App, run: Callable[..., Any], options: Mapping[str, Any]) -> Task:
     Args:
         app: whose it is.
         run: the function.
-        options: of `Task`; and `base`, a class of tasks.
+        options: of `Task`; and `base`, a class of tasks; and those of `nbqueue.models`.
 
     Raises:
         TypeError: there is no such option, or this can't be a task.
@@ -37,7 +38,12 @@ def made(app: App, run: Callable[..., Any], options: Mapping[str, Any]) -> Task:
     base = given.pop("base", None) or app.Task
     if not (isinstance(base, type) and issubclass(base, Task)):
         raise TypeError(f"base must be a class of tasks, derived from nbqueue.Task, not {base!r}")
+    of_models: dict[str, Any] = {name: given.pop(name) for name in models.OPTIONS if name in given}
+    if of_models.get("pydantic"):
+        run = models.modelled(checked(run), of_models)
     task = base.of(app, run, **given)
+    if isinstance(run, models.Modelled):
+        run.name, run.app = task.name, app
     app.tasks[task.name] = task
     app.annotate(task)
     return task

@@ -50,6 +50,7 @@ from nbqueue.messages import (
     encode_failure,
     encode_graft,
 )
+from nbqueue.models import Modelled
 from nbqueue.modules import Importer, Module
 from nbqueue.paced import Send
 from nbqueue.payloads import Packer, Ref, modules_of
@@ -93,6 +94,7 @@ OWN_FILES: Final = tuple(
         "serialization",
         "cellrun",
         "retries",
+        "models",
         "modules",
         "request",
         "callbacks",
@@ -386,7 +388,7 @@ class Executor:
         args = None
         if plan.call is not None:
             packer = Packer(modules_of(task.args))  # what came with the arguments goes on with them
-            args = serialization.dumps_args(*plan.call, request.steering.serializer, packer)
+            args = _packed_again(request, plan.call, packer)
             self._keep(packer)
         if request.hooks:
             callbacks.retried(request, plan)
@@ -474,6 +476,14 @@ class Executor:
         known = sorted({task for registry in self.registries for task in registry.tasks})
         hint = f"it knows {', '.join(known[:20])}" if known else "it was started without -A"
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
+
+
+def _packed_again(request: Request, call: tuple[tuple[Any, ...], dict[str, Any]], packer: Packer) -> bytes:
+    """Return the arguments of a call that runs again with others."""
+    found, serializer = request.loaded, request.steering.serializer
+    if found is not None and isinstance(found.run, Modelled) and serializer not in contents.PICKLES:
+        call = found.run.dump(*call, bind=found.bind)
+    return serialization.dumps_args(*call, serializer, packer)
 
 
 def _brought(function: Callable[..., Any], beside: Any) -> Loaded:

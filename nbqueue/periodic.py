@@ -46,7 +46,6 @@ from nbqueue.messages import Steering, encode_steering, new_id, new_nonce, pack_
 from nbqueue.payloads import Packer
 from nbqueue.plans import pack
 from nbqueue.schedules import Rule, maybe_schedule
-from nbqueue.serialization import dumps_args
 from nbqueue.signing import Signer
 from nbqueue.spread import copies_of
 from nbqueue.timetable import FIRED, Row, Timetable
@@ -463,8 +462,7 @@ class Schedule:
             steering = msgspec.structs.replace(
                 steering, ignore_result=bool(self.app.conf.task_ignore_result if ignore is None else ignore)
             )
-            by_value = bool(code) or task.by_value
-            args = dumps_args(call.args, call.kwargs, steering.serializer, packer, by_value=by_value)
+            args = task.dumps_args(call.args, call.kwargs, steering.serializer, packer, options.get("compression"))
             return self.packed_message(steering, pack_body(code, args), packer)
         graph = pack(plan, self.app, packer, sent_now=False)
         result = plan.shape.calls[-1] if plan.shape.calls else plan.heads[0]

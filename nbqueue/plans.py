@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nbqueue import serialization
 from nbqueue.canvas import Signature
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.expand import Plan, Shape, expand_as_one
@@ -64,14 +63,7 @@ def pack(plan: Plan, app: App, packer: Packer, *, sent_now: bool = True) -> Grap
                 codes[steering.code] = code
             kinds.append(steering)
         kind = kinds[known[key]]
-        args = serialization.dumps_args(
-            found.args,
-            found.kwargs,
-            kind.serializer,
-            packer,
-            by_value=bool(kind.code) or task.by_value,
-            compression=task.compression_of(found.options.get("compression")),
-        )
+        args = task.dumps_args(found.args, found.kwargs, kind.serializer, packer, found.options.get("compression"))
         nodes.append(
             Node(
                 known[key],

@@ -22,6 +22,7 @@ from nbqueue.groups import GroupResult, MapResult
 from nbqueue.handles import AsyncResult
 from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, new_id, python_version
+from nbqueue.models import Modelled
 from nbqueue.payloads import Packer, is_whole
 from nbqueue.rates import NO_RATE, lock_name, per_second
 from nbqueue.request import Loaded, Running
@@ -185,7 +186,7 @@ class Task(Running):
         if wrong or (wrong := sorted(name for name in options if name not in _OPTIONS and hasattr(Task, name))):
             raise TypeError(f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}")
         own["_app"] = app
-        own["function"] = function = _checked(run) if run is not None else _method(kind)
+        own["function"] = function = checked(run) if run is not None else _method(kind)
         own["given"] = {name: value for name, value in options.items() if name not in ("name", "bind", "by_value")}
         for name, value in options.items():
             own[name] = MethodType(value, self) if name in _METHODS and value is not None else value
@@ -431,14 +432,7 @@ class Task(Running):
         sent = app.sender.send(
             steering,
             code,
-            serialization.dumps_args(
-                args,
-                kwargs,
-                steering.serializer,
-                packer,
-                by_value=self.by_value,
-                compression=self.compression_of(extras.compression),
-            ),
+            self.dumps_args(args, kwargs, steering.serializer, packer, extras.compression),
             packer,
             task_id=task_id,
             ignore_result=app.conf.task_ignore_result if ignore is None else ignore,
@@ -566,10 +560,7 @@ class Task(Running):
         packer = Packer(spill=self.app.spill)
         steering, code = self._steering(packer, **options)
         how, squeezed = steering.serializer, self.compression_of(options.get("compression"))
-        packed = [
-            serialization.dumps_args(args, {}, how, packer, by_value=self.by_value, compression=squeezed)
-            for args in calls
-        ]
+        packed = [self.dumps_args(args, {}, how, packer, squeezed) for args in calls]
         return self.app.sender.send_map(steering, code, packed, packer)
 
     def _steering(
@@ -635,6 +626,20 @@ class Task(Running):
             lock=self.lock or "",
         )
         return (steering if extras is NO_EXTRAS else extras.on(steering)), code
+
+    def dumps_args(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        serializer: str,
+        packer: Packer,
+        compression: str | None = None,
+    ) -> bytes:
+        """Return the arguments of a call, packed; see `serialization.dumps_args`."""
+        if serializer not in contents.PICKLES and isinstance(self.function, Modelled):
+            args, kwargs = self.function.dump(args, kwargs, bind=self.bind)
+        squeezed = self.compression_of(compression)
+        return serialization.dumps_args(args, kwargs, serializer, packer, by_value=self.by_value, compression=squeezed)
 
     def compression_of(self, given: str | None) -> str:
         """Return how the arguments of a call are compressed: as it says, or its task, or the settings."""
@@ -735,7 +740,7 @@ def _arity(run: Callable[..., Any]) -> tuple[int, float]:
     return fewest, most
 
 
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
+def checked(run: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that can be a task's.
 
     Raises:
