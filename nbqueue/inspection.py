@@ -6,7 +6,6 @@ Nothing here unpickles: of arguments only the text is told that came with the ca
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import time
 from collections.abc import Iterable, Sequence
@@ -14,14 +13,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from nbqueue._version import __version__
 from nbqueue.config import mask, nodes_of
 from nbqueue.deliveries import REVOKED
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
-from nbqueue.messages import open_fact, python_version
+from nbqueue.messages import open_fact
 from nbqueue.spread import bindings_of
 from nbqueue.times import iso
 
@@ -227,19 +225,6 @@ _RUSAGE: Final = (
 def conf(worker: Worker, *, with_defaults: bool) -> dict[str, Any]:
     """Return settings, without passwords: those that differ from the defaults, or all."""
     return worker.conf.table(with_defaults=with_defaults)
-
-
-def report(worker: Worker) -> str:
-    """Return versions and settings, without passwords."""
-    link = worker.app.link
-    lines = [
-        f"software  nbqueue:{__version__} py:{platform.python_version()} {platform.system()} {platform.machine()}",
-        f"broker    {mask(link.broker_url)}",
-        f"backend   {mask(link.backend_url or '-')}",
-        f"worker    {worker.name}, {worker.concurrency} children, Python {python_version()}",
-        *(f"{name}: {value!r}" for name, value in sorted(conf(worker, with_defaults=False).items())),
-    ]
-    return "\n".join(lines)
 
 
 def memory(worker: Worker) -> int:

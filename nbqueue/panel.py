@@ -204,7 +204,9 @@ class Panel:
         return inspection.conf(self.worker, with_defaults=with_defaults)
 
     def _report(self) -> Any:
-        return {"ok": inspection.report(self.worker)}
+        from nbqueue.bugreport import report  # noqa: PLC0415 - loads what only starts servers, and few ask
+
+        return {"ok": report(self.worker.app)}
 
     def _memsample(self) -> Any:
         self._samples.append((time.time(), inspection.memory(self.worker)))

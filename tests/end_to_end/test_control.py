@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nbqueue.config import mask
 from nbqueue.deliveries import CONTROL, reply_key
 from nbqueue.exceptions import NBQueueError
 from nbqueue.messages import Control, Reply, new_nonce, sign_control, sign_reply
@@ -134,7 +135,11 @@ def test_worker_tells_its_tasks_queues_counters_and_settings(shared_site: Site) 
     assert "worker_max_losses" not in inspected(shared_site, "conf")
     assert inspected(shared_site, "conf", with_defaults=True)["worker_max_losses"] == 10
     report = inspected(shared_site, "report")["ok"]
-    assert "nbqueue:" in report
+    software, _, *others = report.splitlines()
+    assert software == shared_site.app.bugreport().splitlines()[0], "it is the text of `nbqueue report`"
+    assert f"broker   -> {mask(shared_site.broker_url)}" in others
+    assert f"    NBQUEUE_BROKER_URL={mask(shared_site.broker_url)}" in others
+    assert "    worker_lease: 2.0" in others
     assert "guest:guest" not in report
     assert inspected(shared_site, "memsample").endswith("B")
     assert inspected(shared_site, "memdump").endswith("B")
