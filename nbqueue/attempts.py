@@ -28,7 +28,7 @@ from nbqueue.deliveries import (
     queue_key,
 )
 from nbqueue.rates import Gates
-from nbqueue.streams import Streams, run_script
+from nbqueue.streams import Streams, arrived, run_script
 
 LEASES: Final = "nbq:leases"
 OUTBOX: Final = "nbq:outbox:"
@@ -203,10 +203,10 @@ class Attempts:
             if item.dead or (item.ends and item.state == states.FAILURE):
                 message = len(raw) + 2  # ARGV counts from 1, and begins with the blob
                 raw += [delivery.header, delivery.body]
-            after: tuple[int | str | tuple[str, ...], ...] = ()
+            after: tuple[object, ...] = ()
             kept = kept_last = _keep(raw, item.outbox)
             if (a := item.arrival) is not None:
-                after = a.graph, a.node, a.join, a.place, a.size, a.more
+                after = arrived(a)
                 if a.outbox:
                     kept_last = _keep(raw, (*item.outbox, *a.outbox))
             last = a.outbox if a is not None else ()

@@ -106,7 +106,8 @@ class Outgoing(msgspec.Struct, frozen=True):
 class Arrival(msgspec.Struct, frozen=True):
     """The end of one call of a canvas; of a member of a join, also what is sent once all of its members have ended.
 
-    `place` is a text of a member that was added; `more` are the task ids of those that this one adds.
+    `place` is a text of a member that was added; `more` are the task ids of those that this one adds. One that
+    `goes_on` only adds: it is replaced, and what takes its place arrives. Then `place` tells its runs apart.
     """
 
     graph: str
@@ -116,6 +117,7 @@ class Arrival(msgspec.Struct, frozen=True):
     size: int = 0
     outbox: tuple[Outgoing, ...] = ()
     more: tuple[str, ...] = ()
+    goes_on: bool = False
 
 
 class Delivery(msgspec.Struct, eq=False):

@@ -354,7 +354,7 @@ class Executor:
         try:
             if request.replacement is not None:
                 body, _ = self._graft(request.replacement)
-                return Outcome(task.seq, REPLACED, body, started, time.time())
+                return Outcome(task.seq, REPLACED, body, started, time.time(), also=request.also)
             again = request.again or retries.planned_for(request, exc)
             if again is not None:
                 return self._retried(task, request, again, started)

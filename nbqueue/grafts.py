@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nbqueue.deliveries import Outgoing
+from nbqueue.deliveries import Arrival, Outgoing
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Drawn, Given, decode_graph, draw, kinds_of, sign_graph
@@ -73,8 +73,17 @@ def beside(held: Held, body: bytes, number: int, now: float, signer: Signer) -> 
     drawn, node = _standing_for(held.drawn, held.steering.node)
     if drawn.graph.nodes[node].join < 0:
         raise BadMessage("place", "a call that is in no header can't add to it")
-    onward = (drawn.graph.id, node, f"{held.steering.id}+{number}")
+    onward = (drawn.graph.id, node, f"{_run_of(held)}.{number}")
     return _grafted(held, body, now, signer, {}, {}, onward)
+
+
+def going_on(held: Held) -> Arrival | None:
+    """Return what tells the join of a task that is replaced of what it adds; None if it is in no header."""
+    if held.drawn is None:
+        return None
+    drawn, node = _standing_for(held.drawn, held.steering.node)
+    join = drawn.graph.nodes[node].join
+    return Arrival(drawn.graph.id, node, join, _run_of(held), goes_on=True) if join >= 0 else None
 
 
 def in_header(drawn: Drawn | None, node: int) -> bool:
@@ -100,6 +109,11 @@ def _standing_for(drawn: Drawn, node: int) -> tuple[Drawn, int]:
     while node == drawn.graph.tail and drawn.onward is not None and drawn.graph.nodes[node].join < 0:
         drawn, node = drawn.onward, drawn.graph.onward_node
     return drawn, node
+
+
+def _run_of(held: Held) -> str:
+    """Return what tells a run of a task from others of its id, as of what took its place before."""
+    return f"{held.steering.id}+{held.steering.retries}"
 
 
 def _only_passes_on(drawn: Drawn, node: int) -> bool:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from nbqueue import grafts, states
 from nbqueue.acks import EARLY, FIRST_LOSS
 from nbqueue.deliveries import Settlement
@@ -119,7 +121,7 @@ class Outcomes:
         settlement = self.reports.followed(settlement, held.drawn, held.steering.node, body, error)
         if self.herald is not None and self.ledger.is_open(held):
             self.herald.ended(held, state, body, error, outcome)
-        if outcome is not None and outcome.also:
+        if outcome is not None and outcome.also and state == states.SUCCESS:
             settlement = self._with_added(settlement, held, outcome)
         self.ledger.settle(settlement, held)
 
@@ -153,7 +155,11 @@ class Outcomes:
             self.fail(held, "RemoteError", f"what is to take its place can't be sent: {exc}", outcome)
             return
         self.ledger.keep(grafted.id, grafted.text)
-        self.ledger.settle(self.reports.replaced(held, outcome, grafted), held)
+        settlement = self.reports.replaced(held, outcome, grafted)
+        if outcome.also:
+            settlement = msgspec.structs.replace(settlement, arrival=grafts.going_on(held))
+            settlement = self._with_added(settlement, held, outcome)
+        self.ledger.settle(settlement, held)
 
     def _with_added(self, settlement: Settlement, held: Held, outcome: Outcome) -> Settlement:
         """Return the end of a task with the canvases that it adds to its header."""

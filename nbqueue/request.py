@@ -460,19 +460,19 @@ class Running:
 
         Raises:
             Ignore: always: the call ends here.
-            RuntimeError: this is no call that a worker runs, or it has added to its chord.
+            RuntimeError: this is no call that a worker runs.
         """
         request = self.request
-        if not isinstance(request, Request) or request.also:
-            why = "was called as a function" if request is NOTHING else "has added to its chord"
-            raise RuntimeError(f"{self.name} {why}, and can't be replaced")
+        if not isinstance(request, Request):
+            raise RuntimeError(f"{self.name} was called as a function, and can't be replaced")  # noqa: TRY004 - no type
         request.replacement = sig
         raise Ignore(f"{sig!r} takes its place")
 
     def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
         """Let a canvas join the header that this task is in: the chord's body gets its value behind the others.
 
-        It is sent when this task has ended, and not if that ends with a retry; so `lazy` has nothing to put off.
+        It is sent when this task has ended or is replaced, and not if it ends with a retry or a failure; so `lazy` has
+        nothing to put off.
 
         Returns:
             Its handle.

@@ -41,6 +41,7 @@ from nbqueue.deliveries import (
     SENT,
     SETTLED,
     WORKERS,
+    Arrival,
     Delivery,
     Kept,
     Outgoing,
@@ -324,7 +325,7 @@ class Streams:
                     outbox.append((group, place, m.queue, m.id, m.header, m.due_ms, m.priority, *counters, 0))
                     bodies.append(m.body)
                 if (a := item.arrival) is not None:
-                    arrivals.append((group, place, a.graph, a.node, a.join, a.place, a.size, a.more))
+                    arrivals.append((group, place, arrived(a)))
                     for m in a.outbox:
                         row_of = (group, place, m.queue, m.id, m.header, m.due_ms, m.priority, 1, 0, 0)
                         outbox.append((*row_of, len(arrivals)))
@@ -640,6 +641,11 @@ def _in_common(items: Sequence[Settlement]) -> dict[tuple[int, str, str, str, st
         common = (int(item.ends), d.queue, d.lane, item.session, item.group, item.state, int(item.dead))
         groups.setdefault(common, []).append(number)
     return groups
+
+
+def arrived(a: Arrival) -> tuple[object, ...]:
+    """Return an arrival as the scripts take it."""
+    return a.graph, a.node, a.join, a.place, a.size, a.more, int(a.goes_on)
 
 
 def _destination(message: Outgoing) -> tuple[str, int, int]:

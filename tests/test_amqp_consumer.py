@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import amqp
+import msgspec
 import pytest
 import redis
 
@@ -338,6 +339,34 @@ def test_join_of_which_several_members_end_in_one_step_is_followed_once(
     assert after.header == b"after c"
     assert consumer.settle([Settlement(after, record("SUCCESS"), state="SUCCESS")]) == [True]
     assert claim(consumer, queue) == []
+
+
+def test_member_that_goes_on_adds_to_its_join_once_and_what_it_adds_is_sent_after_a_crash(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    send_header(send, queue)
+    first = make("first")
+    a, b, c = claim_all(first, queue, 3)
+    first.publisher = Publisher(NOWHERE, "test")
+    outbox = tuple(Outgoing(queue, id_, "header", b"body") for id_ in ("instead", "more"))
+    adds = Arrival("graph", 0, 0, "a+0", more=("more",), goes_on=True)
+    goes_on = Settlement(a, record("PENDING"), state="RETRY", outbox=outbox, arrival=adds)
+    assert first.settle([goes_on, arrival_of(b, queue), arrival_of(c, queue)]) == [KEPT, SETTLED, SETTLED]
+    first.close()
+    second = make("second")
+    found = {delivery.id: delivery for delivery in claim_all(second, queue, 3)}
+    assert set(found) == {"a", "instead", "more"}
+    # Its record may be gone, and it be run again: what it adds then isn't waited for twice.
+    again = msgspec.structs.replace(goes_on, delivery=found["a"], outbox=())
+    last = Outgoing(queue, "body", "header", b"gathered")
+    own, added = (Arrival("graph", 0, 0, place, 3, (last,)) for place in (0, "a+0.0"))
+    done = [
+        Settlement(found[id_], record("SUCCESS"), state="SUCCESS", arrival=arrival)
+        for id_, arrival in (("instead", own), ("more", added))
+    ]
+    assert second.settle([again, *done]) == [SETTLED, SETTLED, LAST]
+    assert attempts.client.lrange("nbq:join:graph:0:more", 0, -1) == [b"more"]
+    assert [delivery.id for delivery in claim_all(second, queue, 1)] == ["body"]
 
 
 def test_what_follows_a_join_is_sent_by_whoever_gets_the_last_member_after_a_crash_between_record_and_publish(

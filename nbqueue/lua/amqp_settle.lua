@@ -27,8 +27,7 @@ for n, item in ipairs(items) do
   end
   held[n] = ours and 1 or 0
   if ours and ends == 1 then
-    local graph, node, join, member, size, more = unpack(arrival)
-    if graph and arrive(records, ttl_ms, graph, node, join, member, size, more, id) then
+    if arrival[1] and arrive(records, ttl_ms, arrival, id) then
       held[n], kept = 2, kept_last
     end
     if kept > 0 then redis.call("SET", "nbq:outbox:" .. id, ARGV[kept], "PX", math.max(ttl_ms, LIVE_MS)) end

@@ -222,21 +222,32 @@ local function state_of(record)
   return record and string.match(record, '"status":"([%w_-]+)"')
 end
 
--- Notes that a call of a canvas has ended. Tells whether it was the last member of its join (-1: it is of none): a set, as a
--- count would go wrong when a call ends twice. A member's record stays until its join is complete, however long that takes.
--- `more` are ids of calls that join its members from now on.
-local function arrive(records, ttl_ms, graph, node, join, member, size, more, id)
-  local keep_ms = math.max(ttl_ms, LIVE_MS)
-  redis.call("SETBIT", "nbq:ended:" .. graph, node, 1)
-  redis.call("PEXPIRE", "nbq:ended:" .. graph, keep_ms)
-  if join < 0 then return false end
-  local members = "nbq:join:" .. graph .. ":" .. join
-  local added = redis.call("SADD", members, member)
-  redis.call("PEXPIRE", members, keep_ms)
-  if added == 1 and more[1] then
+-- Notes a member once in a set, and what it adds to the members of its join; returns 1 the first time.
+local function wait_for_more(members, set, member, more, keep_ms)
+  local first = redis.call("SADD", set, member)
+  redis.call("PEXPIRE", set, keep_ms)
+  if first == 1 and more[1] then
     redis.call("RPUSH", members .. ":more", unpack(more))
     redis.call("PEXPIRE", members .. ":more", keep_ms)
   end
+  return first
+end
+
+-- Notes that a call of a canvas has ended. Tells whether it was the last member of its join (-1: it is of none): a set, as a
+-- count would go wrong when a call ends twice. A member's record stays until its join is complete, however long that takes.
+-- `more` are ids of calls that join its members from now on.
+local function arrive(records, ttl_ms, arrival, id)
+  local graph, node, join, member, size, more, goes_on = unpack(arrival)
+  local keep_ms = math.max(ttl_ms, LIVE_MS)
+  local members = "nbq:join:" .. graph .. ":" .. join
+  if goes_on == 1 then
+    wait_for_more(members, members .. ":adders", member, more, keep_ms)
+    return false
+  end
+  redis.call("SETBIT", "nbq:ended:" .. graph, node, 1)
+  redis.call("PEXPIRE", "nbq:ended:" .. graph, keep_ms)
+  if join < 0 then return false end
+  local added = wait_for_more(members, members, member, more, keep_ms)
   if records ~= "" then redis.call("PEXPIRE", records .. id, keep_ms) end
   return added == 1 and redis.call("SCARD", members) == size + redis.call("LLEN", members .. ":more")
 end

@@ -56,9 +56,9 @@ end
 -- The ends of calls of a canvas; what follows all members of a join is sent with the one that is the last.
 local complete, last = {[0] = true}, {}
 for n, arrival in ipairs(arrivals) do
-  local number, place, graph, node, join, member, size, more = unpack(arrival)
+  local number, place, what = unpack(arrival)
   if not is_lost[number][place] then
-    complete[n] = arrive(records, ttl_ms, graph, node, join, member, size, more, items[number][9][place])
+    complete[n] = arrive(records, ttl_ms, what, items[number][9][place])
     if complete[n] then last[#last + 1] = {number, place} end
   end
 end

@@ -23,6 +23,10 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
+def collect(values: list[int]) -> list[int]:
+    return values
+
+
 def total(numbers: list[int]) -> int:
     return sum(numbers)
 
@@ -30,7 +34,7 @@ def total(numbers: list[int]) -> int:
 @pytest.fixture
 def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is short
     app, queue = shared_site.app, shared_site.queue
-    made: dict[str, Any] = {run.__name__: app.task(run, queue=queue) for run in (add, fail, total)}
+    made: dict[str, Any] = {run.__name__: app.task(run, queue=queue) for run in (add, fail, total, collect)}
     plus, failing = made["add"], made["fail"]
 
     @app.task(bind=True, queue=queue)
@@ -82,7 +86,21 @@ def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is 
             self.add_to_chord(chain(plus.s(100, i), plus.s(1)))
         return x
 
-    for task in (doubled, chained, grouped, spread, emptied, counting, failed, stubborn, adding):
+    @app.task(bind=True, queue=queue)
+    def adding_and_replaced(self: Any, left: int) -> int:
+        self.add_to_chord(plus.s(100, left))
+        self.add_to_chord(adding.s(1))
+        if left:
+            self.replace(adding_and_replaced.s(left - 1))
+        return 7
+
+    @app.task(bind=True, queue=queue)
+    def adding_and_failed(self: Any) -> None:
+        self.add_to_chord(plus.s(100, 1))
+        self.replace(failing.si("no good"))
+
+    growing = (adding, adding_and_replaced, adding_and_failed)
+    for task in (doubled, chained, grouped, spread, emptied, counting, failed, stubborn, *growing):
         made[task.run.__name__] = task
     return made
 
@@ -151,6 +169,19 @@ def test_header_is_added_to_while_it_runs(tasks: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="in no header of a chord"):
         tasks["adding"].delay(1).get(timeout=15)
     assert tasks["adding"].delay(0).get(timeout=15) == 0
+
+
+def test_task_may_add_to_its_header_and_be_replaced_again_and_again(tasks: dict[str, Any]) -> None:
+    plus, collect = tasks["add"], tasks["collect"]
+    body = chord([tasks["adding_and_replaced"].s(3), plus.s(1, 1)])(collect.s())
+    # Each of four runs adds 100 + left, and a member that is 1 and adds 101.
+    expected = sorted([7, 2, *(100 + left for left in range(4)), *[1, 101] * 4])
+    values = body.get(timeout=20)
+    assert (values[:2], sorted(values)) == ([7, 2], expected)
+    alone = chord([tasks["adding_and_replaced"].s(1)])(collect.s())
+    assert sorted(alone.get(timeout=20)) == sorted([7, 100, 101, *[1, 101] * 2])
+    with pytest.raises(ValueError, match="no good"):
+        chord([tasks["adding_and_failed"].s(), plus.s(1, 1)])(collect.s()).get(timeout=20)
 
 
 def test_revoked_task_is_not_gone_on_with_by_what_takes_its_place(tasks: dict[str, Any], shared_site: Site) -> None:

@@ -72,3 +72,31 @@ def test_task_that_is_replaced_again_and_again_survives_its_workers(site: Site, 
     assert set(counted) == {"after", *(f"t{n}" for n in range(31))}
     assert counted["after"] == 1
     assert sum(counted.values()) <= 32 + 2  # what was under way when a worker was killed
+
+
+def test_task_that_adds_to_its_header_and_is_replaced_survives_its_workers(site: Site, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    note = site.app.task(project.note.run, name="tests.project.note", queue=site.queue)
+
+    @site.app.task(bind=True, by_value=True, queue=site.queue)
+    def grow(self: Any, left: int) -> str:
+        (Path(folder) / f"t{left}.{time.time_ns()}").touch()
+        self.add_to_chord(note.si(folder, f"added{left}", 0.05))
+        time.sleep(0.05)
+        if left:
+            self.replace(grow.s(left - 1))
+        return "end"
+
+    @site.app.task(by_value=True, queue=site.queue)
+    def values(found: list[str]) -> list[str]:
+        return found
+
+    worker = site.worker()
+    result = chord([grow.s(20), note.si(folder, "beside")])(values.s())
+    for number in (8, 25):
+        wait_until(lambda: len(runs(tmp_path)) >= number, 30, "part of it")  # noqa: B023
+        worker.kill()
+        worker = site.worker()
+    found = result.get(timeout=60)
+    assert found[:2] == ["end", "beside"]
+    assert sorted(found[2:]) == sorted(f"added{left}" for left in range(21)), "each once, however often it ran"
