@@ -534,7 +534,13 @@ class chord(Signature):  # noqa: N801 - Celery's name
         return found
 
     def link_error(self, errback: Mapping[str, Any]) -> Signature:
-        """Call something once the body has failed, or can't run as a member of the header has failed."""
+        """Call something once the body has failed, or can't run as a member of the header has failed.
+
+        With `task_allow_error_cb_on_chord_header` it is called for each such member too, with its own arguments alone.
+        """
+        if self.app.conf.task_allow_error_cb_on_chord_header:
+            for task in self.tasks:
+                task.link_error(maybe_signature(errback).clone().set(immutable=True))
         linked: Signature = self.body.link_error(errback)
         return linked
 

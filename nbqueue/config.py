@@ -113,6 +113,7 @@ class Settings(_Layered):
     key_file: str | None = None
     connection_file: str | None = None
     task_default_queue: str = "nbqueue"
+    task_allow_error_cb_on_chord_header: bool = False  # True: its members tell a chord's errbacks too
     task_inherit_parent_priority: bool = False  # True: calls that a task makes have its priority
     task_default_priority: int = 0  # 0 to 9, which is the soonest
     task_routes: Any = None  # as `routing.routers` takes it

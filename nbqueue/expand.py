@@ -227,7 +227,7 @@ def _expand_chain(plan: Plan, found: chain, before: _Before, extra: _Extra, errb
         after = before if shape is None else _after(plan, shape)
         # A group that something follows is a header: what follows it tells of its members' failures.
         followed = isinstance(step, group | chunks) and number < len(steps) - 1
-        next_one = _expand(plan, step, after, more, () if followed else errbacks)
+        next_one = _expand(plan, step, after, more, _of_header(found, errbacks) if followed else errbacks)
         next_one.first.parent = shape
         shape = next_one
     return shape or Shape(id=str(uuid.uuid4()))
@@ -268,6 +268,13 @@ def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errb
     return Shape(members=members, id=group_id)
 
 
+def _of_header(found: Signature, errbacks: tuple[_Errback, ...]) -> tuple[_Errback, ...]:
+    """Return what a header has of the errbacks around it: nothing, unless settings say that each member tells too."""
+    if not errbacks or not found.app.conf.task_allow_error_cb_on_chord_header:
+        return ()
+    return tuple(_Errback(errback.signature.clone().set(immutable=True), -1) for errback in errbacks)
+
+
 def _members_of(found: group) -> Iterator[Signature]:
     """Yield the tasks of a group, those of groups in it among them, and chains of nothing left out."""
     for task in found.tasks:
@@ -284,8 +291,9 @@ def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errb
     body = found.body.clone()
     for link in listed(options.pop("link", None)):
         body.link(link)
-    for errback in listed(options.pop("link_error", None)):
-        body.link_error(errback)
+    own = _own_errbacks(plan, options)
+    for errback in own:
+        body.link_error(errback.signature)
     task_id = options.pop("task_id", None)
     body_options = {name: value for name, value in options.items() if name not in TIMES}
     if task_id is not None:
@@ -293,7 +301,7 @@ def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errb
     header = found.header.clone()
     header.tasks = [task if isinstance(task, group) else with_one_end(task) for task in header.tasks]
     more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    shape = _expand_group(plan, header, before, more, ())
+    shape = _expand_group(plan, header, before, more, _of_header(found, errbacks + own))
     if shape.call < 0 and not shape.calls:
         return _expand(plan, body, before, _Extra(([],), {}, body_options, immutable=True), errbacks)
     result = _expand(plan, body, _Before(join=_join(plan, shape.calls)), _Extra(options=body_options), errbacks)

@@ -194,6 +194,27 @@ def test_errback_of_a_chord_is_told_once_also_where_chords_are_in_its_header(app
     assert told == [body.id]
 
 
+def test_errback_of_a_chord_is_told_of_its_headers_members_where_settings_say_so(app: App) -> None:
+    app.conf.task_allow_error_cb_on_chord_header = True
+    add, fail, total = (app.tasks[name] for name in ("add", "fail", "total"))
+    told: list[str] = []
+
+    @app.task(name="errback")
+    def errback(label: str) -> None:
+        told.append(label)
+
+    def header() -> list[Any]:
+        return [fail.s(), add.s(1, 1), fail.s()]
+
+    linked = chord(header(), total.s())
+    linked.link_error(errback.si("a"))
+    linked.apply()
+    assert told == ["a", "a", "a"]  # two members and the body
+    chord(header(), total.s(), link_error=errback.si("b")).apply()
+    chain(group(header()), total.s()).on_error(errback.si("c")).apply()
+    assert told == ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
+
+
 def test_chain_of_one_is_a_chain_and_one_of_none_runs_nowhere(app: App) -> None:
     add = app.tasks["add"]
     app.conf.task_always_eager = True
