@@ -204,8 +204,9 @@ class Signature(dict[str, Any]):
         copied = type(self).__new__(type(self))
         dict.__init__(copied, deepcopy_signature(self))
         copied._type, copied._app = self._type, self._app
-        new_args, new_kwargs, new_options = copied._merged(args, kwargs, options)
-        copied["args"], copied["kwargs"], copied["options"] = new_args, new_kwargs, new_options
+        if args or kwargs or options:
+            new_args, new_kwargs, new_options = copied._merged(args, kwargs, options)
+            copied["args"], copied["kwargs"], copied["options"] = new_args, new_kwargs, new_options
         return copied
 
     partial = clone
@@ -512,9 +513,11 @@ class chord(Signature):  # noqa: N801 - Celery's name
 
     def __call__(self, body: Any = None, **options: Any) -> Any:
         """Send it, with this body if one is given."""
-        found = self if body is None else self.clone()
-        if body is not None:
-            found.body = maybe_signature(body, app=self._app)
+        if body is None:
+            return self.apply_async(**options)
+        found = chord([], body, app=self._app)
+        # The header isn't copied: it may be very long, and nobody changes what is only sent.
+        found.update({**self, "kwargs": {**self.kwargs, "body": found.body}})
         return found.apply_async(**options)
 
     def __or__(self, other: Any) -> Any:

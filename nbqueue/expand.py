@@ -8,7 +8,7 @@ Source: Celery 5.7, "Canvas: Designing Work-flows" of its user guide.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -162,11 +162,12 @@ def _expand(plan: Plan, canvas: Signature, before: _Before, extra: _Extra, errba
         case chain():
             return _expand_chain(plan, canvas, before, extra, errbacks)
         case group():
-            return _expand_group(plan, canvas, before, extra, errbacks)
+            return _expand_group(plan, canvas, canvas.tasks, before, extra, errbacks)
         case chord():
             return _expand_chord(plan, canvas, before, extra, errbacks)
         case chunks():
-            return _expand_group(plan, canvas.group(), before, extra, errbacks)
+            parts = canvas.group()
+            return _expand_group(plan, parts, parts.tasks, before, extra, errbacks)
         case Series():
             return _expand_call(plan, canvas.call(), before, extra, errbacks)
     return _expand_call(plan, canvas, before, extra, errbacks)
@@ -256,13 +257,21 @@ def _join(plan: Plan, members: list[int]) -> int:
     return number
 
 
-def _expand_group(plan: Plan, found: group, before: _Before, extra: _Extra, errbacks: tuple[_Errback, ...]) -> Shape:
+def _expand_group(
+    plan: Plan,
+    found: group,
+    tasks: Iterable[Signature],
+    before: _Before,
+    extra: _Extra,
+    errbacks: tuple[_Errback, ...],
+) -> Shape:
+    """Expand a group, with these in place of its tasks."""
     options = {**found.options, **extra.options}
     errbacks += _own_errbacks(plan, options)
     options.pop("link", None)
     group_id = options.pop("task_id", None) or str(uuid.uuid4())
     more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    members = [_expand(plan, task, before, more, errbacks) for task in _members_of(found)]
+    members = [_expand(plan, task, before, more, errbacks) for task in _members_of(tasks)]
     if len(members) == 1 and members[0].call < 0:
         return members[0]
     return Shape(members=members, id=group_id)
@@ -275,11 +284,11 @@ def _of_header(found: Signature, errbacks: tuple[_Errback, ...]) -> tuple[_Errba
     return tuple(_Errback(errback.signature.clone().set(immutable=True), -1) for errback in errbacks)
 
 
-def _members_of(found: group) -> Iterator[Signature]:
+def _members_of(tasks: Iterable[Signature]) -> Iterator[Signature]:
     """Yield the tasks of a group, those of groups in it among them, and chains of nothing left out."""
-    for task in found.tasks:
+    for task in tasks:
         if isinstance(task, group):
-            yield from _members_of(task)
+            yield from _members_of(task.tasks)
         elif not isinstance(task, chain) or task.tasks:
             yield task
 
@@ -298,10 +307,9 @@ def _expand_chord(plan: Plan, found: chord, before: _Before, extra: _Extra, errb
     body_options = {name: value for name, value in options.items() if name not in TIMES}
     if task_id is not None:
         body_options["task_id"] = task_id
-    header = found.header.clone()
-    header.tasks = [task if isinstance(task, group) else with_one_end(task) for task in header.tasks]
+    tasks = [task if isinstance(task, group) else with_one_end(task) for task in found.tasks]
     more = _Extra((*extra.args, *found.args), extra.kwargs, options, extra.immutable)
-    shape = _expand_group(plan, header, before, more, _of_header(found, errbacks + own))
+    shape = _expand_group(plan, found.header, tasks, before, more, _of_header(found, errbacks + own))
     if shape.call < 0 and not shape.calls:
         return _expand(plan, body, before, _Extra(([],), {}, body_options, immutable=True), errbacks)
     result = _expand(plan, body, _Before(join=_join(plan, shape.calls)), _Extra(options=body_options), errbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -24,10 +25,11 @@ from nbqueue.times import due_time
 if TYPE_CHECKING:
     from nbqueue.app import App
 
-# Of one call: they are no part of what it shares with others.
-_OWN: Final = ("task_id", "countdown", "expires")
-# Options that say how a call is sent by its client; those of a canvas are sent as `conf` says.
-_OF_CLIENT: Final = frozenset({"retry", "retry_policy", "add_to_parent", "producer", "connection", "publisher"})
+# No part of what a call shares with others: options of one call, and those that say how a call is sent by its client,
+# where calls of a canvas are sent as `conf` says.
+_OF_EACH: Final = frozenset(
+    {"task_id", "countdown", "retry", "retry_policy", "add_to_parent", "producer", "connection", "publisher"}
+)
 
 
 def pack(plan: Plan, app: App, packer: Packer, *, sent_now: bool = True) -> Graph:
@@ -53,12 +55,12 @@ def pack(plan: Plan, app: App, packer: Packer, *, sent_now: bool = True) -> Grap
     for call in plan.calls:
         found = call.signature
         task = found.type
-        shared = {name: value for name, value in found.options.items() if name not in _OWN and name not in _OF_CLIENT}
-        expires = found.options.get("expires")
-        key = id(task), repr((sorted(shared.items(), key=lambda item: item[0]), expires))
+        options = {name: value for name, value in found.options.items() if name not in _OF_EACH}
+        key = id(task), repr(sorted(options.items(), key=operator.itemgetter(0))) if options else ""
         if key not in known:
             known[key] = len(kinds)
-            steering, code = _kind(found, shared, packer)
+            options.pop("expires", None)
+            steering, code = _kind(found, options, packer)
             if code:
                 codes[steering.code] = code
             kinds.append(steering)
