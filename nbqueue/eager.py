@@ -33,7 +33,7 @@ from nbqueue.messages import (
     new_nonce,
     sign_record,
 )
-from nbqueue.request import FailedRequest
+from nbqueue.request import FailedRequest, current_request
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -62,6 +62,7 @@ def run(
     *,
     retried: int = 0,
     parent: Any = None,
+    replaced: int = 0,
 ) -> EagerResult:
     """Run one call, and again at once as often as it asks for a retry.
 
@@ -73,6 +74,7 @@ def run(
         options: of `apply_async`, of which `task_id`, `queue`, `ignore_result` and those of `Extras` mean something.
         retried: how often it was retried before.
         parent: the handle of what came before it.
+        replaced: how often something took a task's place, until this call was made.
     """
     id_ = str(options.get("task_id") or uuid.uuid4())
     loaded = task.loaded
@@ -83,14 +85,18 @@ def run(
             id=id_, nonce=new_nonce(), task=task.name, queue=queue, sent_at=time.time(), priority=priority
         )
         steering = Extras.of({name: value for name, value in options.items() if name in EXTRAS}).on(steering)
-        call = ChildTask(0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried)
+        if (outer := current_request()) is not None:
+            steering = outer.on(steering)
+        call = ChildTask(
+            0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried, replaced=replaced
+        )
         request = Request(call, Recorder(_nobody), _Unwatched())
         request.is_eager = True
         started = time.time()
         with while_it_runs(request):
             state, value, trace = _outcome(loaded, request, args, dict(kwargs))
         if state == REPLACED:
-            state, value, trace = _in_place(app, request.replacement)
+            state, value, trace = _in_place(app, request.replacement, replaced + 1)
         if state != states.RETRY:
             break
         retried += 1
@@ -102,10 +108,10 @@ def run(
     return result
 
 
-def _in_place(app: App, found: Signature) -> tuple[str, Any, str | None]:
+def _in_place(app: App, found: Signature, replaced: int) -> tuple[str, Any, str | None]:
     """Return how what takes a task's place has ended."""
     try:
-        end = _Here(app, expand_as_one(found)).run()
+        end = _Here(app, expand_as_one(found), replaced).run()
     except ImproperlyConfigured as exc:
         return states.FAILURE, exc, None
     return end.state, end.result, end.traceback
@@ -212,9 +218,10 @@ def run_canvas(
 class _Here:
     """One run of a plan."""
 
-    def __init__(self, app: App, plan: Plan) -> None:
+    def __init__(self, app: App, plan: Plan, replaced: int = 0) -> None:
         self.app = app
         self.plan = plan
+        self.replaced = replaced
         self.results: dict[int, EagerResult] = {}
         self._queue: deque[tuple[int, str, list[EagerResult]]] = deque((head, "nothing", []) for head in plan.heads)
 
@@ -251,7 +258,7 @@ class _Here:
             value = in_series(self._registered(name).run, starred=call.task == XSTARMAP)(elements)
             return EagerResult(id_, value, states.SUCCESS, None, call.task, app=self.app, parent=parent)
         given = {**call.options, "task_id": id_}
-        return run(self.app, task, (*first, *call.args), call.kwargs, given, parent=parent)
+        return run(self.app, task, (*first, *call.args), call.kwargs, given, parent=parent, replaced=self.replaced)
 
     def _told(self, lost: EagerResult, number: int, several: bool) -> tuple[Any, ...]:
         """Return what an errback is told."""

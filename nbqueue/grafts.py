@@ -59,7 +59,8 @@ def in_place_of(held: Held, body: bytes, now: float, signer: Signer) -> Grafted:
         # A task that is replaced again and again leaves no chain of canvases behind.
         before = held.drawn.graph
         graph, node, joins_as = before.onward, before.onward_node, before.joins_as
-    return _grafted(held, body, now, signer, own, {"id": s.id}, (graph, node, joins_as))
+    replaced = 1 + (held.drawn.graph.replaced if held.drawn is not None else 0)
+    return _grafted(held, body, now, signer, own, {"id": s.id}, (graph, node, joins_as), replaced)
 
 
 def beside(held: Held, body: bytes, number: int, now: float, signer: Signer) -> Grafted:
@@ -129,6 +130,7 @@ def _grafted(
     own: dict[str, object],
     place: dict[str, str],
     onward: tuple[str, int, str],
+    replaced: int = 0,
 ) -> Grafted:
     graft = decode_graft(body)
     graph = decode_graph(graft.graph)
@@ -153,6 +155,7 @@ def _grafted(
         onward=onward[0],
         onward_node=onward[1],
         joins_as=onward[2],
+        replaced=replaced,
     )
     drawn = draw(whole)
     outbox = tuple(drawn.step(head, Given("nothing"), now, signer) for head in graft.heads)

@@ -72,8 +72,9 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
     """All calls of one canvas. `kinds` are the JSON of what calls share: steering without id; `codes` by digest.
 
     One that takes the place of a task has a `tail`, the call that has the task's id and ends for it; what followed that
-    follows this, the call `onward_node` of the canvas `onward`. One that was added to a header joins it as `joins_as`.
-    One that a task has sent names it as its `parent`, and the call that it all began with as its `root`.
+    follows this, the call `onward_node` of the canvas `onward`. `replaced` counts how often that has happened so far.
+    One that was added to a header joins it as `joins_as`. One that a task has sent names it as its `parent`, and the
+    call that it all began with as its `root`.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Graph(msgspec.Struct, array_like=True, frozen=True):
     joins_as: str = ""
     parent: str = ""
     root: str = ""
+    replaced: int = 0
 
     @property
     def packed(self) -> Iterator[bytes]:

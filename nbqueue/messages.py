@@ -565,6 +565,7 @@ class ChildTask(msgspec.Struct, array_like=True):
     soft_time_limit: float = 0.0
     fed: bytes = b""  # an encoded `Fed`: what came before it in a canvas
     in_header: bool = False  # of a chord, to which it may add
+    replaced: int = 0  # as often something took the place of a task, of which this is a part
 
 
 class Fed(msgspec.Struct, array_like=True):

@@ -145,6 +145,7 @@ class Reception:
             soft_time_limit=limits.soft_time_limit,
             fed=task.fed,
             in_header=in_header(task.drawn, s.node),
+            replaced=0 if task.drawn is None else task.drawn.graph.replaced,
         )
         held = Held(
             self._seq,

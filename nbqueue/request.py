@@ -100,7 +100,6 @@ class Request:
     called_directly = False
     utc = True
     lang = "py"
-    replaced_task_nesting = 0
     # What Celery says with the message of a call, and is in the stored graph of a canvas here.
     callbacks = errbacks = chain = chord = stamps = stamped_headers = None
     loglevel = logfile = None
@@ -128,6 +127,11 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request: {self.task}[{self.id}]>"
+
+    @property
+    def replaced_task_nesting(self) -> int:
+        """Return how often something took a task's place, until this call was made."""
+        return self._task.replaced
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field by its name."""

@@ -596,11 +596,14 @@ class Task(Running):
         )
         code, digest = self._code(packer) if by_value else (b"", "")
         # What travels with its code brings its app's settings; what goes by name finds its worker's.
-        limits = (
-            (defaults.limits if by_value else NO_LIMITS)
-            .with_those_of(self)
-            .with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
-        )
+        limits = NO_LIMITS.with_those_of(self).with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
+        if limits.soft_time_limit > limits.time_limit > 0:
+            raise ValueError(
+                f"{self.name} has a soft_time_limit of {limits.soft_time_limit:g} s, above its time_limit of "
+                f"{limits.time_limit:g} s: it would be ended before it is told"
+            )
+        if by_value:
+            limits = defaults.limits.with_those_of(limits)
         how = serializer or self.serializer
         steering = Steering(
             id="",

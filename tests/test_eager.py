@@ -215,6 +215,23 @@ def test_errback_of_a_chord_is_told_of_its_headers_members_where_settings_say_so
     assert told == ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
 
 
+def test_calls_within_calls_know_whose_they_are(app: App) -> None:
+    @app.task(name="inner", bind=True)
+    def inner(self: Any) -> tuple[str, str, str]:
+        return self.request.id, self.request.parent_id, self.request.root_id
+
+    @app.task(name="outer", bind=True)
+    def outer(self: Any, call: Any = None) -> tuple[Any, ...]:
+        found = (inner if call is None else call).apply().get()
+        return self.request.id, self.request.parent_id, self.request.root_id, found
+
+    outermost = outer.apply((outer,))
+    id_, parent, root, (child, childs_parent, childs_root, grandchild) = outermost.get()
+    assert (id_, parent, root) == (outermost.id, None, outermost.id)
+    assert (childs_parent, childs_root) == (id_, id_)
+    assert grandchild[1:] == (child, id_)
+
+
 def test_chain_of_one_is_a_chain_and_one_of_none_runs_nowhere(app: App) -> None:
     add = app.tasks["add"]
     app.conf.task_always_eager = True

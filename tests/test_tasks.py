@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue import App
+from nbqueue import App, chain
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.messages import encode_steering, pending_facts, sign_record
 from nbqueue.payloads import Packer
@@ -73,3 +73,11 @@ def test_what_a_call_does_not_say_takes_no_room_in_its_message(app: App) -> None
     for field in (b'"eta"', b'"time_limit"', b'"soft_time_limit"', b'"memory_limit"', b'"priority"', b'"retries"'):
         assert field not in text
     assert b'"eta"' not in sign_record(pending_facts(steering), b"", Signer(b"k" * 32))
+
+
+def test_limit_that_would_be_told_after_the_end_is_refused(app: App) -> None:
+    task = app.task(soft_time_limit=20)(lambda: None)
+    with pytest.raises(ValueError, match="soft_time_limit of 20 s, above its time_limit of 10 s"):
+        task.apply_async(time_limit=10)
+    with pytest.raises(ValueError, match="soft_time_limit of 30 s"):
+        chain(task.s().set(soft_time_limit=30, time_limit=20), task.si()).apply_async()

@@ -58,6 +58,13 @@ def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is 
         self.replace(chain())
 
     @app.task(bind=True, queue=queue)
+    def nested(self: Any, left: int, seen: tuple[int, ...] = ()) -> list[int]:
+        seen = (*seen, self.request.replaced_task_nesting)
+        if left:
+            self.replace(chain(plus.si(1, 1), nested.si(left - 1, seen)) if left % 2 else nested.s(left - 1, seen))
+        return list(seen)
+
+    @app.task(bind=True, queue=queue)
     def counting(self: Any, left: int, so_far: int = 0) -> int:
         if left:
             self.replace(counting.s(left - 1, so_far + left))
@@ -100,7 +107,7 @@ def tasks(shared_site: Site) -> dict[str, Any]:  # noqa: C901 - each of them is 
         self.replace(failing.si("no good"))
 
     growing = (adding, adding_and_replaced, adding_and_failed)
-    for task in (doubled, chained, grouped, spread, emptied, counting, failed, stubborn, *growing):
+    for task in (doubled, chained, grouped, nested, spread, emptied, counting, failed, stubborn, *growing):
         made[task.run.__name__] = task
     return made
 
@@ -133,6 +140,11 @@ def test_members_of_a_map_are_replaced_in_their_places(tasks: dict[str, Any]) ->
 def test_chain_that_ends_with_a_group_takes_a_tasks_place_with_all_its_values(tasks: dict[str, Any]) -> None:
     assert tasks["spread"].delay(1).get(timeout=15) == [3, 4]
     assert chain(tasks["spread"].s(1), tasks["total"].s()).apply_async().get(timeout=15) == 7
+
+
+def test_task_knows_how_often_something_took_its_place(tasks: dict[str, Any]) -> None:
+    assert tasks["nested"].delay(4).get(timeout=15) == [0, 1, 2, 3, 4]
+    assert tasks["nested"].apply((4,)).get() == [0, 1, 2, 3, 4]
 
 
 def test_nothing_can_not_take_a_tasks_place(tasks: dict[str, Any]) -> None:
