@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nbqueue._version import __version__
+from nbqueue._version import __version__, version_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from nbqueue import states
     from nbqueue.app import App
     from nbqueue.app import App as Celery
-    from nbqueue.canvas import Signature, chain, chord, chunks, group, signature, xmap, xstarmap
+    from nbqueue.canvas import Signature, chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from nbqueue.current import attach, shared_task, task
     from nbqueue.current import proxy as current_app
     from nbqueue.execute import progress, track
     from nbqueue.executor import Executor
+    from nbqueue.installed import bugreport
     from nbqueue.request import current_task
     from nbqueue.result import AsyncResult, EagerResult, GroupResult, ResultSet
     from nbqueue.tasks import Task
+    from nbqueue.utils import uuid
 
 __all__ = [
     "App",
@@ -38,23 +40,28 @@ __all__ = [
     "Task",
     "__version__",
     "attach",
+    "bugreport",
     "chain",
     "chord",
     "chunks",
     "current_app",
     "current_task",
     "group",
+    "maybe_signature",
     "progress",
     "shared_task",
     "signature",
     "states",
     "task",
     "track",
+    "uuid",
+    "version_info",
     "xmap",
     "xstarmap",
 ]
 
 _PLACES = {
+    "VERSION": "nbqueue._version:VERSION",
     "App": "nbqueue.app:App",
     "AsyncResult": "nbqueue.result:AsyncResult",
     "Celery": "nbqueue.app:App",
@@ -65,10 +72,12 @@ _PLACES = {
     "Task": "nbqueue.tasks:Task",
     "Signature": "nbqueue.canvas:Signature",
     "attach": "nbqueue.current:attach",
+    "bugreport": "nbqueue.installed:bugreport",
     "chain": "nbqueue.canvas:chain",
     "chord": "nbqueue.canvas:chord",
     "chunks": "nbqueue.canvas:chunks",
     "group": "nbqueue.canvas:group",
+    "maybe_signature": "nbqueue.canvas:maybe_signature",
     "signature": "nbqueue.canvas:signature",
     "xmap": "nbqueue.canvas:xmap",
     "xstarmap": "nbqueue.canvas:xstarmap",
@@ -79,6 +88,7 @@ _PLACES = {
     "states": "nbqueue.states:",
     "task": "nbqueue.current:task",
     "track": "nbqueue.execute:track",
+    "uuid": "nbqueue.utils:uuid",
 }
 
 

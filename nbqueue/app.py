@@ -7,9 +7,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -24,7 +24,7 @@ from nbqueue.blobs import Blobs, BlobStore
 from nbqueue.codes import Codes
 from nbqueue.config import Environment, Settings, scheme_of
 from nbqueue.configuration import Configuration, from_environment, zone
-from nbqueue.current import Shared, join, set_current_app
+from nbqueue.current import Shared, app_or_default, join, set_current_app
 from nbqueue.defaults import Defaults, defaults_of
 from nbqueue.deliveries import KEEPER_WAKE, RECORDS, QueueSize
 from nbqueue.exceptions import (
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from nbqueue.periodic import Configured, Schedule
     from nbqueue.publishing import Publication
 
-__all__ = ["App"]
+__all__ = ["App", "app_or_default"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -157,6 +157,12 @@ class App:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def set_current(self) -> None:
+        """Be the app that `@task`, signatures and handles use when none is named."""
+        set_current_app(self)
+
+    set_default = set_current
+
     # ---- settings
 
     @cached_property
@@ -195,6 +201,10 @@ class App:
     def timezone(self) -> tzinfo:
         """Return the zone of times that say none."""
         return zone(self.conf)
+
+    def now(self) -> datetime:
+        """Return the time, in the zone of the settings."""
+        return datetime.now(self.timezone)
 
     # ---- tasks
 
@@ -670,6 +680,10 @@ class App:
         """Return the handle on a map sent before, by anyone."""
         return results.MapResult(id, app=self)
 
+    def ResultSet(self, handles: Iterable[Any] = (), /) -> results.ResultSet:  # noqa: N802 - Celery's name
+        """Return handles as one that is waited for together."""
+        return results.ResultSet(handles, self)
+
     def watch_group(self, id_: str) -> WatchedMap:
         """Follow a map by its id.
 
@@ -859,7 +873,7 @@ class App:
 
     def bugreport(self) -> str:
         """Return what a report of a defect should say: versions, machine, servers and settings, without secrets."""
-        from nbqueue.bugreport import report  # above this layer, and few call it
+        from nbqueue.installed import report  # above this layer, and few call it
 
         return report(self)
 

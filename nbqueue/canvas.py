@@ -20,6 +20,7 @@ from nbqueue.current import current_app
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.handles import AsyncResult
     from nbqueue.tasks import Task
 
 __all__ = [
@@ -95,6 +96,10 @@ class Signature(dict[str, Any]):
     def __repr__(self) -> str:
         shown = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
         return f"{self.task}({', '.join(shown)})"
+
+    def AsyncResult(self, task_id: str) -> AsyncResult:  # noqa: N802 - Celery's name
+        """Return the handle on a call of it that was sent before."""
+        return self.app.AsyncResult(task_id)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any], app: App | None = None) -> Signature:

@@ -54,6 +54,11 @@ def current_app() -> App:
     return _current
 
 
+def app_or_default(app: App | None = None) -> App:
+    """Return the app that is given, or the current one."""
+    return current_app() if app is None else app
+
+
 def task(run: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Make a function a task of the current app; used as `@task` or `@task(queue="gpu")`.
 

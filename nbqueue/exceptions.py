@@ -2,6 +2,7 @@
 
     NBQueueError
     ├── ImproperlyConfigured            a setting, URL, key or file can't be used
+    │   └── QueueNotFound               a queue isn't among `task_queues`, and none may be made; also a KeyError
     ├── SendFailed                      not sent; sending again is safe
     │   └── PayloadTooLarge             more than the broker should carry
     ├── SendUncertain                   the broker went away before it confirmed; sending again is safe too
@@ -20,10 +21,11 @@
     │   ├── SoftTimeLimitExceeded       raised inside a task that runs past its soft limit; it may clean up
     │   ├── TimeLimitExceeded           its child was ended because it ran past its limit
     │   ├── MemoryLimitExceeded         its child was ended because it used more memory than it may
-    │   ├── Retry                       a task is to run again
+    │   ├── TaskPredicate               raised by a task to say what is to become of it
+    │   │   ├── Retry                   to run again
+    │   │   ├── Ignore                  to leave no result
+    │   │   └── Reject                  to refuse its message, or give it back to its queue
     │   ├── MaxRetriesExceededError     a task is to run again, and has no retries left
-    │   ├── Ignore                      a task wants to leave no result
-    │   ├── Reject                      a task refuses its message, or gives it back to its queue
     │   ├── LeaseLost                   this worker no longer owns the task (raised inside the task)
     │   ├── BlobMissing                 large data that the task or its result names is gone
     │   ├── ChordError                  a member of a chord's header has ended without a value; names it
@@ -31,6 +33,13 @@
     │   ├── PythonMismatch              sent from another Python minor version
     │   └── RemoteError                 the task's own exception could not travel; carries its name and text
     └── TimeoutError                    a wait ran out of time; also a builtins.TimeoutError
+
+    SystemExit
+    ├── WorkerShutdown                  raised in a worker, as by a command of one's own: it stops, warm
+    └── WorkerTerminate                 it stops at once
+
+Names that Celery has for some of them: CeleryError (NBQueueError), OperationalError (SendFailed), BackendError
+(BackendUnavailable), SecurityError and InvalidTaskError (BadMessage), SystemTerminate (WorkerTerminate).
 
 Remote failures that are the task's own come back as themselves, with the remote traceback as their cause.
 """
@@ -42,36 +51,46 @@ from datetime import datetime
 
 __all__ = [
     "AmbiguousLabel",
+    "BackendError",
     "BackendUnavailable",
     "BadMessage",
     "BlobMissing",
     "BlobNotStored",
+    "CeleryError",
     "ChordError",
     "ContentDisallowed",
     "Ignore",
     "ImproperlyConfigured",
     "IncompleteStream",
+    "InvalidTaskError",
     "LeaseLost",
     "MaxRetriesExceededError",
     "MemoryLimitExceeded",
     "NBQueueError",
     "NotPicklable",
     "NotRegistered",
+    "OperationalError",
     "PayloadTooLarge",
     "PythonMismatch",
+    "QueueNotFound",
     "Reject",
     "RemoteError",
     "ResultExpired",
     "Retry",
+    "SecurityError",
     "SendFailed",
     "SendUncertain",
     "SoftTimeLimitExceeded",
+    "SystemTerminate",
     "TaskError",
+    "TaskPredicate",
     "TaskRevokedError",
     "TimeLimitExceeded",
     "TimeoutError",
     "UnknownTask",
     "WorkerLostError",
+    "WorkerShutdown",
+    "WorkerTerminate",
 ]
 
 
@@ -81,6 +100,13 @@ class NBQueueError(Exception):
 
 class ImproperlyConfigured(NBQueueError):
     """Says which setting, URL, key or file can't be used, and what to write instead."""
+
+
+class QueueNotFound(ImproperlyConfigured, KeyError):
+    """Says that a queue isn't among `task_queues` where `task_create_missing_queues` is off."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 class SendFailed(NBQueueError):
@@ -166,7 +192,11 @@ class MemoryLimitExceeded(TaskError):
     """Says that the task was ended by force, since it used more memory than it may."""
 
 
-class Retry(TaskError):
+class TaskPredicate(TaskError):
+    """Is the root of what a task raises to say what is to become of it."""
+
+
+class Retry(TaskPredicate):
     """Says that a task is to run again; `self.retry()` raises it, and a task may raise it itself.
 
     Args:
@@ -194,11 +224,11 @@ class MaxRetriesExceededError(TaskError):
     """Says that a task asked for one more retry than it has."""
 
 
-class Ignore(TaskError):
+class Ignore(TaskPredicate):
     """Ends a task without a result; whoever waits for it gets this."""
 
 
-class Reject(TaskError):
+class Reject(TaskPredicate):
     """Refuses the message of a task, which is kept among the dead letters; or gives it back to its queue.
 
     Args:
@@ -254,3 +284,19 @@ class RemoteError(TaskError):
 
 class TimeoutError(NBQueueError, builtins.TimeoutError):  # noqa: A001 - Celery's name
     """Says that a wait ran out of time; the task itself goes on."""
+
+
+class WorkerShutdown(SystemExit):
+    """Has the worker stop once its tasks have ended; raised in it by a receiver of a signal or a command."""
+
+
+class WorkerTerminate(SystemExit):
+    """Has the worker stop at once; what runs is run again by another."""
+
+
+# Celery's names for what is the same here.
+CeleryError = NBQueueError
+OperationalError = SendFailed
+BackendError = BackendUnavailable
+SecurityError = InvalidTaskError = BadMessage
+SystemTerminate = WorkerTerminate

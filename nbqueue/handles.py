@@ -6,13 +6,14 @@ Source: the names and meanings are those of `celery.result`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbqueue import serialization, states
 from nbqueue.cellrun import CellResult
 from nbqueue.current import current_app
+from nbqueue.dependencies import DependencyGraph
 from nbqueue.exceptions import (
     BackendUnavailable,
     ChordError,
@@ -45,6 +46,8 @@ class AsyncResult:
         app: whose broker and backend know it; the current app if None.
     """
 
+    TimeoutError = TimeoutError  # what `get` raises, for who has no other name for it
+
     def __init__(
         self,
         id: str,
@@ -57,6 +60,7 @@ class AsyncResult:
         self.parent = parent
         self._app = app
         self._watched = watched
+        self._ignored = False
 
     def __repr__(self) -> str:
         return f"<AsyncResult: {self.id}>"
@@ -212,6 +216,16 @@ class AsyncResult:
         """Return True: the ends of many are had at once."""
         return True
 
+    @property
+    def ignored(self) -> bool:
+        """Tell whether nobody wants its value: it was sent so, or has been set; `get` returns None at once if set."""
+        steering = None if self._watched is None else self._watched.steering
+        return self._ignored or (steering is not None and steering.ignore_result)
+
+    @ignored.setter
+    def ignored(self, value: bool) -> None:
+        self._ignored = value
+
     def ready(self) -> bool:
         """Tell whether the task has ended, in whatever way."""
         return self.watched.ended
@@ -260,6 +274,8 @@ class AsyncResult:
             Exception: what the task raised.
         """
         del no_ack
+        if self._ignored:
+            return None
         if disable_sync_subtasks:
             refuse_inside_a_task()
         if on_message is None and on_interval is None:
@@ -337,6 +353,42 @@ class AsyncResult:
                     raise IncompleteStream(f"task {one.id} has not ended")
                 continue
             waiting.extend((one, child) for child in one.children or ())
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """Return what follows it in a canvas, and what it has called.
+
+        Raises:
+            IncompleteStream: one of them has not ended.
+        """
+        return self.build_graph()
+
+    def build_graph(
+        self, intermediate: bool = False, formatter: Callable[[Any], Mapping[str, Any]] | None = None
+    ) -> DependencyGraph:
+        """Return what follows it, and what it has called.
+
+        Args:
+            intermediate: take what is known by now.
+            formatter: of `DependencyGraph`.
+
+        Raises:
+            IncompleteStream: one of them has not ended, unless `intermediate`.
+        """
+        graph = DependencyGraph(root=self, formatter=formatter)
+        graph.add_arc(self)
+        waiting: deque[Any] = deque([self])
+        while waiting:
+            one = waiting.popleft()
+            if not one.ready():
+                if not intermediate:
+                    raise IncompleteStream(f"task {one.id} has not ended")
+                continue
+            for child in one.children or ():
+                if child not in graph:
+                    waiting.append(child)
+                graph.add_edge(one, child)
+        return graph
 
     def collect(
         self, intermediate: bool = False, timeout: float | None = None, **options: Any

@@ -6,6 +6,7 @@ Commands of the user's own run in threads: one that takes long must not keep lea
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -19,7 +20,13 @@ import msgspec
 
 from nbqueue import inspection
 from nbqueue.control import ALIASES, Command, commands, matches, signal_name
-from nbqueue.exceptions import BackendUnavailable, ImproperlyConfigured, NBQueueError
+from nbqueue.exceptions import (
+    BackendUnavailable,
+    ImproperlyConfigured,
+    NBQueueError,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from nbqueue.limits import Limits, seconds
 from nbqueue.messages import Control, Reply, sign_reply
 
@@ -146,6 +153,10 @@ class Panel:
                 try:
                     answer = run()
                     msgspec.json.encode(answer, enc_hook=repr)
+                except (WorkerShutdown, WorkerTerminate) as exc:
+                    answer = {"ok": f"{self.worker.name} stops"}
+                    stop = functools.partial(self.worker.stop, at_once=isinstance(exc, WorkerTerminate))
+                    self.worker.call_soon(stop)
                 except Exception as exc:
                     logger.exception("the command %s has failed", name)
                     answer = {"error": repr(exc)}
@@ -204,7 +215,7 @@ class Panel:
         return inspection.conf(self.worker, with_defaults=with_defaults)
 
     def _report(self) -> Any:
-        from nbqueue.bugreport import report  # noqa: PLC0415 - loads what only starts servers, and few ask
+        from nbqueue.installed import report  # noqa: PLC0415 - loads what only starts servers, and few ask
 
         return {"ok": report(self.worker.app)}
 

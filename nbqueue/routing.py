@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.exceptions import ImproperlyConfigured, QueueNotFound
 
 MAX_PRIORITY: Final = 9
 _NAMED: Final = ("queue", "exchange", "routing_key")
@@ -95,10 +95,10 @@ def check_queue(queue: str, known: Sequence[str]) -> None:
     """Refuse a queue that isn't known, for `task_create_missing_queues = False`.
 
     Raises:
-        ImproperlyConfigured: it isn't.
+        QueueNotFound: it isn't.
     """
     if queue not in known:
-        raise ImproperlyConfigured(
+        raise QueueNotFound(
             f"there is no queue {queue!r} among task_queues ({', '.join(known)}), and task_create_missing_queues is off"
         )
 

@@ -334,7 +334,8 @@ def load_exception(failure: Failure, accept: frozenset[str] | None = None) -> Ba
             exc = loaded
     elif failure.type in exceptions.__all__:
         own = getattr(exceptions, failure.type)
-        exc = own(failure.message) if failure.type not in ("BadMessage", "RemoteError") else None
+        made = issubclass(own, exceptions.NBQueueError) and own not in (exceptions.BadMessage, exceptions.RemoteError)
+        exc = own(failure.message) if made else None
     elif not pickles:
         exc = _builtin_exception(failure)
     if exc is None:

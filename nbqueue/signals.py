@@ -24,6 +24,10 @@ __all__ = [
     "before_task_publish",
     "celeryd_after_setup",
     "celeryd_init",
+    "eventlet_pool_apply",
+    "eventlet_pool_postshutdown",
+    "eventlet_pool_preshutdown",
+    "eventlet_pool_started",
     "heartbeat_sent",
     "import_modules",
     "setup_logging",
@@ -238,3 +242,9 @@ beat_embedded_init: Final = Signal("beat_embedded_init")
 
 # On the command line, once options are read.
 user_preload_options: Final = Signal("user_preload_options", {"app", "options"})
+
+# Never sent: there is no pool of eventlet's. Programs that run under Celery too connect to them.
+eventlet_pool_started: Final = Signal("eventlet_pool_started")
+eventlet_pool_preshutdown: Final = Signal("eventlet_pool_preshutdown")
+eventlet_pool_postshutdown: Final = Signal("eventlet_pool_postshutdown")
+eventlet_pool_apply: Final = Signal("eventlet_pool_apply", {"target", "args", "kwargs"})

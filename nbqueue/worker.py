@@ -36,7 +36,13 @@ from nbqueue.consumer import CLAIM_MOST, Batch
 from nbqueue.contents import accepts
 from nbqueue.deliveries import CONTROL
 from nbqueue.dispatch import Dispatcher, Held
-from nbqueue.exceptions import BackendUnavailable, BadMessage, ImproperlyConfigured
+from nbqueue.exceptions import (
+    BackendUnavailable,
+    BadMessage,
+    ImproperlyConfigured,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from nbqueue.forkserver import ChildSettings, ForkServer
 from nbqueue.gatekeeper import Gatekeeper
 from nbqueue.guard import Guard, warn_of_threads
@@ -249,7 +255,10 @@ class Worker:
             self.tell_of_tasks()
             sent.worker_ready.send(self)
             while not self._finished():
-                self._turn()
+                try:
+                    self._turn()
+                except (WorkerShutdown, WorkerTerminate) as exc:  # a receiver of a signal wants it so
+                    self.stop(at_once=isinstance(exc, WorkerTerminate))
             self._online(self._leave)
             logger.info("%s has stopped", self.name)
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 from nbqueue import App, Task, progress, shared_task
 from nbqueue.control import control_command, inspect_command
+from nbqueue.exceptions import WorkerShutdown
 from nbqueue.execute import BoundTask
 
 # A machine whose clock is wrong, or is set while it runs, once there is a file that says by how much: this module is
@@ -132,6 +133,11 @@ def take_long(state: Any, seconds: float) -> str:
 @control_command
 def stumble(state: Any) -> None:
     raise RuntimeError("over my own feet")
+
+
+@control_command
+def leave(state: Any) -> None:
+    raise WorkerShutdown
 
 
 @inspect_command

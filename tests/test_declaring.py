@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import cloudpickle
 import pytest
 
 from nbqueue import App, Task, current_app, shared_task
+from nbqueue.app import app_or_default
 from nbqueue.current import set_current_app
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
 from nbqueue.extras import EXTRAS, IDLE
@@ -182,6 +184,18 @@ def test_shared_task_is_one_of_every_app(made_current: App) -> None:
     assert one.app is after
     assert current_app.main == "after"
     assert current_app() is after
+
+
+def test_app_makes_itself_the_current_one(app: App, made_current: App) -> None:
+    other = App("other", timezone="Europe/Oslo", set_as_current=False)
+    for become in (other.set_current, app.set_default):
+        become()
+        assert app_or_default() is current_app() is become.__self__  # type: ignore[attr-defined]
+        assert app_or_default(other) is other
+    assert str(other.now().tzinfo) == "Europe/Oslo"
+    assert abs(other.now() - app.now()) < timedelta(minutes=1)
+    both = other.ResultSet([other.AsyncResult("a"), other.AsyncResult("b")])
+    assert (len(both), both.app) == (2, other)
 
 
 def test_modules_of_tasks_are_looked_for(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,28 @@ def test_exception_survives_pickling(name: str) -> None:
     assert type(again) is type(made)
     assert str(again) == str(made)
     assert again.args == made.args
-    assert isinstance(again, exceptions.NBQueueError)
+    assert isinstance(again, exceptions.NBQueueError | SystemExit)
 
 
 @pytest.mark.parametrize("name", exceptions.__all__)
 def test_exception_stands_in_the_tree_and_says_what_it_is(name: str) -> None:
     assert name in (exceptions.__doc__ or "")
     assert getattr(exceptions, name).__doc__
+
+
+def test_names_of_celerys_catch_what_is_raised_here() -> None:
+    assert issubclass(exceptions.ResultExpired, exceptions.CeleryError)
+    for error in (exceptions.Retry, exceptions.Ignore, exceptions.Reject):
+        assert issubclass(error, exceptions.TaskPredicate)
+    assert exceptions.OperationalError is nbqueue.Task.OperationalError
+    for worker_ends in (exceptions.WorkerShutdown, exceptions.SystemTerminate):
+        assert not issubclass(worker_ends, Exception), "a broad except must not hold it up"
+
+
+def test_version_is_had_by_its_parts() -> None:
+    assert nbqueue.version_info is nbqueue.VERSION
+    assert nbqueue.__version__.startswith(".".join(map(str, nbqueue.version_info[:3])))
+    assert nbqueue.version_info >= (0, 1)
 
 
 def test_public_names_are_sorted_and_can_all_be_had() -> None:

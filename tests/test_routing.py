@@ -11,7 +11,7 @@ import pytest
 from nbqueue import App
 from nbqueue.bindings import bound_queues
 from nbqueue.config import Settings
-from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.exceptions import ImproperlyConfigured, QueueNotFound
 from nbqueue.payloads import Packer
 from nbqueue.routing import Call, Route, find_route, routers
 
@@ -88,7 +88,7 @@ def test_call_comes_before_task_before_routes_before_defaults(app: App) -> None:
 def test_queue_that_is_not_known_is_an_error_when_none_may_be_missing(app: App) -> None:
     app.conf.update(task_create_missing_queues=False, task_queues=("nbqueue", "feeds"))
     assert app.destination("feed.add")[0] == "feeds"
-    with pytest.raises(ImproperlyConfigured, match=r"no queue 'feds' among task_queues \(nbqueue, feeds\)"):
+    with pytest.raises(QueueNotFound, match=r"no queue 'feds' among task_queues \(nbqueue, feeds\)"):
         app.destination("x", queue="feds")
 
 

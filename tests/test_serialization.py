@@ -18,6 +18,10 @@ from nbqueue import exceptions, serialization
 from nbqueue.exceptions import ImproperlyConfigured, NotPicklable, RemoteError, TaskRevokedError
 from nbqueue.messages import Failure
 
+OTHERS = {
+    *("BadMessage", "SecurityError", "InvalidTaskError", "RemoteError"),
+    *("WorkerShutdown", "WorkerTerminate", "SystemTerminate"),
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -203,7 +207,7 @@ def test_exception_is_packed_when_its_text_can_not_be_had() -> None:
     assert "can't be had" in failure_of(NoText()).message
 
 
-@pytest.mark.parametrize("name", sorted(set(exceptions.__all__) - {"BadMessage", "RemoteError"}))
+@pytest.mark.parametrize("name", sorted(set(exceptions.__all__) - OTHERS))
 def test_own_exception_comes_back_by_name_when_a_supervisor_wrote_it(name: str) -> None:
     loaded = serialization.load_exception(Failure(name, "what happened", ""))
     assert type(loaded) is getattr(exceptions, name)

@@ -16,7 +16,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
 @click.pass_context
 def report(ctx: click.Context, /, **options: Any) -> None:
     """Print versions, machine, servers and settings, for a report of a defect. Secrets are masked."""
-    from nbqueue.bugreport import report as made
+    from nbqueue.installed import report as made
 
     click.echo(made(app_of(ctx, **options)))
 

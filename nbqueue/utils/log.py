@@ -1,5 +1,9 @@
-"""Loggers of tasks, where Celery has them."""
+"""Loggers, where Celery has them."""
+
+import logging
 
 from nbqueue.log import get_task_logger
 
-__all__ = ["get_task_logger"]
+__all__ = ["get_logger", "get_task_logger"]
+
+get_logger = logging.getLogger

@@ -205,6 +205,33 @@ def test_shutdown_stops_who_is_named_and_no_other(idle_site: Site) -> None:
     assert idle_site.app.control.ping(timeout=WAIT_S) == [{other.name: {"ok": "pong"}}]
 
 
+def test_command_that_raises_worker_shutdown_stops_its_worker_once_its_tasks_have_ended(
+    idle_site: Site, tmp_path: Path
+) -> None:
+    worker = idle_site.worker(concurrency=1)
+    sent = idle_site.app.send_task("tests.project.note", (str(tmp_path), "long", 1.0))
+    wait_until(lambda: sent.state == "STARTED", 10, "it to run")
+    assert asked(idle_site, "leave") == {"ok": f"{worker.name} stops"}
+    assert worker.wait() == 0
+    assert sent.successful()
+
+
+def test_receiver_that_raises_worker_shutdown_stops_its_worker(idle_site: Site) -> None:
+    (idle_site.server.directory / "leaving.py").write_text(
+        "from nbqueue.exceptions import WorkerShutdown\n"
+        "from nbqueue.signals import task_received\n"
+        "from tests.project import app\n"
+        "@task_received.connect\n"
+        "def leave(**_):\n"
+        "    raise WorkerShutdown\n"
+    )
+    worker = idle_site.worker("-I", "leaving", PYTHONPATH=f"{ROOT}{os.pathsep}{idle_site.server.directory}")
+    sent = idle_site.app.send_task("tests.project.add", (1, 2))
+    assert worker.wait() == 0
+    idle_site.worker()
+    assert sent.get(timeout=20) == 3, "nothing is lost"
+
+
 def test_revoked_tells_what_is_being_revoked(idle_site: Site, tmp_path: Path) -> None:
     idle_site.worker()
     sent = idle_site.app.send_task("tests.project.note", (str(tmp_path), "long", 60.0))

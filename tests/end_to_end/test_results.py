@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -54,12 +55,45 @@ def test_calls_of_a_canvas_are_followed_from_the_first(shared_site: Site) -> Non
     assert last.as_list() == [last.id, last.parent.id, first.id]
 
 
+def test_what_follows_a_call_is_had_as_a_graph(shared_site: Site) -> None:
+    a = shared_site.app.task(add)
+    last = chain(a.s(1, 1), a.s(2), group(a.s(3), a.s(4))).apply_async()
+    assert last.get(timeout=15) == [7, 8]
+    second = last.parent
+    first = shared_site.app.AsyncResult(second.parent.id)
+    graph = first.graph
+    assert {node.id: [one.id for one in graph[node]] for node in graph} == {
+        first.id: [second.id],
+        second.id: [one.id for one in last],
+        **{one.id: [] for one in last},
+    }
+    assert repr(graph).startswith(f"{first.id}(3)\n    {second.id}(2)\n        {last[0].id}(0)\n")
+    assert graph.topsort()[-2:] == [second, first]
+    file = io.StringIO()
+    graph.to_dot(file)
+    assert file.getvalue().count(f'"{second.id}" -> "') == 2
+
+
+def test_handle_that_is_ignored_waits_for_nothing(shared_site: Site) -> None:
+    sent = shared_site.app.task(add).s(1, 1).apply_async(countdown=600, ignore_result=True)
+    assert sent.ignored
+    later = shared_site.app.task(add).s().AsyncResult(sent.id)
+    later.ignored = True
+    assert later.get() is None
+    with pytest.raises(sent.TimeoutError):
+        sent.get(timeout=0.01)
+    sent.revoke()
+
+
 def test_what_has_not_ended_is_not_followed(shared_site: Site) -> None:
     naps = shared_site.app.task(nap)
     last = chain(naps.s(1.0), naps.si(0.0)).apply_async()
     with pytest.raises(IncompleteStream, match="has not ended"):
         list(last.parent.iterdeps())
     assert len(list(last.parent.iterdeps(intermediate=True))) == 1
+    with pytest.raises(IncompleteStream, match="has not ended"):
+        _ = last.parent.graph
+    assert len(last.parent.build_graph(intermediate=True)) == 1
     assert last.get(timeout=15) == 0.0
 
 

