@@ -6,7 +6,6 @@ knows: no arguments, as a client tells of the calls of a map.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -15,11 +14,10 @@ import msgspec
 from nbqueue.deliveries import KEPT, LAST, LOST, Outgoing, Published, Settlement
 from nbqueue.emitter import Emitter
 from nbqueue.graph import Drawn
-from nbqueue.messages import MAX_STEERING_BYTES, Call, Message, Steering, Step, encode_steering
+from nbqueue.messages import Call, Message, Steering, Step
 from nbqueue.publishing import Publication, tell_sent
 from nbqueue.signing import Signer
 
-logger = logging.getLogger(__name__)
 _NO_ARGUMENTS: Final[tuple[tuple[Any, ...], dict[str, Any]]] = ((), {})
 
 
@@ -74,9 +72,6 @@ class Announcer:
 
     def _with_headers(self, message: Outgoing, steering: Steering) -> Outgoing:
         """Return a message with the headers that its call has now; a member of a map has those of its map."""
-        if len(encode_steering(steering)) > MAX_STEERING_BYTES:
-            logger.warning("task %s goes without the headers that a receiver has added: too long", steering.id)
-            return message
         said = Message.open(message.header, message.body, self.signer).steering
         if isinstance(said, Call):
             return message
@@ -98,12 +93,7 @@ class _Follows:
 
     def begin(self) -> Steering:
         """Tell that it is about to be sent; return what it says, with the headers of receivers."""
-        before = self._publication.steering
-        try:
-            return self._publication.begin()
-        except TypeError as exc:
-            logger.warning("task %s goes without the headers that a receiver has added: %s", before.id, exc)
-            return before
+        return self._publication.begin_anyhow()
 
     def settled(self, said: int) -> None:
         """Tell that it was sent, if it was."""

@@ -45,6 +45,7 @@ from nbqueue.periodic import (
     configured,
     label,
     open_timetable,
+    publications,
     queues_of,
     send_outbox,
     store_graph,
@@ -53,6 +54,8 @@ from nbqueue.timetable import CHANGED, FIRED, LEADS_NO_MORE, Lead, Row
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.emitter import Emitter
+    from nbqueue.publishing import Publications
 
 __all__ = ["Beat"]
 
@@ -100,6 +103,7 @@ class Beat:
         self.fired = 0
         self._timetable = open_timetable(app, "nbq-beat")
         self._backend: Backend | None = None
+        self._emitter: Emitter | None = None
         self._known: dict[str, _Known] = {}
         self._cursor = ""
         self._ahead_s = 0.0  # of the server's clock over this machine's monotonic one
@@ -141,6 +145,8 @@ class Beat:
     def close(self) -> None:
         """Give up connections."""
         self._timetable.close()
+        if self._emitter is not None:
+            self._emitter.close()
         if self._backend is not None:
             self._backend.close()
 
@@ -150,6 +156,15 @@ class Beat:
         if self._backend is None:
             self._backend = self.app.open_backend("nbq-beat")
         return self._backend
+
+    @property
+    def emitter(self) -> Emitter:
+        """Return what sends events, made when the first one is sent."""
+        if self._emitter is None:
+            from nbqueue.emitter import Emitter  # noqa: PLC0415 - few beats send any
+
+            self._emitter = Emitter(self.app.link.broker_url, self.name, "nbq-beat")
+        return self._emitter
 
     def turn(self, *, wait: bool = True) -> None:
         """Ask to lead, and if this one does, send what is due; then wait until there may be something to do.
@@ -272,7 +287,8 @@ class Beat:
 
     def _fire_once(self, known: _Known, firing: Firing, token: int) -> int:
         entry, app = known.entry, self.app
-        sent = self._sent_by(known, firing) if firing.send else None
+        told = publications(app.conf, lambda: self.emitter) if firing.send else None
+        sent = self._sent_by(known, firing, told) if firing.send else None
         if sent is not None:
             run = Run(firing.due, sent.id, firing.missed)
             store_graph(sent, self.backend, app.conf.result_expires)
@@ -290,9 +306,11 @@ class Beat:
             label(sent, self.backend, self._now())
             if not self._timetable.joined:
                 send_outbox(self._timetable, app.broker.publish)
+            if told is not None:
+                told.end()
         return said
 
-    def _sent_by(self, known: _Known, firing: Firing) -> Sent | None:
+    def _sent_by(self, known: _Known, firing: Firing, told: Publications | None) -> Sent | None:
         """Return what a firing sends; None where it is for workers that listen, and none does."""
         entry, signer, call = known.entry, self.app.signer, self._call_of(known)
         try:
@@ -300,7 +318,8 @@ class Beat:
         except SendFailed as exc:
             logger.warning("%s: %s", entry.name, exc)
             return None
-        return sent_by(entry, call, *ids_of(entry, firing.due), self._now(), signer, queues)
+        tell = None if told is None else told.begin
+        return sent_by(entry, call, *ids_of(entry, firing.due), self._now(), signer, queues, tell)
 
     def _note_ends(self, token: int) -> None:
         """Write how runs ended beside when they were due: their records go after a while."""

@@ -9,7 +9,7 @@ Source: Celery 5.7, "Periodic Tasks" of its user guide.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -271,7 +271,14 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 def sent_by(
-    entry: Entry, call: Call, id_: str, nonce: str, now: float, signer: Signer, queues: Sequence[str] = ()
+    entry: Entry,
+    call: Call,
+    id_: str,
+    nonce: str,
+    now: float,
+    signer: Signer,
+    queues: Sequence[str] = (),
+    told: Callable[[Steering], Steering] | None = None,
 ) -> Sent:
     """Return what an entry sends at a time.
 
@@ -283,13 +290,17 @@ def sent_by(
         now: Unix seconds.
         signer: signs it.
         queues: that each get a copy, where it doesn't go to one.
+        told: of each message; returns its steering, maybe with other headers.
     """
     session = f"beat-{entry.made}"
     if call.graph:
         template = decode_graph(call.graph)
         graph = msgspec.structs.replace(template, id=id_, nonce=nonce, session=session, sent_at=now)
         drawn = draw(graph)
-        messages = tuple(drawn.step(head, Given("nothing"), now, signer) for head in call.heads)
+        headers = {}
+        if told is not None:
+            headers = {head: told(drawn.steering(Step(id_, head, 0, now, 0.0))).headers for head in call.heads}
+        messages = tuple(drawn.step(head, Given("nothing"), now, signer, headers.get(head)) for head in call.heads)
         first = drawn.steering(Step(id_, call.result, 0, now, 0.0))
         return Sent(graph.id_of(call.result), messages, first, (id_, sign_graph(graph, signer)))
     steering = msgspec.structs.replace(
@@ -305,7 +316,10 @@ def sent_by(
         msgspec.structs.replace(steering, queue=queue, id=copy_id(id_, queue) if number else id_)
         for number, queue in enumerate(queues)
     ]
-    messages = tuple(_outgoing(one, call.body, signer) for one in copies or [steering])
+    copies = copies or [steering]
+    if told is not None:
+        copies = [told(one) for one in copies]
+    messages = tuple(_outgoing(one, call.body, signer) for one in copies)
     return Sent(id_, messages, steering)
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from nbqueue import states
+from nbqueue import signals, states
 from nbqueue.backends.base import Backend, Label
 from nbqueue.canvas import Signature, maybe_signature
-from nbqueue.config import REDIS_SCHEMES, scheme_of
+from nbqueue.config import REDIS_SCHEMES, Settings, scheme_of
 from nbqueue.configuration import zone as zone_of_settings
 from nbqueue.deliveries import KEEPER_WAKE, LIVE_S, Outgoing
 from nbqueue.entries import (
@@ -53,6 +53,8 @@ from nbqueue.watcher import listened_queues
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.emitter import Emitter
+    from nbqueue.publishing import Publications
     from nbqueue.tasks import Task
 
 BLOBS_KEPT_S: Final = 60 * 86_400.0  # large data that an entry names; beats that lead say so again each day
@@ -413,7 +415,7 @@ class Schedule:
         """
         app = self.app
         id_, nonce, now = new_id(), new_nonce(), app.backend.now()
-        sent: list[Sent] = []
+        sent: list[tuple[Sent, Publications | None]] = []
 
         def fire() -> bool:
             row = self._row(name)
@@ -421,21 +423,25 @@ class Schedule:
             stand = stand_of(row.stand, entry, app.signer)
             call = open_call(self.timetable.call(name) or b"", entry)
             queues = queues_of(call, app.backend, app.signer, entry.queue)
-            made = sent_by(entry, call, id_, nonce, now, app.signer, queues)
+            told = publications(app.conf, lambda: app.emitter)
+            made = sent_by(entry, call, id_, nonce, now, app.signer, queues, None if told is None else told.begin)
             store_graph(made, app.backend, app.conf.result_expires)
             after = after_firing(stand, entry, Run(now, made.id, by_hand=True), by_hand=True)
-            sent[:] = [made]
+            sent[:] = [(made, told)]
             return self.timetable.fire(0, name, row, sign_stand(after, app.signer), made.messages) == FIRED
 
         self._again(fire, name)
-        label(sent[0], app.backend, now)
+        ((made, told),) = sent
+        label(made, app.backend, now)
         if not self.timetable.joined:
             try:
                 send_outbox(self.timetable, app.broker.publish)
             except (SendFailed, SendUncertain) as exc:
                 kept = f"task {id_} of entry {name!r} is kept, and is sent by the beat that leads as soon as it can be"
                 raise SendUncertain(f"{kept}: {exc}") from exc
-        return sent[0].id
+        if told is not None:
+            told.end()
+        return made.id
 
     def _again(self, action: Callable[[], bool], name: str) -> None:
         """Do something that fails where somebody else was faster."""
@@ -590,6 +596,20 @@ def queues_of(call: Call, backend: Backend, signer: Signer, name: str) -> list[s
         SendFailed: it goes to a broadcast, and no worker listens.
     """
     return copies_of(call.parts, listened_queues(backend, signer), name) if call.parts else []
+
+
+def publications(conf: Settings, emitter: Callable[[], Emitter]) -> Publications | None:
+    """Return what tells of what is about to be fired; None where nobody wants to hear of it.
+
+    Args:
+        conf: says whether events are sent.
+        emitter: returns what sends them.
+    """
+    if not conf.task_send_sent_event and not signals.anybody(signals.OF_CLIENT):
+        return None
+    from nbqueue.publishing import Publications  # noqa: PLC0415 - few tell anything
+
+    return Publications(emitter() if conf.task_send_sent_event else None)
 
 
 def send_outbox(timetable: Timetable, publish: Callable[[list[Outgoing]], Any]) -> int:

@@ -5,6 +5,7 @@ Loaded by clients that tell something.
 
 from __future__ import annotations
 
+import logging
 import os
 import reprlib
 import socket
@@ -15,10 +16,12 @@ import msgspec
 
 from nbqueue import signals
 from nbqueue.emitter import Emitter
-from nbqueue.messages import Steering, new_id
+from nbqueue.messages import MAX_STEERING_BYTES, Steering, encode_steering, new_id
 from nbqueue.times import iso
 
 SHOWN: Final = 400  # characters of arguments, as text
+
+logger = logging.getLogger(__name__)
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
@@ -86,12 +89,51 @@ class Publication:
             self.steering = msgspec.structs.replace(self.steering, headers=own)
         return self.steering
 
+    def begin_anyhow(self) -> Steering:
+        """Tell likewise, for who sends what others have called: headers that can't travel are left out."""
+        before = self.steering
+        try:
+            after = self.begin()
+            if after is before or len(encode_steering(after)) <= MAX_STEERING_BYTES:
+                return after
+            why = "they are too long"
+        except TypeError as exc:
+            why = str(exc)
+        logger.warning("task %s goes without the headers that a receiver has added: %s", before.id, why)
+        self.steering = before
+        return before
+
     def end(self) -> None:
         """Tell that the call was sent."""
         if not self._heard:
             return
         told = {"body": self._body, "exchange": "", "routing_key": self.steering.queue, "headers": self._headers}
         signals.after_task_publish.send(self.steering.task, **told)
+
+
+class Publications:
+    """Calls that beat sends, told of one by one as they are made and together once they were sent, without arguments.
+
+    Args:
+        emitter: sends an event for each that was sent; None: only signals are sent.
+    """
+
+    def __init__(self, emitter: Emitter | None) -> None:
+        self._emitter = emitter
+        self._told: list[Publication] = []
+
+    def begin(self, steering: Steering) -> Steering:
+        """Tell that a call is about to be sent; return its steering as receivers want it."""
+        publication = Publication(steering, ((), {}), steering.id)
+        self._told.append(publication)
+        return publication.begin_anyhow()
+
+    def end(self) -> None:
+        """Tell that all of them were sent."""
+        for publication in self._told:
+            publication.end()
+        if self._emitter is not None:
+            tell_sent(self._emitter, [publication.steering for publication in self._told])
 
 
 def headers_of(s: Steering, id_: str) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def _takes_any(receiver: Callable[..., Any]) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-# In the process that sends a call: a client, or the supervisor whose task it follows; the sender is the task's name.
+# In the process that sends a call: a client, a beat, or the supervisor whose task it follows; the sender is the
+# task's name.
 before_task_publish: Final = Signal(
     "before_task_publish", {"body", "exchange", "routing_key", "headers", "properties", "declare", "retry_policy"}
 )

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nbqueue import App, Task, chord, group, signals
+from nbqueue.beat import Beat
 from nbqueue.exceptions import PayloadTooLarge
 from tests.hand import put
 from tests.helpers import wait_until
@@ -263,6 +264,50 @@ def signals_that_break(task: Task, value: object = object()) -> None:
         group(task.s(), task.s()).apply_async()
     finally:
         signals.before_task_publish.disconnect(receive)
+
+
+@pytest.mark.brokers
+def test_what_beat_sends_is_told_in_it_and_headers_may_be_added(
+    idle_site: Site, lines: Lines, told: list[Line]
+) -> None:
+    start(idle_site, lines)
+    app = idle_site.app
+    task = app.task_for("tests.signalled.headers")
+
+    def add(headers: dict[str, Any], **_: Any) -> None:
+        headers["trace"] = headers["id"]
+        if headers.get("own"):
+            headers["object"] = object()
+
+    def ids(signal: str) -> list[str]:
+        return [line["headers"]["id"] for line in told if line["signal"] == signal]
+
+    signals.before_task_publish.connect(add)
+    try:
+        app.beat.add("often", 0.2, task.s())
+        with Beat(app, sync=False) as beat:
+
+            def fired() -> bool:
+                beat.turn()
+                return app.beat.get("often").count >= 2
+
+            wait_until(fired, 10, "two firings")
+        runs = [run.id for run in app.beat.get("often").runs]
+        app.beat.delete("often")
+        assert ids("before_task_publish") == ids("after_task_publish") == runs
+        assert [app.AsyncResult(id_).get(timeout=10) for id_ in runs] == [{"trace": id_} for id_ in runs]
+        told.clear()
+        app.beat.add("joined", 3600.0, chord([task.s(), task.s().set(headers={"own": 1})], task.si()))
+        last = app.AsyncResult(app.beat.run_now("joined"))
+        last.get(timeout=10)
+        assert len(set(ids("before_task_publish"))) == 2, "the first calls; its body is sent by the worker"
+        assert ids("before_task_publish") == ids("after_task_publish")
+        found = [app.AsyncResult(id_).get(timeout=10) for id_ in ids("after_task_publish")]
+        assert found == [{"trace": ids("after_task_publish")[0]}, {"own": 1}], "what can't travel is left out"
+        app.beat.delete("joined")
+    finally:
+        signals.before_task_publish.disconnect(add)
+        app.beat.close()
 
 
 # ---- in a worker that sends what follows
