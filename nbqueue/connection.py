@@ -127,10 +127,11 @@ def _read_private(path: Path) -> str:
         if path.is_symlink():
             raise ImproperlyConfigured(f"the connection file {path} is a symbolic link; name the file itself") from exc
         raise ImproperlyConfigured(f"the connection file {path} can't be opened: {exc.strerror}") from exc
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ImproperlyConfigured(f"the connection file {path} is no regular file")
     with os.fdopen(descriptor, errors="replace") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ImproperlyConfigured(f"the connection file {path} is no regular file")
         if found.st_uid not in (os.geteuid(), 0):
             raise ImproperlyConfigured(f"the connection file {path} belongs to another user")
         if stat.S_IMODE(found.st_mode) & 0o077:

@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from nbqueue.config import AMQP_SCHEMES, Environment, Settings, checked_broker_url, mask, nodes_of, scheme_of
 from nbqueue.exceptions import ImproperlyConfigured
@@ -95,8 +95,9 @@ def extended(url: str, name: str, value: Any, options: Mapping[str, str]) -> str
     """Return a URL with what a setting says of encryption, and other parameters; what it says itself stays.
 
     Raises:
-        ImproperlyConfigured: there is no way to this server that is encrypted.
+        ImproperlyConfigured: it is no URL, or there is no way to this server that is encrypted.
     """
+    _check(url)
     tls = tls_options(name, value)
     if tls is not None:
         scheme = scheme_of(url)
@@ -111,6 +112,16 @@ def extended(url: str, name: str, value: Any, options: Mapping[str, str]) -> str
     given = {part.partition("=")[0] for part in url.partition("?")[2].split("&")}
     added = urlencode({key: part for key, part in parameters.items() if key not in given}, safe="/", quote_via=quote)
     return url if not added else f"{url}{'&' if '?' in url else '?'}{added}"
+
+
+def _check(url: str) -> None:
+    """Refuse what a client would stumble over later, without a word of where it comes from."""
+    if scheme_of(url) == "sentinel":  # several hosts, which others take apart
+        return
+    try:
+        _ = urlsplit(url).port
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{mask(url)} is no URL: {exc}; write redis://host:6379/0 or the like") from None
 
 
 def _connecting(

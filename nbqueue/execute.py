@@ -161,13 +161,16 @@ def find_app(spec: str) -> Any:
     """Return the App that `-A` names: `module`, `module:attribute` or `module.attribute`.
 
     Raises:
-        ImproperlyConfigured: the module can't be imported, or holds no App.
+        ImproperlyConfigured: there is no such module, or it holds no App.
+        Exception: what the module raised, as where it imports what isn't there.
     """
     name, _, attribute = spec.partition(":")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as exc:
         parent, _, last = name.rpartition(".")
+        if not f"{name}.".startswith(f"{exc.name}."):
+            raise  # the module is there
         if exc.name != name or not parent:
             raise ImproperlyConfigured(
                 f"-A {spec}: {exc}; run from the directory that holds it, or use --workdir"

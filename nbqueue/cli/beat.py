@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nbqueue.cli import daemon
-from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, prepare
+from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, importing, opened, prepare
 from nbqueue.cli.placed import words_again
 from nbqueue.cli.worker import level
 from nbqueue.config import Environment
@@ -71,10 +71,11 @@ def beat(
     with contextlib.ExitStack() as stack:
         if pidfile:
             stack.enter_context(daemon.pid_file(Path(daemon.expanded(pidfile, name or "beat")).absolute()))
-        setup(loglevel, file=log)
+        setup(loglevel, file=opened("--logfile", log))
         app = chosen_app(ctx, options)
         for module in dict.fromkeys((*app.conf.imports, *app.conf.include)):
-            importlib.import_module(module)
+            with importing(f"tasks of {module}"):
+                importlib.import_module(module)
         tell_receivers(loglevel, log)
         from nbqueue.beat import Beat  # loads the client of a server
 

@@ -6,9 +6,11 @@ accepted, and said once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +20,8 @@ from nbqueue import signals
 from nbqueue.exceptions import NBQueueError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from nbqueue.app import App
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,15 +139,59 @@ def chosen_app(ctx: click.Context, options: dict[str, Any]) -> App:
     elif options["app_name"]:
         from nbqueue.execute import find_app
 
-        app = find_app(options["app_name"])
+        with importing(f"-A {options['app_name']}"):
+            app = find_app(options["app_name"])
     else:
         app = App(by_value=True)
+    if options["config"]:
+        with importing(f"--config {options['config']}"):
+            _ = app.conf.broker_url  # reads the module
     app.work_follows = False
     for setting, name in (("broker_url", "broker"), ("result_backend", "result_backend"), ("connection_file",) * 2):
         if options[name]:
             setattr(app.conf, setting, options[name])
     signals.user_preload_options.send(app, app=app, options=options)
     return app
+
+
+@contextlib.contextmanager
+def importing(what: str) -> Iterator[None]:
+    """Show where a user's module failed, without the frames that lead to it, and say in the last line what named it.
+
+    Raises:
+        ClickException: the module raised something.
+    """
+    try:
+        yield
+    except (NBQueueError, click.ClickException):
+        raise
+    except Exception as exc:
+        at = exc.__traceback__
+        while at is not None and not _imports(at):
+            at = at.tb_next
+        while at is not None and _imports(at):
+            at = at.tb_next
+        if at is not None or isinstance(exc, SyntaxError):
+            click.echo("".join(traceback.format_exception(exc.with_traceback(at))), nl=False, err=True)
+        raise click.ClickException(f"{what}: {type(exc).__name__}: {exc}") from exc
+
+
+def _imports(at: TracebackType) -> bool:
+    return str(at.tb_frame.f_globals.get("__name__")).startswith("importlib")
+
+
+def opened(option: str, path: Path | None) -> Path | None:
+    """Return the path of a log, of which it is known that it can be written.
+
+    Raises:
+        ClickException: it can't.
+    """
+    if path is not None:
+        try:
+            path.open("a").close()
+        except OSError as exc:
+            raise click.ClickException(f"{option} {path}: {exc.strerror}") from exc
+    return path
 
 
 def names(text: str | None) -> list[str]:

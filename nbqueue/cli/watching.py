@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 
 from nbqueue.cli.options import Command, app_of, global_options, printable
+from nbqueue.config import mask
 
 _FIRST: Final = frozenset({"type", "uuid", "name", "hostname", "timestamp"})
 _QUIET: Final = frozenset({"local_received", "utcoffset", "clock", "pid"})
@@ -28,7 +31,7 @@ def events(
     del dump
     app = app_of(ctx, **options)
     shown = 0
-    with app.connection() as connection:
+    with app.connection() as connection, _answering(app.link.broker_url, connection):
 
         def show(event: dict[str, Any]) -> None:
             nonlocal shown
@@ -43,6 +46,22 @@ def events(
             receiver.capture(timeout=timeout)
         except (TimeoutError, KeyboardInterrupt):
             return
+
+
+@contextlib.contextmanager
+def _answering(url: str, connection: Any) -> Iterator[None]:
+    """Connect, and say in one line that a server doesn't answer, now or later.
+
+    Raises:
+        ClickException: it doesn't.
+    """
+    from kombu.exceptions import OperationalError  # loaded for the connection already
+
+    try:
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        yield
+    except (OperationalError, *connection.connection_errors) as exc:
+        raise click.ClickException(f"no answer from {mask(url)}: {exc}") from exc
 
 
 def _line(event: dict[str, Any]) -> str:

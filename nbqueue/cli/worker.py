@@ -15,7 +15,7 @@ import click
 
 from nbqueue import signals
 from nbqueue.cli import daemon
-from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, names, prepare
+from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, importing, names, opened, prepare
 from nbqueue.cli.placed import importable, words_again
 from nbqueue.config import Environment, child_environment
 from nbqueue.exceptions import ImproperlyConfigured
@@ -194,6 +194,7 @@ def worker(
     with contextlib.ExitStack() as stack:
         if numbered is not None:
             stack.enter_context(daemon.pid_file(numbered))
+        opened("--logfile", log)
         if (ctx.obj or {}).get("app") is not None:
             options["app_name"] = importable(ctx.obj["app"])
         # Its interpreter starts while this one loads what a supervisor needs.
@@ -271,7 +272,8 @@ def _import(app: App, options: dict[str, Any]) -> list[str]:
             raise answer
     modules = list(dict.fromkeys((*app.conf.imports, *app.conf.include, *names(options["include"]))))
     for module in modules:
-        importlib.import_module(module)
+        with importing(f"tasks of {module}"):
+            importlib.import_module(module)
     app.import_modules()
     app.finalize()
     return modules

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from nbqueue.cli.group import SECTIONS, cli
-from tests.helpers import wait_until
+from tests.helpers import RedisServer, wait_until
 from tests.workers import ROOT, Site
 
 pytestmark = pytest.mark.timeout(60)
@@ -169,6 +169,79 @@ def test_app_module_that_is_missing_is_named(shared_site: Site) -> None:
     assert said.returncode != 0
     assert "no_such_module" in said.stderr.splitlines()[-1]
     assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("words", [("-A", "mine"), ("--config", "mine"), ("worker", "-I", "mine")])
+def test_module_that_fails_shows_its_own_lines_and_which_option_named_it(
+    idle_site: Site, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text("raise LookupError('no licence')\n")
+    said = run(
+        idle_site, "-b", idle_site.server.url, *words, *([] if "worker" in words else ["status"]), directory=tmp_path
+    )
+    assert said.returncode == 1
+    trace = [line for line in said.stderr.splitlines() if line.startswith('  File "')]
+    assert trace == [f'  File "{tmp_path / "mine.py"}", line 1, in <module>']
+    assert re.fullmatch(r"Error: .*\bmine: LookupError: no licence", said.stderr.splitlines()[-1])
+
+
+def test_module_that_imports_what_is_missing_is_not_called_missing_itself(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import no_such_library\n")
+    said = run(idle_site, "-A", "mine", "status", directory=tmp_path)
+    assert said.returncode == 1
+    assert f'  File "{tmp_path / "mine.py"}", line 1, in <module>\n' in said.stderr
+    assert said.stderr.splitlines()[-1] == "Error: -A mine: ModuleNotFoundError: No module named 'no_such_library'"
+
+
+def test_module_that_can_not_be_parsed_shows_the_line(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(:\n")
+    said = run(idle_site, "-A", "mine", "status", directory=tmp_path)
+    assert said.returncode == 1
+    assert "    def f(:\n" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert said.stderr.splitlines()[-1].startswith("Error: -A mine: SyntaxError: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-b", "http://h", "status"), "http://h is no URL of a broker or backend nbqueue knows"),
+        (("-b", "redis://:hunter2@h:port", "status"), "redis://:***@h:port is no URL: "),
+        (("-b", "amqp://h:99999", "--result-backend", "redis://h", "status"), "amqp://h:99999 is no URL: "),
+        (("-b", "redis://h", "--result-backend", "rediss://[::1", "status"), "rediss://[::1 is no URL: "),
+        (("--connect", ".", "status"), "the connection file . is no regular file"),
+        (("worker", "-I", "no_such_module"), "tasks of no_such_module: ModuleNotFoundError: "),
+        (("worker", "--logfile", "/no/such/log"), "--logfile /no/such/log: No such file or directory"),
+        (("beat", "--logfile", "/no/such/log"), "--logfile /no/such/log: No such file or directory"),
+        (("events", "-b", "redis://127.0.0.1:1"), "no answer from redis://127.0.0.1:1: "),
+        (
+            ("events", "-b", "amqp://127.0.0.1:1", "--result-backend", "redis://h"),
+            "no answer from amqp://127.0.0.1:1: ",
+        ),
+    ],
+)
+def test_what_can_not_be_used_is_named_in_one_line(
+    idle_site: Site, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    before = () if {"-b", "--connect"} & {*words} else ("-b", idle_site.server.url)
+    said = run(idle_site, *before, *words, directory=tmp_path)
+    assert (said.returncode, said.stdout) == (1, "")
+    (line,) = [line for line in said.stderr.splitlines() if "can be read on the way" not in line]
+    assert line.startswith(f"Error: {says}")
+
+
+def test_server_that_goes_away_ends_the_list_of_events_with_a_line(tmp_path: Path) -> None:
+    with RedisServer() as server:
+        words = (sys.executable, "-m", "nbqueue", "-b", server.url, "events")
+        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as listening:
+            try:
+                wait_until(lambda: server.client().pubsub_numpat(), 20, "it listens")
+                server.stop()
+                said = listening.communicate(timeout=30)[1]
+            finally:
+                listening.kill()
+    assert listening.returncode == 1
+    assert said.startswith(f"Error: no answer from {server.url}: ")
 
 
 def test_server_that_does_not_answer_is_named_in_one_line(shared_site: Site, tmp_path: Path) -> None:
