@@ -1,7 +1,7 @@
 """`Herald`: tells of a worker's tasks as they come, run and end: events for monitors, signals for receivers here.
 
-A worker without either has none. What is told is what the supervisor knows, so arguments only as the text that came
-with the call, and results as the line that is shown of them.
+A worker without either has none. What is told is what the supervisor knows: of arguments the text that came with the
+call, or themselves where they are JSON, and of results the line that is shown of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from nbqueue.dispatch import Held
 from nbqueue.emitter import Emitter
 from nbqueue.exceptions import BadMessage, NotRegistered
 from nbqueue.messages import Outcome, Steering, decode_again, decode_failure
+from nbqueue.publishing import described
+from nbqueue.serialization import peek_args
 from nbqueue.times import iso
 
 _NONE: Final[Mapping[str, Any]] = {}
@@ -56,6 +58,9 @@ class Herald:
         if signals.task_received.receivers:
             signals.task_received.send(self.name, request=request_of(s, self.name))
         if self.tells:
+            task = held.job.task
+            if not (s.argsrepr or s.kwargsrepr or task.fed) and (call := peek_args(task.args, s.serializer)):
+                s = described(s, *call)
             self._emit(
                 "task-received",
                 s,

@@ -1,6 +1,6 @@
 """What a worker answers when it is asked how it is: functions of the supervisor that change nothing, in Celery's forms.
 
-Nothing here unpickles: of arguments only the text is told that came with the call, where one did.
+Nothing here unpickles: of arguments the text is told that came with the call, or themselves where they are JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nbqueue.exceptions import BadMessage
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
 from nbqueue.messages import open_fact
+from nbqueue.serialization import peek_args
 from nbqueue.spread import bindings_of
 from nbqueue.times import iso
 
@@ -36,12 +37,13 @@ def info(held: Held, worker: Worker) -> dict[str, Any]:
     s = held.steering
     runs = held.child and worker.work.runs(held)
     child = worker.pool.children.get(held.child)
+    args, kwargs = _arguments(held)
     began = round(time.time() - time.monotonic() + worker.work.since(held.child), 3) if runs else None
     return {
         "id": s.id,
         "name": s.task,
-        "args": s.argsrepr or None,
-        "kwargs": s.kwargsrepr or None,
+        "args": args,
+        "kwargs": kwargs,
         "type": s.task,
         "hostname": worker.name,
         "time_start": began,
@@ -54,6 +56,15 @@ def info(held: Held, worker: Worker) -> dict[str, Any]:
         },
         "worker_pid": child.pid if runs and child is not None else None,
     }
+
+
+def _arguments(held: Held) -> tuple[Any, Any]:
+    """Return what is shown of a task's arguments: what its caller says, or themselves where they are JSON."""
+    s, task = held.steering, held.job.task
+    found = None if s.argsrepr or s.kwargsrepr or task.fed else peek_args(task.args, s.serializer)
+    if found is None:
+        return s.argsrepr or None, s.kwargsrepr or None
+    return list(found[0]), found[1]
 
 
 def active(worker: Worker) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ __all__ = [
     "sources_of",
 ]
 
+PEEKED_BYTES: Final = 16_384  # arguments above this are not shown
 PROTOCOL: Final = 5
 _NO_FILE: Final = "<dynamic-code>"  # what cloudpickle 3.1.3 and later say instead of a file
 _SIMPLE: Final = frozenset({int, float, str, bytes, bool, complex, type(None)})
@@ -170,6 +171,21 @@ def loads_args(
             return tuple(args), dict(kwargs)
     args, kwargs = loads(data, read, accept)
     return tuple(args), dict(kwargs)
+
+
+def peek_args(data: bytes, serializer: str) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return arguments that can be read without opening a pickle, for those who may not; None if these can't.
+
+    >>> peek_args(dumps_args((1, ["a"]), {"b": None}, "json"), "json"), peek_args(dumps_args((1,), {}), "pickle")
+    (((1, ['a']), {'b': None}), None)
+    """
+    if serializer != "json" or len(data) > PEEKED_BYTES or formats.is_wrapped(data):
+        return None
+    try:
+        args, kwargs = formats.decode("json", data)
+        return tuple(args), dict(kwargs)
+    except Exception:  # noqa: BLE001 - its child says what is wrong with it
+        return None
 
 
 def dumps_value(value: Any, packer: Packer | None = None, serializer: str = DEFAULT, compression: str = "") -> bytes:

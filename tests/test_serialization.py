@@ -228,3 +228,14 @@ def test_traceback_leaves_the_machinery_out_when_it_is_formatted() -> None:
     text = serialization.format_traceback(caught.value, ("no/such.py",))
     assert "raiser" in text
     assert "raiser" not in serialization.format_traceback(caught.value, ("tests/test_serialization.py",))
+
+
+def test_arguments_are_peeked_at_in_json_and_never_in_a_pickle() -> None:
+    plain = ((1, 2.5, "a", None, True), {"b": [{"c": [1]}]})
+    assert serialization.peek_args(serialization.dumps_args(*plain, "json"), "json") == plain
+    for serializer in ("cloudpickle", "pickle"):
+        packed = serialization.dumps_args(*plain, serializer)
+        assert serialization.peek_args(packed, serializer) is None
+        assert serialization.peek_args(packed, "json") is None
+    for data in (b"", b"garbage", b"1", b"[[], 1]", serialization.dumps_args(("x" * 20_000,), {}, "json")):
+        assert serialization.peek_args(data, "json") is None

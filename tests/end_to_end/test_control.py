@@ -101,6 +101,29 @@ def test_worker_answers_while_its_children_hold_the_interpreter(idle_site: Site,
     assert waits.get(timeout=10) == 3
 
 
+def last(*_: object, **__: object) -> None:
+    time.sleep(60)
+
+
+@both
+def test_arguments_are_told_where_they_are_json_or_their_caller_says_how(idle_site: Site) -> None:
+    idle_site.worker(concurrency=3)
+    task = idle_site.app.task(last, name="last")
+    calls = {
+        task.apply_async((1, ["a", None]), {"b": {"c": 2.5}}, serializer="json").id: (
+            [1, ["a", None]],
+            {"b": {"c": 2.5}},
+        ),
+        task.apply_async((1,)).id: (None, None),  # a pickle, which workers open in their children only
+        task.apply_async((1,), argsrepr="(secret)", serializer="json").id: ("(secret)", None),
+    }
+    inspect = idle_site.app.control.inspect(timeout=WAIT_S)
+    wait_until(lambda: len(only(inspect.active())) == len(calls), 10, "all of them to begin")
+    told = {one["id"]: (one["args"], one["kwargs"]) for one in only(inspect.active())}
+    assert told == calls
+    idle_site.app.control.terminate(list(calls), signal="KILL")
+
+
 @both
 def test_scheduled_tells_what_waits_for_its_time(idle_site: Site) -> None:
     idle_site.worker()

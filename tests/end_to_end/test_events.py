@@ -96,6 +96,10 @@ def test_events_tell_of_a_task_from_its_sending_to_its_end(idle_site: Site) -> N
         assert 0 <= done["runtime"] < 5
         received = watch.one("task-received", sent.id)
         assert (received["name"], received["retries"], received["root_id"]) == ("tests.project.add", 0, sent.id)
+        spoken = app.send_task("tests.project.add", (3, 4), serializer="json")
+        watch.until("task-succeeded", spoken.id)
+        told = watch.one("task-received", spoken.id)
+        assert (told["args"], told["kwargs"]) == ("(3, 4)", "{}")
         assert watch.one("task-sent", sent.id)["queue"] == idle_site.queue
         clocks = [event["clock"] for event in watch.events if event["hostname"] == worker.name]
         assert clocks == sorted(clocks)
