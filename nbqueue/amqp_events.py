@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import amqp
 
 from nbqueue.amqp import ERRORS, connect
-from nbqueue.stock import EVENT_EXCHANGE
 
 
 class AmqpSender:
@@ -17,12 +16,14 @@ class AmqpSender:
     Args:
         url: of the server.
         client_name: what it shows of the connection.
+        exchange: where events go.
     """
 
-    def __init__(self, url: str, client_name: str) -> None:
+    def __init__(self, url: str, client_name: str, exchange: str) -> None:
+        self._exchange = exchange
         self._connection = connect(url, name=client_name)
         self._channel = self._connection.channel()
-        self._channel.exchange_declare(EVENT_EXCHANGE, "topic", durable=True, auto_delete=False)
+        self._channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False)
 
     def send(self, messages: Sequence[tuple[str, bytes]], hostname: str) -> None:
         """Send JSON under routing keys."""
@@ -35,7 +36,7 @@ class AmqpSender:
                 delivery_mode=1,
                 application_headers={"hostname": hostname},
             )
-            self._channel.basic_publish(message, exchange=EVENT_EXCHANGE, routing_key=key)
+            self._channel.basic_publish(message, exchange=self._exchange, routing_key=key)
 
     def close(self) -> None:
         """Give up the connection."""

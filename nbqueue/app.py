@@ -780,7 +780,8 @@ class App:
                 from nbqueue.emitter import Emitter  # few clients send any
 
                 host = socket.gethostname()
-                self._emitter = Emitter(self.link.broker_url, f"gen{os.getpid()}@{host}", "nbq-client")
+                name = f"gen{os.getpid()}@{host}"
+                self._emitter = Emitter(self.link.broker_url, name, "nbq-client", self.conf.event_exchange)
             return self._emitter
 
     def connection(self, url: str | None = None) -> Any:

@@ -163,7 +163,7 @@ class Beat:
         if self._emitter is None:
             from nbqueue.emitter import Emitter  # noqa: PLC0415 - few beats send any
 
-            self._emitter = Emitter(self.app.link.broker_url, self.name, "nbq-beat")
+            self._emitter = Emitter(self.app.link.broker_url, self.name, "nbq-beat", self.app.conf.event_exchange)
         return self._emitter
 
     def turn(self, *, wait: bool = True) -> None:
@@ -269,7 +269,7 @@ class Beat:
 
     def _fire(self, known: _Known, token: int) -> bool:
         """Fire one entry as often as it is due; tell whether this beat still leads."""
-        for firing in firings(known.entry, known.stand, self._now()):
+        for firing in firings(known.entry, known.stand, self._now(), self.app.conf.beat_cron_starting_deadline):
             said = self._fire_once(known, firing, token)
             if said == LEADS_NO_MORE:
                 logger.warning("%s leads no more: somebody else has taken over", self.name)

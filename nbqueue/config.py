@@ -95,6 +95,8 @@ class Settings(_Layered):
     broker_connection_timeout: float | None = None  # seconds until a server that doesn't answer is away; 5 if None
     broker_failover_strategy: Any = None  # which node of a list is next: "round-robin", "shuffle", or what orders URLs
     broker_connection_retry_on_startup: bool = True  # False: a worker that doesn't reach its server at once fails
+    broker_connection_retry: bool = True  # False: a worker that loses its server ends, with exit code 1
+    broker_connection_max_retries: int = 0  # tries to reach a server again before it ends; 0: no limit
     broker_transport: str | None = None  # with the next five what broker_url says at once
     broker_host: str | None = None
     broker_port: int | None = None
@@ -149,6 +151,9 @@ class Settings(_Layered):
     worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
     worker_send_task_events: bool = False  # True: workers send Celery's events, for monitors
     task_send_sent_event: bool = False  # True: clients send an event for each call
+    event_exchange: str = "celeryev"  # where events go
+    event_queue_prefix: str = "celeryev"  # of the queues of those who read them
+    control_exchange: str = "celery"  # what Celery's programs call the place of their commands
     worker_serve_celery: bool = False  # True: workers follow also those commands of Celery's that change something
     task_default_rate_limit: str | float | None = None  # of tasks that say nothing: "10/m", or a number a second
     worker_disable_rate_limits: bool = False  # a worker that keeps none
@@ -166,6 +171,7 @@ class Settings(_Layered):
     worker_log_format: str | None = None  # of a worker's log lines; as `log.FORMAT` if None
     worker_log_datefmt: str | None = None  # of their times
     beat_schedule: Any = field(default_factory=dict)  # entries by name, as `periodic.configured` takes them
+    beat_cron_starting_deadline: float | None = None  # how long a cron entry may be due and still be sent
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer
     include: tuple[str, ...] = ()  # modules with tasks, imported by workers
     imports: tuple[str, ...] = ()  # the same, under its other name
@@ -564,7 +570,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     **{name: _optional(name, int, "a number") for name in ("broker_port", "redis_port", "redis_db")},
     **{
         name: _optional(name, float, "a number of seconds")
-        for name in ("broker_connection_timeout", "redis_socket_connect_timeout")
+        for name in ("broker_connection_timeout", "redis_socket_connect_timeout", "beat_cron_starting_deadline")
     },
     **{name: _optional(name, bool, "True or False") for name in ("task_acks_on_failure", "task_acks_on_timeout")},
     "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from nbqueue.config import AMQP_SCHEMES, mask, scheme_of
-from nbqueue.stock import EVENT_EXCHANGE, envelope, fanout_topic
+from nbqueue.stock import envelope, fanout_topic
 from nbqueue.wire import connect
 
 KEPT: Final = 10_000  # events that wait, as while the server is away
@@ -47,11 +47,13 @@ class Emitter:
         url: of the broker.
         hostname: of the worker, or of the client.
         client_name: what the server shows of the connection.
+        exchange: where events go.
     """
 
-    def __init__(self, url: str, hostname: str, client_name: str) -> None:
+    def __init__(self, url: str, hostname: str, client_name: str, exchange: str) -> None:
         self.url = url
         self.hostname = hostname
+        self.exchange = exchange
         self.clock = 0
         self._client_name = client_name
         self._begin()
@@ -122,8 +124,8 @@ class Emitter:
         if scheme_of(self.url) in AMQP_SCHEMES:
             from nbqueue.amqp_events import AmqpSender  # noqa: PLC0415 - loads kombu
 
-            return AmqpSender(self.url, self._client_name)
-        return _RedisSender(self.url, self._client_name)
+            return AmqpSender(self.url, self._client_name, self.exchange)
+        return _RedisSender(self.url, self._client_name, self.exchange)
 
 
 def utcoffset() -> int:
@@ -167,7 +169,8 @@ def _encode(value: Any) -> bytes:
 class _RedisSender:
     """PUBLISHes as kombu does for a fanout exchange."""
 
-    def __init__(self, url: str, client_name: str) -> None:
+    def __init__(self, url: str, client_name: str, exchange: str) -> None:
+        self._exchange = exchange
         self._client = connect(url, name=client_name)
         self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
 
@@ -175,8 +178,8 @@ class _RedisSender:
         """Send JSON under routing keys."""
         with self._client.pipeline(transaction=False) as pipe:
             for key, body in messages:
-                message = envelope(body, EVENT_EXCHANGE, key, {"hostname": hostname})
-                pipe.publish(fanout_topic(EVENT_EXCHANGE, key, self._database), message)
+                message = envelope(body, self._exchange, key, {"hostname": hostname})
+                pipe.publish(fanout_topic(self._exchange, key, self._database), message)
             pipe.execute()
 
     def close(self) -> None:

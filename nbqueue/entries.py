@@ -9,6 +9,7 @@ Source: Celery 5.7, "Periodic Tasks" of its user guide.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -34,7 +35,7 @@ from nbqueue.messages import (
     split_body,
 )
 from nbqueue.payloads import Ref, named
-from nbqueue.schedules import Rule, rule_of
+from nbqueue.schedules import Rule, crontab, rule_of
 from nbqueue.signing import Signer
 from nbqueue.states import READY_STATES
 from nbqueue.times import expiry_time
@@ -149,13 +150,14 @@ class Firing(msgspec.Struct, frozen=True):
     send: bool = True
 
 
-def firings(entry: Entry, stand: Stand, now: float) -> list[Firing]:
+def firings(entry: Entry, stand: Stand, now: float, deadline_s: float | None = None) -> list[Firing]:
     """Return the firings of an entry that are due, as its policy has it; oldest first.
 
     Args:
         entry: enabled.
         stand: how it stands.
         now: Unix seconds, of the server's clock.
+        deadline_s: how long the firing of a cron rule may be due, and still be sent; None: however long.
     """
     rule = entry.parsed
     start = max(stand.last_due, entry.since)
@@ -171,10 +173,11 @@ def firings(entry: Entry, stand: Stand, now: float) -> list[Firing]:
             break
     if not due:
         return []
+    too_old = now - deadline_s if deadline_s is not None and isinstance(rule, crontab) else -math.inf
     if entry.policy == "all":
-        return [Firing(instant) for instant in due]
+        return [Firing(instant, *(() if instant >= too_old else (1, False))) for instant in due]
     late = now - due[-1] > LATE_S
-    if entry.policy == "skip" and late:
+    if (entry.policy == "skip" and late) or due[-1] < too_old:
         return [Firing(due[-1], len(due), send=False)]
     return [Firing(due[-1], len(due) - 1)]
 

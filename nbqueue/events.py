@@ -74,7 +74,7 @@ class Events:
         """Return what sends events over a connection of one's own."""
         from nbqueue.receiver import EventDispatcher  # noqa: PLC0415 - as above
 
-        return EventDispatcher(connection, **options)
+        return EventDispatcher(connection, **{"app": self.app, **options})
 
     def State(self, **options: Any) -> State:  # noqa: N802 - Celery's name
         """Return what keeps what events tell; see `nbqueue.event_state.State`."""

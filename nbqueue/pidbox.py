@@ -22,7 +22,7 @@ import redis
 from nbqueue.config import AMQP_SCHEMES, mask, nodes_of, scheme_of
 from nbqueue.control import matches
 from nbqueue.exceptions import BadMessage
-from nbqueue.stock import CONTROL_EXCHANGE, bindings_key, bound_queues, envelope, fanout_topic, kombu_connection, opened
+from nbqueue.stock import bindings_key, bound_queues, envelope, fanout_topic, kombu_connection, opened
 from nbqueue.wire import connect
 
 ANSWER_S: Final = 5.0  # how long the supervisor may take over a command
@@ -56,11 +56,13 @@ class Pidbox:
         url: of the broker.
         hostname: of the worker.
         client_name: what the server shows of the connection.
+        exchange: what Celery calls the place of commands.
         ask: runs a command.
     """
 
-    def __init__(self, url: str, hostname: str, client_name: str, ask: Ask) -> None:
+    def __init__(self, url: str, hostname: str, client_name: str, exchange: str, ask: Ask) -> None:
         self.url = url
+        self._exchange = exchange
         self.hostname = hostname
         self._client_name = client_name
         self._nodes = itertools.cycle(nodes_of(url))
@@ -96,7 +98,7 @@ class Pidbox:
         database = int(client.connection_pool.connection_kwargs.get("db") or 0)
         subscription = client.pubsub(ignore_subscribe_messages=True)
         try:
-            subscription.subscribe(fanout_topic(f"{CONTROL_EXCHANGE}.pidbox", "", database))
+            subscription.subscribe(fanout_topic(f"{self._exchange}.pidbox", "", database))
             self._pause_s = FIRST_PAUSE_S
             while not self._stopped.is_set():
                 try:
@@ -119,7 +121,7 @@ class Pidbox:
         from kombu.pidbox import Mailbox  # noqa: PLC0415 - as in `kombu_connection`
 
         mailbox = Mailbox(
-            CONTROL_EXCHANGE,
+            self._exchange,
             type="fanout",
             accept=["json"],
             serializer="json",

@@ -13,7 +13,6 @@ from kombu.mixins import ConsumerMixin
 
 from nbqueue.emitter import utcoffset
 from nbqueue.messages import new_id
-from nbqueue.stock import EVENT_EXCHANGE
 
 if TYPE_CHECKING:
     from nbqueue.app import App
@@ -22,7 +21,7 @@ QUEUE_TTL_S: Final = 5.0
 QUEUE_EXPIRES_S: Final = 60.0
 
 
-def get_exchange(connection: Any, name: str = EVENT_EXCHANGE) -> Any:
+def get_exchange(connection: Any, name: str = "celeryev") -> Any:
     """Return the exchange of events, which is of another type on Redis."""
     redis = connection.transport.driver_type == "redis"
     return kombu.Exchange(name, type="fanout" if redis else "topic")
@@ -60,9 +59,10 @@ class EventReceiver(ConsumerMixin):
         self.handlers = dict(handlers or {})
         self.routing_key = routing_key
         self.node_id = node_id or new_id()
-        self.exchange = get_exchange(self.connection)
+        named = (app.conf.event_exchange,) if app is not None else ()
+        self.exchange = get_exchange(self.connection, *named)
         self.queue = kombu.Queue(
-            f"{queue_prefix or EVENT_EXCHANGE}.{self.node_id}",
+            f"{queue_prefix or (app.conf.event_queue_prefix if app is not None else 'celeryev')}.{self.node_id}",
             exchange=self.exchange,
             routing_key=routing_key,
             auto_delete=True,
@@ -152,6 +152,7 @@ class EventDispatcher:
         enabled: False: nothing is sent until `enable`.
         channel: instead of the connection.
         groups: of types (what comes before their dash); others are not sent; all of them if None.
+        app: whose settings say where they go.
     """
 
     def __init__(
@@ -161,13 +162,15 @@ class EventDispatcher:
         enabled: bool = True,
         channel: Any = None,
         groups: Any = None,
+        app: App | None = None,
     ) -> None:
         self.channel = channel or maybe_channel(connection)
         self.hostname = hostname or f"{socket.gethostname()}"
         self.enabled = enabled
         self.groups = set(groups or ())
         self.clock = 0
-        exchange = get_exchange(self.channel.connection.client)
+        named = (app.conf.event_exchange,) if app is not None else ()
+        exchange = get_exchange(self.channel.connection.client, *named)
         self._producer = kombu.Producer(self.channel, exchange=exchange, serializer="json", auto_declare=True)
 
     def __enter__(self) -> Self:

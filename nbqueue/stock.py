@@ -15,8 +15,6 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from nbqueue.config import AMQP_SCHEMES, REDIS_SCHEMES, mask, redis_url, scheme_of
 from nbqueue.exceptions import BadMessage, ImproperlyConfigured
 
-CONTROL_EXCHANGE: Final = "celery"
-EVENT_EXCHANGE: Final = "celeryev"
 ANSWER_S: Final = 10.0  # how long any one answer may take
 HEARTBEAT_S: Final = 30
 

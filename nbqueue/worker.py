@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import select
@@ -226,6 +227,8 @@ class Worker:
         self._pressed_at: float | None = None  # when it was first asked not to wait
         self._offline_since: float | None = None
         self._pause_s = 0.1
+        self._tries = 0  # to reach the server, since it was there
+        self._was_online = False
         self._renewed_at = 0.0
         self._warned = False
         sent.celeryd_after_setup.send(self.name, instance=self, conf=self.conf)
@@ -320,7 +323,7 @@ class Worker:
         if self._emitter is None:
             from nbqueue.emitter import Emitter  # noqa: PLC0415 - few workers send any
 
-            self._emitter = Emitter(self.app.link.broker_url, self.name, self._client_name)
+            self._emitter = Emitter(self.app.link.broker_url, self.name, self._client_name, self.conf.event_exchange)
         return self._emitter
 
     def tell_of_tasks(self, *, events: bool | None = None) -> None:
@@ -383,6 +386,7 @@ class Worker:
             link.broker_url,
             self.name,
             self._client_name,
+            self.conf.control_exchange,
             lambda *command: self.call_soon(lambda: self.panel.serve(*command)),
         )
         self._pidbox.start()
@@ -481,7 +485,7 @@ class Worker:
         if self._offline_since is None:
             self._online(self._work)
         elif self._due("reconnect", self._pause_s):
-            self._online(self._reconnect)
+            self._try_again()
 
     def _read(self, key: selectors.SelectorKey) -> None:
         if key.data == "signal":
@@ -653,6 +657,22 @@ class Worker:
             longest = min(10.0, self.conf.worker_lease / 2)
             self._pause_s = min(longest, 2 * self._pause_s * random.uniform(0.7, 1.0))  # noqa: S311 - spreads workers
 
+    def _try_again(self) -> None:
+        """Connect, unless settings say that it has been tried often enough.
+
+        Raises:
+            BackendUnavailable: it has.
+        """
+        most = self.conf.broker_connection_max_retries or math.inf
+        if self._was_online and not self.conf.broker_connection_retry:
+            raise BackendUnavailable("The server has gone away. It isn't waited for: broker_connection_retry is off.")
+        if self._tries >= most:
+            raise BackendUnavailable(
+                f"The server can't be reached; it was tried {self._tries} times, broker_connection_max_retries."
+            )
+        self._tries += 1
+        self._online(self._reconnect)
+
     def _reconnect_or_fail(self) -> None:
         """Connect.
 
@@ -677,6 +697,8 @@ class Worker:
         self._warn_of_risks()
         away = time.monotonic() - (self._offline_since or 0.0)
         self._offline_since = None
+        self._tries = 0
+        self._was_online = True
         self._drained = False
         if away > 1.0:
             logger.info("the server answers again after %.1f s", away)

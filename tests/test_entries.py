@@ -60,6 +60,16 @@ def test_missed_firings_are_made_good_by_policy(policy: str, expected: list[Firi
     assert firings(entry(policy=policy), stand(), START + 180 + 30) == expected
 
 
+def test_cron_that_is_due_for_longer_than_its_deadline_is_not_sent() -> None:
+    hourly = entry("cron 0 * * * *", since=START - 1)
+    now = START + 2 * 3600 + 90
+    assert firings(hourly, stand(), now, 90.0) == [Firing(START + 7200, missed=2)]
+    assert firings(hourly, stand(), now, 89.0) == [Firing(START + 7200, missed=3, send=False)]
+    each = firings(entry("cron 0 * * * *", since=START - 1, policy="all"), stand(), now, 3700.0)
+    assert [(one.due - START, one.send) for one in each] == [(0, False), (3600, True), (7200, True)]
+    assert firings(entry(), stand(), START + 119, 10.0) == [Firing(START + 60)], "an interval has none"
+
+
 def test_firing_that_is_hardly_late_is_not_skipped() -> None:
     assert firings(entry(policy="skip"), stand(), START + 180 + 10) == [Firing(START + 180, missed=2)]
 

@@ -10,7 +10,7 @@ import pytest
 from nbqueue import App
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.stock import kombu_connection
-from tests.helpers import RedisServer
+from tests.helpers import RedisServer, wait_until
 from tests.rabbit import RabbitServer
 from tests.test_endpoints import Encrypted, encrypted
 
@@ -36,6 +36,19 @@ def watch_itself(app: App) -> int:
 def test_events_go_through_a_database_of_its_own(redis_server: RedisServer) -> None:
     with App("x", broker=f"{redis_server.url}?virtual_host=3", set_as_current=False) as app:
         assert watch_itself(app) == 7
+
+
+def test_events_go_where_settings_say(redis_server: RedisServer) -> None:
+    names = {"event_exchange": "news", "event_queue_prefix": "reader"}
+    with App("x", broker=redis_server.url, changes=names, set_as_current=False) as app, app.connection() as connection:
+        assert watch_itself(app) == 7
+        receiver = app.events.Receiver(connection)
+        assert (receiver.exchange.name, receiver.queue.name) == ("news", f"reader.{receiver.node_id}")
+        with redis_server.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+            heard.subscribe("/0.news/mine.own")
+            wait_until(lambda: client.pubsub_numsub("/0.news/mine.own")[0][1], 5, "the subscription")
+            app.events.Dispatcher(connection, hostname="me").send("mine-own")
+            wait_until(heard.get_message, 5, "the event")
 
 
 def test_events_go_over_tls_on_redis(encrypted: Encrypted) -> None:

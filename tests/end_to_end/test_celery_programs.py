@@ -117,6 +117,26 @@ def test_worker_that_serves_celery_obeys_it(idle_site: Site, tmp_path: Path) -> 
     wait_until(lambda: idle_site.app.offers()[0][0].children == 2, 10, "two children")
 
 
+def test_monitors_and_workers_meet_where_settings_say(idle_site: Site) -> None:
+    (idle_site.server.directory / "elsewhere.py").write_text(
+        "from tests.project import app\napp.conf.update(control_exchange='orders', event_exchange='news')\n"
+    )
+    path = f"{ROOT}{os.pathsep}{idle_site.server.directory}"
+    worker = idle_site.worker("-E", "-I", "elsewhere", concurrency=1, PYTHONPATH=path)
+    seen: dict[str, Any] = {}
+    with Celery(broker=idle_site.broker_url, set_as_current=False) as app:
+        app.conf.update(control_exchange="orders", event_exchange="news")
+        inspect = app.control.inspect(timeout=10, destination=[worker.name])
+        wait_until(lambda: inspect.ping() == {worker.name: {"ok": "pong"}}, 30, "an answer")
+        with app.connection() as connection:
+            receiver = app.events.Receiver(connection, handlers={"task-succeeded": seen.update})
+            for _ in receiver.itercapture(timeout=1, wakeup=False):
+                if seen:
+                    break
+                idle_site.app.send_task("tests.project.add", (1, 2))
+    assert seen["hostname"] == worker.name
+
+
 def test_worker_without_remote_control_answers_nobody(idle_site: Site) -> None:
     (idle_site.server.directory / "quiet.py").write_text(
         "from tests.project import app\napp.conf.worker_enable_remote_control = False\n"

@@ -257,6 +257,26 @@ def test_worker_writes_log_lines_in_the_form_that_settings_say(idle_site: Site, 
     wait_until(lambda: not (tmp_path / "w.pid").exists(), 15, "it to stop")
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("broker_connection_retry = False", "broker_connection_retry is off"),
+        ("broker_connection_max_retries = 2", "it was tried 2 times, broker_connection_max_retries"),
+    ],
+)
+def test_worker_ends_when_its_server_is_lost_and_settings_say_so(idle_site: Site, setting: str, said: str) -> None:
+    (idle_site.server.directory / "gives_up.py").write_text(f"from tests.project import app\napp.conf.{setting}\n")
+    path = f"{ROOT}{os.pathsep}{idle_site.server.directory}"
+    worker = idle_site.worker("-I", "gives_up", concurrency=1, PYTHONPATH=path)
+    assert idle_site.app.send_task("tests.project.add", (1, 2)).get(timeout=20) == 3
+    idle_site.server.kill()
+    assert worker.wait() == 1
+    log = worker.log.read_text()
+    assert said in log
+    assert "Traceback" not in log
+    idle_site.server.start()
+
+
 def test_worker_that_is_not_to_wait_for_its_server_fails_at_once(idle_site: Site, tmp_path: Path) -> None:
     (tmp_path / "settings.py").write_text("broker_connection_retry_on_startup = False\n")
     words = ("--config", "settings", "-b", f"redis+socket://{tmp_path}/nobody", "worker")
