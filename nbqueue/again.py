@@ -116,7 +116,12 @@ class Again:
         expires = expiry_time(now, None, 0.0)
         if isinstance(steering, Call):
             self._keep_blobs(kept.body, expires)
-            again = Message.sign_call(steering.group, steering.index, kept.body, self.signer, nonce=new_nonce())
+            changes = steering.changes
+            if changes is not None and changes.expires is not None:
+                changes = msgspec.structs.replace(changes, expires=expires)
+            again = Message.sign_call(
+                steering.group, steering.index, kept.body, self.signer, nonce=new_nonce(), changes=changes
+            )
             return Outgoing(kept.queue, id_, again.header, kept.body, priority=kept.priority), steering.group
         for head in split_body(kept.body):
             self._keep_blobs(head, expires)

@@ -20,7 +20,7 @@ from nbqueue.deliveries import Delivery
 from nbqueue.gather import Gather
 from nbqueue.graph import Drawn
 from nbqueue.limits import NO_LIMITS, Limits
-from nbqueue.messages import Steering
+from nbqueue.messages import Changes, Steering
 from nbqueue.pool import Job, Pool
 
 BATCH_S: Final = 0.010  # work handed to a child ahead of its need
@@ -56,6 +56,7 @@ class Held(msgspec.Struct, eq=False):
     stop_at: float = 0.0  # when the next of them is due
     said: int = 0  # pieces of output
     drawn: Drawn | None = None  # the canvas it is a call of
+    changes: Changes | None = None  # as in `Accepted`
     since: float = 0.0  # when it could first have been handed out, on the monotonic clock
 
 

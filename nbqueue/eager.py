@@ -24,6 +24,7 @@ from nbqueue.groups import GroupResult
 from nbqueue.handles import EagerResult
 from nbqueue.messages import (
     REPLACED,
+    Changes,
     ChildTask,
     Facts,
     Failure,
@@ -78,6 +79,7 @@ def run(
     """
     id_ = str(options.get("task_id") or uuid.uuid4())
     loaded = task.loaded
+    changes: Changes | None = None  # of the retries so far
     while True:
         queue = str(options.get("queue") or task.queue or app.conf.task_default_queue)
         priority = options.get("priority") or task.priority or 0
@@ -87,6 +89,8 @@ def run(
         steering = Extras.of({name: value for name, value in options.items() if name in EXTRAS}).on(steering)
         if (outer := current_request()) is not None:
             steering = outer.on(steering)
+        if changes is not None:
+            steering = changes.on(steering)
         call = ChildTask(
             0, 1, id_, task.name, "", -1, encode_steering(steering), b"", retries=retried, replaced=replaced
         )
@@ -100,10 +104,14 @@ def run(
         if state != states.RETRY:
             break
         retried += 1
-        if request.again is not None and request.again.call is not None:
-            args, kwargs = request.again.call
+        if (again := request.again) is not None:
+            args, kwargs = again.call or (args, kwargs)
+            changes = again.changes.after(changes) if again.changes is not None else changes
     result = EagerResult(id_, value, state, trace, task.name, app=app, parent=parent)
-    if app.conf.task_store_eager_result and not (options.get("ignore_result") or task.ignore_result):
+    ignored = options.get("ignore_result") or task.ignore_result
+    if changes is not None and changes.ignore_result is not None:
+        ignored = changes.ignore_result
+    if app.conf.task_store_eager_result and not ignored:
         _store(app, result, steering, started)
     return result
 

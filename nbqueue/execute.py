@@ -391,7 +391,7 @@ class Executor:
         args = None
         if plan.call is not None:
             packer = Packer(modules_of(task.args))  # what came with the arguments goes on with them
-            args = _packed_again(request, plan.call, packer)
+            args = _packed_again(request, plan, plan.call, packer)
             self._keep(packer)
         if request.hooks:
             callbacks.retried(request, plan)
@@ -399,7 +399,7 @@ class Executor:
             tracing.retried(request, plan)
         why = failed(task.seq, plan.retry.exc or plan.retry, started, request)
         limit = -1 if plan.max_retries is None else plan.max_retries
-        body = encode_again(Again(why.body, plan.due, limit, args))
+        body = encode_again(Again(why.body, plan.due, limit, args, plan.changes))
         return Outcome(task.seq, states.RETRY, body, started, time.time(), why.error)
 
     def _pack(self, value: Any, task: ChildTask, request: Request) -> bytes:
@@ -481,12 +481,15 @@ class Executor:
         raise NotRegistered(f"the worker on {socket.gethostname()} has no task {name!r}; {hint}")
 
 
-def _packed_again(request: Request, call: tuple[tuple[Any, ...], dict[str, Any]], packer: Packer) -> bytes:
-    """Return the arguments of a call that runs again with others."""
-    found, serializer = request.loaded, request.steering.serializer
+def _packed_again(
+    request: Request, plan: retries.Plan, call: tuple[tuple[Any, ...], dict[str, Any]], packer: Packer
+) -> bytes:
+    """Return the arguments of a call that runs again with others, or in another form."""
+    found = request.loaded
+    serializer = (plan.changes and plan.changes.serializer) or request.steering.serializer
     if found is not None and isinstance(found.run, Modelled) and serializer not in contents.PICKLES:
         call = found.run.dump(*call, bind=found.bind)
-    return serialization.dumps_args(*call, serializer, packer)
+    return serialization.dumps_args(*call, serializer, packer, compression=plan.compression)
 
 
 def _brought(function: Callable[..., Any], beside: Any) -> Loaded:

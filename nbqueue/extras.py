@@ -70,7 +70,7 @@ class Extras:
         if "lock" in known:
             lock_name(known["lock"])
         if "headers" in known:
-            known["headers"] = _headers(known["headers"])
+            known["headers"] = json_headers(known["headers"])
         return cls(**known)
 
     def on(self, steering: Steering) -> Steering:
@@ -90,7 +90,12 @@ class Extras:
 NO_EXTRAS: Final = Extras()
 
 
-def _headers(value: Any) -> dict[str, Any]:
+def json_headers(value: Any) -> dict[str, Any]:
+    """Return headers as they travel.
+
+    Raises:
+        TypeError: they are no dict that JSON can say.
+    """
     try:
         found: dict[str, Any] = json.loads(json.dumps(value))
     except (TypeError, ValueError) as exc:

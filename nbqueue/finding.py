@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nbqueue import result as results
 from nbqueue import states
+from nbqueue.backends.base import chunks
 from nbqueue.deliveries import Revocation
-from nbqueue.exceptions import AmbiguousLabel, UnknownTask
+from nbqueue.exceptions import AmbiguousLabel, BadMessage, UnknownTask
 from nbqueue.messages import (
     Control,
     Facts,
     Steering,
     new_nonce,
+    open_fact,
     open_group,
     revoked_facts,
     sign_control,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from nbqueue.app import App
 
 _AT_ONCE = 200  # ids in one order
+_LOOKED_UP = 1_000  # records in one question
 
 
 def attach(app: App, label_or_id: str) -> results.AsyncResult | results.MapResult:
@@ -51,8 +55,10 @@ def revoke(app: App, handles: Sequence[results.AsyncResult], *, terminate: bool,
     now = time.time()
     order = Control(order="revoke", at=now, nonce=new_nonce(), terminate=terminate, signal=signal)
     items = []
-    for handle in handles:
+    for handle, queue in zip(handles, _queues(app, [handle.id for handle in handles]), strict=True):
         steering = steering_of(app, handle)
+        if steering is not None and queue:
+            steering = msgspec.structs.replace(steering, queue=queue)
         facts = revoked_facts(steering, "cancelled", now) if steering else Facts(kind="record", id=handle.id)
         record = sign_record(facts, b"", app.signer).decode() if steering else ""
         mark = sign_control(msgspec.structs.replace(order, ids=(handle.id,)), app.signer)
@@ -63,6 +69,17 @@ def revoke(app: App, handles: Sequence[results.AsyncResult], *, terminate: bool,
         part = msgspec.structs.replace(order, nonce=new_nonce(), ids=held[start : start + _AT_ONCE])
         app.backend.order(sign_control(part, app.signer))
     app.watcher.check_soon()
+
+
+def _queues(app: App, ids: Sequence[str]) -> Iterator[str]:
+    """Yield the queues of tasks as their records say, as a retry may have gone elsewhere; empty where they don't."""
+    for part in chunks(ids, _LOOKED_UP):
+        for text in app.backend.load(part):
+            queue = ""
+            if text is not None:
+                with suppress(BadMessage):
+                    queue = open_fact(text, app.signer, kind="record").facts.queue
+            yield queue
 
 
 def steering_of(app: App, handle: results.AsyncResult) -> Steering | None:

@@ -145,7 +145,7 @@ class Drawn(msgspec.Struct, frozen=True):
             raise BadMessage("place", f"call {step.node} of a graph of {len(self.graph.nodes)}")
         call = self.graph.nodes[step.node]
         kind, first = self.kinds[call.kind], self.roots[step.node]
-        return msgspec.structs.replace(
+        steering = msgspec.structs.replace(
             kind,
             id=self.graph.id_of(step.node),
             parent=self.graph.id_of(call.parent) if call.parent >= 0 else self.graph.parent,
@@ -160,6 +160,7 @@ class Drawn(msgspec.Struct, frozen=True):
             retries=step.retries,
             headers=kind.headers if step.headers is None else step.headers,
         )
+        return steering if step.changes is None else step.changes.on(steering)
 
     def members_of(self, join: int) -> list[str]:
         """Return the task ids of the members of a join.

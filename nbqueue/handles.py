@@ -160,8 +160,9 @@ class AsyncResult:
 
     @property
     def queue(self) -> str:
-        """Return the queue the task was sent to."""
-        return self._facts_or_steering("queue")
+        """Return the queue the task was sent to, or its last retry, if that went elsewhere."""
+        latest = self.watched.latest
+        return (latest.facts.queue if latest else "") or self._facts_or_steering("queue")
 
     @property
     def worker(self) -> str | None:

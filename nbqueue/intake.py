@@ -23,6 +23,7 @@ from nbqueue.exceptions import BadMessage
 from nbqueue.graph import Drawn, Given, decode_given, open_graph
 from nbqueue.messages import (
     Call,
+    Changes,
     Facts,
     Failure,
     Fed,
@@ -64,6 +65,7 @@ class Accepted(msgspec.Struct, frozen=True):
     alone: bool = False
     drawn: Drawn | None = None  # the canvas it is a call of
     fed: bytes = b""  # what came before it there
+    changes: Changes | None = None  # of a map's member or a call of a canvas: what it says otherwise than these
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -186,7 +188,8 @@ class Intake:
             if not 0 <= steering.index < group.steering.size:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
             blobs = (*group.blobs, *named(message.body))
-            return Accepted(delivery, steering, group.text, group.code, message.body, blobs)
+            task = Accepted(delivery, steering, group.text, group.code, message.body, blobs)
+            return task if message.steering.changes is None else _changed(task, message.steering.changes)
         assert isinstance(message.steering, Steering), "a step is judged apart"
         code, args = split_body(message.body)
         if message.steering.code and not code:
@@ -223,7 +226,8 @@ class Intake:
         code = drawn.graph.codes.get(steering.code, b"")
         given = decode_given(delivery.body)
         args = given.body if given.how == "args" else drawn.graph.nodes[step.node].args
-        task = Accepted(delivery, steering, encode_steering(steering), code, args, drawn=drawn)
+        own_text = encode_steering(steering)
+        task = Accepted(delivery, steering, own_text, code, args, drawn=drawn, changes=step.changes)
         early = self._known(task) or self._unfit(task, now)
         if isinstance(early, Ended):
             return msgspec.structs.replace(early, drawn=drawn)
@@ -369,6 +373,12 @@ class Intake:
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _changed(member: Accepted, changes: Changes) -> Accepted:
+    """Return a member of a map that says something else than its map."""
+    steering = changes.on(member.steering)
+    return msgspec.structs.replace(member, steering=steering, steering_text=encode_steering(steering), changes=changes)
 
 
 def _told(drawn: Drawn, given: Given, node: int) -> Fed:

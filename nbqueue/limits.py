@@ -113,6 +113,23 @@ def limits_of_call(
     )
 
 
+def check_order(name: str, limits: Limits) -> None:
+    """Refuse a soft limit above the hard one.
+
+    Args:
+        name: of the task.
+        limits: its own, as far as they are said.
+
+    Raises:
+        ValueError: it is above.
+    """
+    if limits.soft_time_limit > limits.time_limit > 0:
+        raise ValueError(
+            f"{name} has a soft_time_limit of {limits.soft_time_limit:g} s, above its time_limit of "
+            f"{limits.time_limit:g} s: it would be ended before it is told"
+        )
+
+
 def shown_size(size: float) -> str:
     """Return a number of bytes as people read it.
 

@@ -144,6 +144,39 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return msgspec.structs.replace(self, id=id_, group=self.id, index=index, size=0, retries=retries)
 
 
+class Changes(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a retry says otherwise than its call was sent with, as in `Steering`; None: that stays."""
+
+    queue: str | None = None
+    priority: int | None = None
+    expires: float | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    memory_limit: int | None = None
+    name: str | None = None
+    ignore_result: bool | None = None
+    serializer: str | None = None
+    headers: dict[str, Any] | None = None
+    reply_to: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    lock: str | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Return what isn't None, by name."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def on(self, steering: Steering) -> Steering:
+        """Return steering that says so."""
+        return msgspec.structs.replace(steering, **self.said)
+
+    def after(self, earlier: Changes | None) -> Changes:
+        """Return these, and of those before them what these leave."""
+        return self if earlier is None else msgspec.structs.replace(earlier, **self.said)
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True):
     """One member of a map: the rest of its steering is its group's.
 
@@ -154,6 +187,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     index: int
     retries: int = 0
     nonce: str = ""
+    changes: Changes | None = None
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +202,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     sent_at: float = 0.0
     eta: float = 0.0
     headers: dict[str, Any] | None = None
+    changes: Changes | None = None
 
 
 def member_id(group: str, index: int) -> str:
@@ -190,10 +225,17 @@ class Message(msgspec.Struct, frozen=True):
 
     @classmethod
     def sign_call(
-        cls, group: str, index: int, body: bytes, signer: Signer, retries: int = 0, nonce: str = ""
+        cls,
+        group: str,
+        index: int,
+        body: bytes,
+        signer: Signer,
+        retries: int = 0,
+        nonce: str = "",
+        changes: Changes | None = None,
     ) -> Message:
         """Return the message of one member of a map; `body` is its arguments alone."""
-        call = Call(group, index, retries, nonce)
+        call = Call(group, index, retries, nonce, changes)
         # Most are sent for the first time, and a map has very many.
         text = _encode(call if retries or nonce else (group, index))
         return cls(member_id(group, index), signer.sign("call", text, body), body, call)
@@ -632,6 +674,7 @@ class Again(msgspec.Struct, array_like=True):
     due: float  # Unix seconds; 0.0: at once
     max_retries: int = -1  # as in `Facts`
     args: bytes | None = None  # packed; None: the same
+    changes: Changes | None = None
 
 
 class ChildEvent(msgspec.Struct, array_like=True):

@@ -39,6 +39,7 @@ from nbqueue.messages import (
     decode_failure,
     decode_graft,
 )
+from nbqueue.routing import MAX_PRIORITY
 from nbqueue.times import LATEST
 
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
@@ -531,6 +532,10 @@ def _checked(outcome: Outcome) -> Outcome:
         again = decode_again(outcome.body)
         decode_failure(again.failure)
         instants.append(again.due)
+        if again.changes is not None:
+            instants.append(again.changes.expires or 0.0)
+            if not 0 <= (again.changes.priority or 0) <= MAX_PRIORITY:
+                raise BadMessage("fields", f"a retry of priority {again.changes.priority}")
     elif outcome.state == states.FAILURE:
         decode_failure(outcome.body)
     for graft in (*((outcome.body,) if outcome.state == REPLACED else ()), *outcome.also):

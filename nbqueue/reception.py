@@ -157,6 +157,7 @@ class Reception:
             lock=lock,
             alone=task.alone,
             drawn=task.drawn,
+            changes=task.changes,
         )
         if self.outcomes.herald is not None:
             self.outcomes.herald.received(held)

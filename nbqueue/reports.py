@@ -153,16 +153,21 @@ class Reporter:
         steering, delivery, job = held.steering, held.delivery, held.job
         args = job.task.args if again.args is None else again.args
         retries = steering.retries + 1
+        next_one = msgspec.structs.replace(steering, retries=retries)
+        changes = held.changes
+        if again.changes is not None:
+            next_one, changes = again.changes.on(next_one), again.changes.after(changes)
         if held.drawn is not None:
             body = delivery.body if again.args is None else encode_given(Given("args", body=again.args))
             kind = held.drawn.kinds[held.drawn.graph.nodes[steering.node].kind]
-            added = None if steering.headers == kind.headers else steering.headers
-            step = Step(steering.graph, steering.node, retries, steering.sent_at, steering.eta, added)
+            headers = None if next_one.headers == kind.headers else next_one.headers
+            if changes is not None and changes.headers is not None:
+                changes = msgspec.structs.replace(changes, headers=None)  # a step has room for them
+            step = Step(steering.graph, steering.node, retries, steering.sent_at, steering.eta, headers, changes)
             message = Message.sign_step(step, steering.id, body, self.signer)
         elif steering.group:
-            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries)
+            message = Message.sign_call(steering.group, steering.index, args, self.signer, retries, changes=changes)
         else:
-            next_one = msgspec.structs.replace(steering, retries=retries)
             message = Message.sign(next_one, pack_body(job.code, args), self.signer)
         record = self._record(
             held,
@@ -174,14 +179,16 @@ class Reporter:
             retries=retries,
             eta=again.due,
             max_retries=again.max_retries,
+            queue=next_one.queue,
+            name=next_one.name,
         )
         follow = Outgoing(
-            delivery.queue,
+            next_one.queue,
             message.id,
             message.header,
             message.body,
             int(again.due * 1000),
-            priority=steering.priority,
+            priority=next_one.priority,
             attempt=delivery.attempt + 1,
             child_deaths=delivery.child_deaths,
             worker_losses=delivery.worker_losses,
@@ -190,7 +197,7 @@ class Reporter:
         if self.announcer is None:
             return settlement
         eta = again.due or steering.eta
-        return self.announcer.begin(settlement, msgspec.structs.replace(steering, retries=retries, eta=eta))
+        return self.announcer.begin(settlement, msgspec.structs.replace(next_one, eta=eta))
 
     def replaced(self, held: Held, outcome: Outcome, grafted: Grafted) -> Settlement:
         """Return the step in which a task's message is acknowledged and a canvas takes its place."""

@@ -435,22 +435,28 @@ class Running:
             eta: the instant, with its zone, before which it must not start.
             countdown: seconds until it may start; the task's `default_retry_delay` if there is no `eta` either.
             max_retries: how often it may be retried, instead of the task's own number.
-            options: none: a retry is the same call, with the queue, limits and id that it had.
+            options: of `apply_async`, in place of those that the call was sent with, for this retry and those after it:
+                `queue`, `priority`, `expires`, `time_limit` and others of `nbqueue.retries.CHANGEABLE`. What is None
+                stays.
 
         Raises:
             Retry: it will run again.
             MaxRetriesExceededError: no retries are left, and there is no `exc`.
+            TypeError: an option can't be changed; says what to do instead.
         """
-        if options:
-            raise TypeError(
-                f"retry has no option {', '.join(sorted(options))}: the same call runs again, with the options it was "
-                "sent with; send another with apply_async, and raise Ignore"
-            )
+        options = retries.checked(options)
         request = self.request
         if not isinstance(request, Request):
             raise exc or Retry(f"{self.name} would be retried in a worker")
         request.again = again = retries.plan(
-            request, args=args, kwargs=kwargs, exc=exc, eta=eta, countdown=countdown, max_retries=max_retries
+            request,
+            args=args,
+            kwargs=kwargs,
+            exc=exc,
+            eta=eta,
+            countdown=countdown,
+            max_retries=max_retries,
+            **options,
         )
         if throw:
             raise again.retry

@@ -15,11 +15,41 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from nbqueue.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, Reject, Retry
-from nbqueue.times import due_time
+from nbqueue import contents
+from nbqueue.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, PayloadTooLarge, Reject, Retry
+from nbqueue.extras import IDLE, json_headers
+from nbqueue.limits import check_order, limits_of_call
+from nbqueue.messages import MAX_STEERING_BYTES, Changes, Steering, encode_steering
+from nbqueue.rates import lock_name
+from nbqueue.routing import priority as check_priority
+from nbqueue.times import due_time, expiry_time
 
 Exceptions = tuple[type[BaseException], ...]
 _MOST_DOUBLINGS: Final = 60
+_PLACES: Final = frozenset({"queue", "exchange", "routing_key"})
+_LIMITS: Final = frozenset({"time_limit", "soft_time_limit", "memory_limit"})
+_TEXTS: Final = {"shadow": "name", "reply_to": "reply_to", "argsrepr": "argsrepr", "kwargsrepr": "kwargsrepr"}
+# What a retry may say otherwise than the call was sent with.
+CHANGEABLE: Final = frozenset(
+    {
+        *(*_PLACES, *_LIMITS, *_TEXTS),
+        *("priority", "expires", "headers", "ignore_result", "serializer", "compression", "lock"),
+    }
+)
+# Of `apply_async`, about sending: a worker sends a retry until the broker has it.
+_IDLE: Final = IDLE | {"retry", "retry_policy", "add_to_parent"}
+_FOLLOWS: Final = (
+    "what follows the call follows its retries; to add to that, raise "
+    "self.replace(self.signature_from_request(link=...))"
+)
+_SAME: Final = "the same call runs again, under its id; send another with apply_async, and raise Ignore"
+_FIXED: Final = {
+    "link": _FOLLOWS,
+    "link_error": _FOLLOWS,
+    "task_id": _SAME,
+    "root_id": _SAME,
+    "parent_id": _SAME,
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +130,13 @@ class Call(Protocol):
     def retries(self) -> int:
         """Return how often it was retried."""
 
+    @property
+    def steering(self) -> Steering:
+        """Return how it was sent."""
+
+    def callee(self) -> Any:
+        """Return its task."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -110,12 +147,16 @@ class Plan:
         due: Unix seconds; 0.0: at once.
         max_retries: how often it may; None for as often as it likes.
         call: its arguments; None for the same.
+        changes: what it says otherwise than it was sent with.
+        compression: of the arguments, where they are packed anew.
     """
 
     retry: Retry
     due: float
     max_retries: int | None
     call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    changes: Changes | None = None
+    compression: str = ""
 
 
 def plan(
@@ -127,12 +168,15 @@ def plan(
     eta: datetime | None = None,
     countdown: float | None = None,
     max_retries: int | None = None,
+    **other: Any,
 ) -> Plan:
-    """Return how a call is to run again.
+    """Return how a call is to run again; `other` as `checked` returns it.
 
     Raises:
         BaseException: `exc`, where no retries are left.
         MaxRetriesExceededError: none are left, and no `exc` was given.
+        TypeError: an option can't be changed.
+        ImproperlyConfigured: it can't be changed to that.
     """
     options = call.retry_options
     limit = options.max_retries if max_retries is None else max_retries
@@ -143,13 +187,86 @@ def plan(
     if eta is None and countdown is None:
         countdown = options.default_retry_delay
     due = due_time(time.time(), countdown, eta)
-    changed = args is not None or kwargs is not None
+    other = checked(other)
+    changed = args is not None or kwargs is not None or "serializer" in other or "compression" in other
     arguments = (
         call.args if args is None else tuple(args),
         call.kwargs if kwargs is None else dict(kwargs),
     )
     reason = exc if exc is not None else sys.exc_info()[1]
-    return Plan(Retry("", reason, eta or countdown), due, limit, arguments if changed else None)
+    return Plan(
+        Retry("", reason, eta or countdown),
+        due,
+        limit,
+        arguments if changed else None,
+        _changes(call, due, other) if other else None,
+        contents.compression(other.get("compression")),
+    )
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a retry that are to be changed: those that aren't None.
+
+    Raises:
+        TypeError: one can't be changed, or doesn't exist.
+    """
+    found = {name: value for name, value in options.items() if value is not None and name not in _IDLE}
+    for name in found.keys() - CHANGEABLE:
+        why = _FIXED.get(name, f"it has {', '.join(sorted(CHANGEABLE))}")
+        raise TypeError(f"retry has no option {name}: {why}")
+    return found
+
+
+def _changes(call: Call, due: float, options: Mapping[str, Any]) -> Changes:
+    """Return what a retry says otherwise than its call was sent with."""
+    s = call.steering
+    limits = limits_of_call(**{name: options[name] for name in options.keys() & _LIMITS})
+    check_order(call.task, limits)
+    texts = {}
+    for name in options.keys() & (_TEXTS.keys() | {"lock"}):
+        if not isinstance(options[name], str):
+            raise TypeError(f"{name} must be a string, not {options[name]!r}")
+        texts[_TEXTS.get(name, name)] = options[name]
+    if "lock" in texts:
+        lock_name(texts["lock"])
+    ignored = options.get("ignore_result")
+    if s.graph and ignored not in (None, s.ignore_result):
+        raise TypeError("retry can't change ignore_result of a call of a canvas: what follows it may need its value")
+    changes = Changes(
+        queue=_queue(call, {name: options[name] for name in options.keys() & _PLACES}),
+        priority=check_priority(options.get("priority")),
+        expires=expiry_time(time.time(), options["expires"], due) if "expires" in options else None,
+        time_limit=limits.time_limit or None,
+        soft_time_limit=limits.soft_time_limit or None,
+        memory_limit=limits.memory_limit or None,
+        ignore_result=None if ignored is None else bool(ignored),
+        serializer=contents.serializer(options["serializer"]) if "serializer" in options else None,
+        headers=json_headers(options["headers"]) if "headers" in options else None,
+        **texts,
+    )
+    if (size_bytes := len(encode_steering(changes.on(s)))) > MAX_STEERING_BYTES:
+        raise PayloadTooLarge(
+            f"Not retried: what the call of {s.shown_name[:80]} says of itself has {size_bytes:,} bytes, "
+            f"{MAX_STEERING_BYTES:,} is the most; shorten headers, argsrepr or kwargsrepr"
+        )
+    return changes
+
+
+def _queue(call: Call, place: Mapping[str, Any]) -> str | None:
+    """Return the queue that a retry goes to; None for the same.
+
+    Raises:
+        ImproperlyConfigured: there is none, or several queues would get it.
+    """
+    if not place:
+        return None
+    app = call.callee().app
+    queue: str = app.destination(call.task, priority=call.steering.priority, **place)[0]
+    if not app.spread.is_one(app.conf, queue):
+        raise ImproperlyConfigured(
+            f"a retry is one message, and {queue!r} stands for several queues: send calls there with apply_async"
+        )
+    return queue
 
 
 def planned_for(call: Call, exc: BaseException) -> Plan | None:

@@ -20,7 +20,7 @@ from nbqueue.exceptions import NotPicklable, SendFailed
 from nbqueue.extras import EXTRAS, NO_EXTRAS, Extras
 from nbqueue.groups import GroupResult, MapResult
 from nbqueue.handles import AsyncResult
-from nbqueue.limits import NO_LIMITS, limits_of_call, seconds, size_bytes
+from nbqueue.limits import NO_LIMITS, check_order, limits_of_call, seconds, size_bytes
 from nbqueue.messages import Steering, new_id, python_version
 from nbqueue.models import Modelled
 from nbqueue.payloads import Packer, is_whole
@@ -597,11 +597,7 @@ class Task(Running):
         code, digest = self._code(packer) if by_value else (b"", "")
         # What travels with its code brings its app's settings; what goes by name finds its worker's.
         limits = NO_LIMITS.with_those_of(self).with_those_of(limits_of_call(time_limit, soft_time_limit, memory_limit))
-        if limits.soft_time_limit > limits.time_limit > 0:
-            raise ValueError(
-                f"{self.name} has a soft_time_limit of {limits.soft_time_limit:g} s, above its time_limit of "
-                f"{limits.time_limit:g} s: it would be ended before it is told"
-            )
+        check_order(self.name, limits)
         if by_value:
             limits = defaults.limits.with_those_of(limits)
         how = serializer or self.serializer

@@ -283,6 +283,30 @@ def test_retry_is_sent_when_its_message_comes_back_after_a_crash_between_record_
     assert not attempts.client.exists("nbq:outbox:1")
 
 
+def test_retry_in_another_queue_is_sent_once_when_its_message_comes_back(
+    make: Make, send: Callable[[Outgoing], None], queue: str, attempts: Attempts
+) -> None:
+    other = f"{queue}.other"
+    send(Outgoing(queue, "1", "header", b"body"))
+    consumer = make("one")
+    (delivery,) = wait_until(lambda: claim(consumer, queue), 5, "the message")
+    publisher, consumer.publisher = consumer.publisher, Publisher(NOWHERE, "test")
+    follow = Outgoing(other, "1", "next header", b"next body", attempt=2)
+    settlement = Settlement(delivery, record("RETRY"), state="RETRY", outbox=(follow,))
+    assert consumer.settle([settlement]) == [KEPT]
+    consumer.publisher = publisher
+    (again,) = wait_until(lambda: claim(consumer, queue), 5, "the message to be back")
+    elsewhere = make("two")
+    (after,) = wait_until(lambda: claim(elsewhere, other), 5, "the next one")
+    elsewhere.give_back([after], "child")
+    assert consumer.settle([Settlement(again, b"")]) == [True]
+    (after,) = wait_until(lambda: claim(elsewhere, other), 5, "the next one again")
+    assert (after.header, after.attempt, after.child_deaths) == (b"next header", 3, 1), "the repeat takes no count away"
+    elsewhere.settle([Settlement(after, record("SUCCESS"), state="SUCCESS")])
+    assert claim(consumer, queue) == claim(elsewhere, other) == []
+    assert not attempts.client.exists("nbq:attempts:1")
+
+
 HEADER = ("a", "b", "c")
 
 

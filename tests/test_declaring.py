@@ -15,7 +15,7 @@ import pytest
 from nbqueue import App, Task, current_app, shared_task
 from nbqueue.app import app_or_default
 from nbqueue.current import set_current_app
-from nbqueue.exceptions import ImproperlyConfigured, NotPicklable
+from nbqueue.exceptions import ImproperlyConfigured, NotPicklable, Retry
 from nbqueue.extras import EXTRAS, IDLE
 from nbqueue.log import get_task_logger
 from nbqueue.request import Request
@@ -284,8 +284,18 @@ def test_request_of_a_call_that_runs_here_has_what_its_caller_said(app: App) -> 
 
 def test_retry_with_options_of_another_call_says_what_to_do() -> None:
     task = App("c", set_as_current=False).task(add, name="again")
-    with pytest.raises(TypeError, match="retry has no option queue: the same call runs again"):
-        task.retry(queue="other")
+    cases: list[tuple[str, str]] = [
+        ("link", r"link: what follows the call follows its retries; .*signature_from_request\(link"),
+        ("task_id", "task_id: the same call runs again, under its id"),
+        ("prioritty", "prioritty: it has .*priority"),
+    ]
+    for option, why in cases:
+        options: dict[str, Any] = {option: "other"}
+        with pytest.raises(TypeError, match=f"retry has no option {why}"):
+            task.retry(**options)
+        options[option] = None
+        with pytest.raises(Retry, match="would be retried in a worker"):
+            task.retry(**options)
 
 
 def test_app_of_a_class_of_ones_own_names_its_tasks() -> None:

@@ -286,3 +286,15 @@ def test_eager_result_is_kept_where_settings_say_so(idle_site: Site) -> None:
     with pytest.raises(ZeroDivisionError):
         idle_site.app.AsyncResult(failed.id).get(timeout=10)
     app.close()
+
+
+def test_retry_here_has_the_options_that_it_says(app: App) -> None:
+    def again(self: BoundTask) -> Any:
+        if not self.request.retries:
+            self.retry(queue="there", priority=7, headers={"a": 1}, shadow="s", countdown=9)
+        if self.request.retries == 1:
+            self.retry(priority=8)
+        r = self.request
+        return r.queue, r.delivery_info["priority"], r.headers, r.shadow
+
+    assert app.task(again, bind=True).apply().get() == ("there", 8, {"a": 1}, "s")

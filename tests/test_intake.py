@@ -115,6 +115,18 @@ def test_message_whose_task_was_retried_since_is_a_repeat_and_its_retry_runs() -
     assert isinstance(intake().judge(delivery(changed(retries=1), record=record), NOW), Accepted)
 
 
+def test_message_whose_task_was_retried_in_another_queue_is_a_repeat_and_its_retry_runs() -> None:
+    there = changed(retries=1, queue="there")
+    facts = pending_facts(there, states.RETRY, NOW)
+    record = sign_record(facts, encode_failure(Failure("Busy", "busy", "busy")), SIGNER)
+    assert isinstance(intake().judge(delivery(record=record), NOW), Repeat)
+    moved = delivery(there, record=record)
+    moved.queue = "there"
+    assert isinstance(intake().judge(moved, NOW), Accepted)
+    moved.queue = STEERING.queue
+    assert isinstance(intake().judge(moved, NOW), Refused)
+
+
 def test_record_that_is_not_signed_is_not_believed() -> None:
     record = b'{"task_id":"id","status":"SUCCESS","nbq":"1.x.y.{}"}'
     assert isinstance(intake().judge(delivery(record=record), NOW), Accepted)

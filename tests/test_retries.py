@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from kombu import Exchange, Queue
 
 from nbqueue import App, serialization, states
-from nbqueue.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, Reject, Retry
+from nbqueue.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, PayloadTooLarge, Reject, Retry
 from nbqueue.execute import BoundTask, Executor, Loaded
-from nbqueue.messages import Outcome, decode_again
+from nbqueue.messages import Changes, Outcome, Steering, decode_again
 from nbqueue.retries import DEFAULTS, Plan, RetryOptions, plan, planned_for
 from tests.pools import child_task
 
@@ -22,7 +24,17 @@ class Call(SimpleNamespace):
 
     def __init__(self, retries: int = 0, **options: Any) -> None:
         made = RetryOptions.of(**options)
-        super().__init__(task="demo", retries=retries, args=(1, 2), kwargs={"k": 3}, retry_options=made)
+        steering = Steering(id="1", nonce="n", task="demo", queue="q", sent_at=1.0, priority=3)
+        super().__init__(
+            task="demo", retries=retries, args=(1, 2), kwargs={"k": 3}, retry_options=made, steering=steering
+        )
+
+    def callee(self) -> Any:
+        app = App("demo", set_as_current=False)
+        news = Exchange("news", type="fanout")
+        film = Queue("film", Exchange("media"), routing_key="moving")
+        app.conf.update(task_queues=[Queue("q"), Queue("paper", news), Queue("radio", news), film])
+        return SimpleNamespace(app=app)
 
 
 class Mine(Exception):
@@ -32,6 +44,82 @@ class Mine(Exception):
 def delay_s(planned: Plan | None) -> float:
     assert planned is not None
     return planned.due - time.time()
+
+
+# ---- with what
+
+
+def changes(**options: Any) -> Changes:
+    found = plan(Call(), countdown=60, **options).changes
+    assert found is not None
+    return found
+
+
+def test_retry_says_what_is_to_be_otherwise_and_nothing_else() -> None:
+    assert plan(Call()).changes is None
+    assert plan(Call(), expires=None, priority=None, queue=None, connection=object(), retry=True).changes is None
+    assert changes(priority=0) == Changes(priority=0)
+    assert changes(time_limit=5, soft_time_limit=4, memory_limit="1 KB") == Changes(
+        time_limit=5.0, soft_time_limit=4.0, memory_limit=1000
+    )
+    assert changes(shadow="s", headers={"a": 1}, ignore_result=False, lock="l") == Changes(
+        name="s", headers={"a": 1}, ignore_result=False, lock="l"
+    )
+    at = datetime.now(UTC) + timedelta(hours=1)
+    assert changes(expires=at).expires == at.timestamp()
+    assert changes(expires=30).expires == pytest.approx(time.time() + 30, abs=5)
+
+
+def test_retry_goes_to_a_queue_or_to_what_is_bound_to_an_exchange() -> None:
+    assert changes(queue="other") == Changes(queue="other")
+    assert changes(exchange="media", routing_key="moving") == Changes(queue="film")
+    with pytest.raises(ImproperlyConfigured, match=r"one message, and 'paper . radio' stands for several queues"):
+        changes(exchange="news")
+
+
+def test_arguments_of_a_retry_are_packed_anew_in_another_form() -> None:
+    planned = plan(Call(), serializer="json", compression="zlib")
+    assert (planned.call, planned.compression) == (((1, 2), {"k": 3}), "gzip")
+    assert planned.changes == Changes(serializer="json")
+    assert plan(Call(), priority=1).call is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "why"),
+    [
+        ("priority", 10, ImproperlyConfigured, "from 0 to 9"),
+        ("time_limit", -1, ImproperlyConfigured, "time_limit must be"),
+        ("serializer", "yml", ImproperlyConfigured, "cloudpickle, pickle, json"),
+        ("headers", {"a": object()}, TypeError, "headers must be JSON"),
+        ("shadow", 1, TypeError, "shadow must be a string"),
+        ("expires", datetime(2030, 1, 1), ImproperlyConfigured, "no time zone"),  # noqa: DTZ001
+        ("headers", {"a": "x" * 7_000}, PayloadTooLarge, "Not retried: .*shorten headers"),
+    ],
+)
+def test_option_of_a_retry_that_can_not_be_used_is_named(
+    option: str, value: Any, error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        changes(**{option: value})
+
+
+def test_soft_limit_of_a_retry_above_its_hard_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="demo has a soft_time_limit of 5 s, above its time_limit of 4 s"):
+        changes(time_limit=4, soft_time_limit=5)
+
+
+def test_call_of_a_canvas_keeps_its_value_for_what_follows() -> None:
+    call = Call()
+    call.steering = msgspec.structs.replace(call.steering, graph="g")
+    with pytest.raises(TypeError, match="ignore_result of a call of a canvas"):
+        plan(call, ignore_result=True)
+    assert plan(call, ignore_result=False, priority=1).changes == Changes(priority=1, ignore_result=False)
+
+
+def test_error_that_retries_by_itself_does_so_as_retry_kwargs_say() -> None:
+    found = planned_for(Call(autoretry_for=(Mine,), retry_kwargs={"priority": 7, "countdown": 9}), Mine())
+    assert found is not None
+    assert found.changes == Changes(priority=7)
 
 
 # ---- when

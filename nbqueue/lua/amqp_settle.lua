@@ -13,8 +13,8 @@ for n, item in ipairs(items) do
     if fields and dead == 1 then bury(queue, id, fields, record) end
     if fields and dead ~= 1 then keep_failed(queue, id, fields, ttl_ms) end
     redis.call("HDEL", claims, id)
-    redis.call("DEL", "nbq:attempts:" .. id)
-    -- A repeat, or what was refused, has no state: the task of its id may live, and be revoked.
+    -- A repeat, or what was refused, has no state: the task of its id may live, also in another queue, and be revoked.
+    if state ~= "" then redis.call("DEL", "nbq:attempts:" .. id) end
     if state ~= "RETRY" and state ~= "" then
       if redis.call("HLEN", "nbq:revoked") > 0 then redis.call("HDEL", "nbq:revoked", id) end
       count_members(groups, group, state, 1)

@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 
-from nbqueue import serialization, states
+from nbqueue import chord, serialization, states
 from nbqueue.cellrun import CellRun
-from nbqueue.exceptions import Ignore, MaxRetriesExceededError, Reject, SoftTimeLimitExceeded, TaskRevokedError
+from nbqueue.exceptions import (
+    Ignore,
+    MaxRetriesExceededError,
+    NotPicklable,
+    Reject,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TimeLimitExceeded,
+)
 from nbqueue.execute import BoundTask
 from tests.helpers import wait_until
 from tests.workers import Site
@@ -161,3 +169,137 @@ def test_cell_runs_again_after_an_error(shared_site: Site, tmp_path: Path) -> No
     packed = serialization.dumps_args((CellRun("while True: pass", "<cell>"),), {})
     with pytest.raises(SoftTimeLimitExceeded):
         shared_site.app.send_cell(packed, name="cell", soft_time_limit=0.2).get(timeout=20)
+
+
+# ---- with other options than the call was sent with
+
+
+def moved(self: BoundTask, options: dict[str, Any], before: Any = None) -> list[Any]:
+    """Run again with these options, and once more with none; return what the call says then."""
+    r = self.request
+    if r.retries < 2:
+        self.retry(countdown=0.05 if r.retries else 0, **(options if not r.retries else {}))
+    return [r.queue, r.delivery_info["priority"], r.shadow, r.headers, r.timelimit[0], r.retries, r.attempt, before]
+
+
+def sent_elsewhere(site: Site, **more: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Return options for a retry, and what its call says then."""
+    there = f"{site.queue}.there"
+    options = {"queue": there, "priority": 5, "shadow": "moved", "headers": {"a": 1}, "time_limit": 40, **more}
+    return options, [there, 5, "moved", {"a": 1}, 40.0, 2, 3, None]
+
+
+@pytest.fixture
+def two_queues(idle_site: Site) -> Site:
+    """Return a site with a worker that listens to two queues."""
+    idle_site.worker("-Q", f"{idle_site.queue},{idle_site.queue}.there")
+    return idle_site
+
+
+def test_retry_has_other_options_and_keeps_them_in_the_next(two_queues: Site) -> None:
+    options, said = sent_elsewhere(two_queues)
+    task = two_queues.app.task(moved, bind=True)
+    assert task.apply_async((options,), priority=2).get(timeout=20) == said
+    assert task.delay({"priority": 0, "expires": None, "queue": None}).get(timeout=20)[:2] == [two_queues.queue, 0]
+    for queue in (two_queues.queue, f"{two_queues.queue}.there"):
+        size = two_queues.app.broker.size(queue)
+        assert (size.queued, size.claimed, size.delayed) == (0, 0, 0)
+
+
+def test_arguments_of_a_retry_go_in_another_form(two_queues: Site) -> None:
+    task = two_queues.app.task(moved, bind=True)
+    options = {"serializer": "json", "compression": "gzip", "priority": 1}
+    assert task.delay(options, [1, (2, 3)]).get(timeout=20)[-1] == [1, [2, 3]], "as JSON has it"
+    failed = task.delay(options, Busy("no JSON"))
+    with pytest.raises(NotPicklable, match="can't be said in json"):
+        failed.get(timeout=20)
+
+
+def test_members_of_a_map_and_calls_of_a_canvas_run_again_elsewhere_and_what_follows_follows_once(
+    two_queues: Site, tmp_path: Path
+) -> None:
+    options, said = sent_elsewhere(two_queues)
+    task = two_queues.app.task(moved, bind=True)
+    results = task.map([options, {"priority": 1}])
+    assert results.get(timeout=20) == [said, [two_queues.queue, 1, None, None, None, 2, 3, None]]
+
+    def note(values: Any, folder: str) -> Any:
+        (Path(folder) / f"body.{time.time_ns()}").touch()
+        return values
+
+    body = two_queues.app.task(note).s(str(tmp_path))
+    assert chord([task.s(options), task.s({})])(body).get(timeout=20)[0] == said
+    assert len(list(tmp_path.iterdir())) == 1
+    first = two_queues.app.task(dict, name="first").s([("queue", f"{two_queues.queue}.there")])
+    assert (first | task.s("before") | body).apply_async().get(timeout=20)[0] == f"{two_queues.queue}.there"
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(TypeError, match="ignore_result of a call of a canvas"):
+        (task.s({"ignore_result": True}) | body).apply_async().get(timeout=20)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_retry_expires_and_ends_at_its_limit_as_it_says(two_queues: Site) -> None:
+    def slow(self: BoundTask, **options: Any) -> None:
+        if not self.request.retries:
+            self.retry(**options)
+        time.sleep(60)
+
+    task = two_queues.app.task(slow, bind=True)
+    with pytest.raises(TimeLimitExceeded):
+        task.delay(countdown=0, time_limit=0.3).get(timeout=20)
+    with pytest.raises(SoftTimeLimitExceeded):
+        task.delay(countdown=0, soft_time_limit=0.3).get(timeout=20)
+    with pytest.raises(TaskRevokedError, match="expired"):
+        task.delay(countdown=0.2, expires=0.1).get(timeout=20)
+
+
+def test_value_of_a_retry_is_kept_or_not_as_it_says(two_queues: Site) -> None:
+    def one(self: BoundTask, ignore: bool) -> int:
+        if not self.request.retries:
+            self.retry(countdown=0, ignore_result=ignore)
+        return 1
+
+    task = two_queues.app.task(one, bind=True)
+    assert task.delay(True).get(timeout=20) is None
+    assert task.apply_async((False,), ignore_result=True).get(timeout=20) == 1
+
+
+def test_retry_that_waits_in_another_queue_is_known_there_and_can_be_revoked_and_run_by_hand(idle_site: Site) -> None:
+    def later(self: BoundTask, there: str) -> str:
+        if not self.request.retries:
+            self.retry(countdown=FAR_S, queue=there)
+        return str(self.request.queue)
+
+    idle_site.worker()
+    there = f"{idle_site.queue}.there"
+    task = idle_site.app.task(later, bind=True)
+    revoked, single, (member,) = task.delay(there), task.delay(there), task.map([there])
+    wait_until(lambda: idle_site.app.broker.size(there).delayed == 3, 20, "the retries")
+    wait_until(lambda: revoked.queue == single.queue == there, 20, "their records")
+    revoked.revoke()
+    with pytest.raises(TaskRevokedError):
+        revoked.get(timeout=10)
+    assert idle_site.app.broker.size(there).delayed == 2
+    idle_site.worker("-Q", there)
+    single.retry()
+    assert single.get(timeout=20) == there
+    member.revoke()
+    with pytest.raises(TaskRevokedError):
+        member.get(timeout=10)
+
+
+def test_callbacks_are_added_as_the_error_says(two_queues: Site, tmp_path: Path) -> None:
+    def linked(self: BoundTask, folder: str) -> str:
+        if "replaced" in (self.request.headers or {}):
+            return "end"
+        raise self.replace(
+            self.signature_from_request(link=noting.s(folder), headers={"replaced": True}, args=(folder,), kwargs={})
+        )
+
+    def note(value: str, folder: str) -> None:
+        (Path(folder) / value).touch()
+
+    noting = two_queues.app.task(note)
+    result = two_queues.app.task(linked, bind=True).delay(str(tmp_path))
+    assert result.get(timeout=20) == "end"
+    wait_until((tmp_path / "end").exists, 10, "the callback")
