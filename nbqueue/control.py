@@ -52,6 +52,7 @@ class Command:
         signature: how these are shown.
         default_timeout: seconds that the command line waits for answers.
         run: of the user's own: called with a `State` and the arguments.
+        needs: how many words it can't do without.
     """
 
     name: str
@@ -62,16 +63,23 @@ class Command:
     signature: str = ""
     default_timeout: float = 1.0
     run: Callable[..., Any] | None = None
+    needs: int = 0
 
     def arguments(self, words: Sequence[str]) -> dict[str, Any]:
         """Return the arguments that words of the command line stand for.
 
         Raises:
-            ValueError: there are too many, or one is of the wrong kind.
+            ValueError: there are too few or too many, or one is of the wrong kind.
         """
+        if len(words) < self.needs:
+            raise ValueError(f"something is missing after {' '.join([self.name, *words])}")
         found: dict[str, Any] = {}
         for (name, convert), word in zip(self.args, words, strict=False):
-            found[name] = convert(word)
+            try:
+                found[name] = convert(word)
+            except ValueError as exc:
+                kind = {int: "whole number", float: "number"}.get(convert)  # type: ignore[call-overload]
+                raise ValueError(f"{word!r} is no {kind}" if kind else str(exc)) from None
         rest = list(words[len(self.args) :])
         if self.variadic:
             found[self.variadic] = rest
@@ -103,7 +111,7 @@ _BUILT_IN: Final = {
         Command("memsample", "inspect", "The memory that workers use."),
         Command("objgraph", "inspect", "Not supported: needs a debugger in the worker."),
         Command("ping", "inspect", "Who is there."),
-        Command("query_task", "inspect", "What workers know of tasks.", variadic="ids", signature="ID ..."),
+        Command("query_task", "inspect", "What workers know of tasks.", variadic="ids", signature="ID ...", needs=1),
         Command(
             "registered", "inspect", "Tasks by name.", variadic="taskinfoitems", signature="[rate_limit|time_limit|...]"
         ),
@@ -118,9 +126,12 @@ _BUILT_IN: Final = {
             "Listen to one more queue.",
             (("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str)),
             signature="QUEUE [EXCHANGE [TYPE [ROUTING_KEY]]]",
+            needs=1,
         ),
         Command("autoscale", "control", "Change the bounds of autoscaling.", (("max", int), ("min", int))),
-        Command("cancel_consumer", "control", "Listen to a queue no more.", (("queue", str),), signature="QUEUE"),
+        Command(
+            "cancel_consumer", "control", "Listen to a queue no more.", (("queue", str),), signature="QUEUE", needs=1
+        ),
         Command("disable_events", "control", "Send no events of tasks."),
         Command("enable_events", "control", "Send events of tasks."),
         Command("heartbeat", "control", "Send a heartbeat event now."),
@@ -133,8 +144,9 @@ _BUILT_IN: Final = {
             "Limit how often a task runs.",
             (("task_name", str), ("rate_limit", str)),
             signature="TASK RATE, such as 5/s, 5/m or 5/h",
+            needs=2,
         ),
-        Command("revoke", "control", "Revoke tasks by id.", variadic="task_id", signature="ID ..."),
+        Command("revoke", "control", "Revoke tasks by id.", variadic="task_id", signature="ID ...", needs=1),
         Command("shutdown", "control", "Stop workers once their tasks have ended."),
         Command(
             "terminate",
@@ -143,6 +155,7 @@ _BUILT_IN: Final = {
             (("signal", str),),
             "task_id",
             signature="SIGNAL ID ...",
+            needs=2,
         ),
         Command(
             "time_limit",
@@ -150,6 +163,7 @@ _BUILT_IN: Final = {
             "Limit how long a task runs.",
             (("task_name", str), ("soft", float), ("hard", float)),
             signature="TASK SOFT_S [HARD_S]",
+            needs=2,
         ),
     )
 }

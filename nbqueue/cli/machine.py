@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options, merged
+from nbqueue.cli.options import Command, app_of, global_options, merged, seconds
 
 
 @click.command(cls=Command)
@@ -37,7 +37,9 @@ def connect(ctx: click.Context, /, export: str | None, **options: Any) -> None:
 
 @click.command(cls=Command)
 @global_options
-@click.option("--grace", type=float, default=10.0, show_default=True, metavar="S", help="How long workers may finish.")
+@click.option(
+    "--grace", type=seconds, default=10.0, show_default=True, metavar="S", help="How long workers may finish."
+)
 def down(grace: float, **_: Any) -> None:
     """Stop the embedded server, its keeper and its worker. Queued tasks and results stay on disk."""
     from nbqueue import embedded

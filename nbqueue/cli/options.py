@@ -7,6 +7,7 @@ accepted, and said once.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import traceback
@@ -54,9 +55,11 @@ def global_options(command: F) -> F:
         click.option("--workdir", metavar="DIR", help="Change to this directory first."),
         click.option("--config", metavar="MODULE", help="Settings, for an app that names none itself."),
         click.option("--connect", "connection_file", metavar="FILE", help="A connection file: URLs and signing key."),
-        click.option("--result-backend", metavar="URL", help="Where results are kept."),
-        click.option("-b", "--broker", metavar="URL", help="The broker's URL."),
-        click.option("-A", "--app", "app_name", metavar="MODULE[:NAME]", help="The module with your App and tasks."),
+        click.option("--result-backend", type=some, metavar="URL", help="Where results are kept."),
+        click.option("-b", "--broker", type=some, metavar="URL", help="The broker's URL."),
+        click.option(
+            "-A", "--app", "app_name", type=some, metavar="MODULE[:NAME]", help="The module with your App and tasks."
+        ),
     ):
         command = option(command)
     return command
@@ -192,6 +195,43 @@ def opened(option: str, path: Path | None) -> Path | None:
         except OSError as exc:
             raise click.ClickException(f"{option} {path}: {exc.strerror}") from exc
     return path
+
+
+def seconds(text: str) -> float:
+    """Return a length of time.
+
+    Raises:
+        BadParameter: it is no number, or below 0, or endless.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise click.BadParameter(f"{text!r} is no number of seconds.")
+    return found
+
+
+def seconds_above_0(text: str) -> float:
+    """Return a length of time that isn't nothing.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    if not (found := seconds(text)):
+        raise click.BadParameter(f"{text!r} is no number of seconds above 0.")
+    return found
+
+
+def some(text: str) -> str:
+    """Return a text that isn't empty, as one is that a script takes from a variable that isn't set.
+
+    Raises:
+        BadParameter: it is.
+    """
+    if not text:
+        raise click.BadParameter("it is empty.")
+    return text
 
 
 def names(text: str | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options, names, printable
+from nbqueue.cli.options import Command, app_of, global_options, names, printable, seconds_above_0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,7 +18,7 @@ def _remote_options(command: F) -> F:
     for option in (
         click.option("-j", "--json", "as_json", is_flag=True, help="Write JSON."),
         click.option("-d", "--destination", metavar="A@HOST,B@HOST", help="Only these workers."),
-        click.option("-t", "--timeout", type=float, metavar="S", help="How long to wait for answers."),
+        click.option("-t", "--timeout", type=seconds_above_0, metavar="S", help="How long to wait for answers."),
         click.option("-l", "--list", "lists", is_flag=True, help="List the commands."),
     ):
         command = option(command)
@@ -109,7 +109,7 @@ def _run(
     try:
         arguments = command.arguments(words[1:])
     except ValueError as exc:
-        raise click.UsageError(f"{name} {command.signature}: {exc}") from None
+        raise click.UsageError(f"{' '.join(filter(None, (name, command.signature)))}: {exc}") from None
     asked: dict[str, Any] = {
         "destination": names(destination) or None,
         "timeout": timeout or max(1.0, command.default_timeout),
@@ -117,7 +117,10 @@ def _run(
     if name in ("revoke", "terminate"):
         # The mark that outlives this moment, not only the word to those who listen now.
         method = getattr(app.control, name)
-        answers = method(arguments.pop("task_id"), reply=True, **arguments, **asked)
+        try:
+            answers = method(arguments.pop("task_id"), reply=True, **arguments, **asked)
+        except ValueError as exc:
+            raise click.UsageError(f"{name}: {exc}") from None
     else:
         answers = app.control.broadcast(name, arguments, reply=True, **asked)
     _print(ctx, answers or [], as_json=as_json)

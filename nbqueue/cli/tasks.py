@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbqueue import states
-from nbqueue.cli.options import Command, app_of, global_options, idle_option
+from nbqueue.cli.options import Command, app_of, global_options, idle_option, seconds, some
 from nbqueue.exceptions import TaskError, TimeoutError  # noqa: A004 - Celery's name
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @global_options
-@click.argument("name")
+@click.argument("name", type=some)
 @click.option("-a", "--args", "args", metavar="JSON", help="Positional arguments: a JSON array.")
 @click.option("-k", "--kwargs", "kwargs", metavar="JSON", help="Arguments with names: a JSON object.")
 @click.option("--eta", metavar="TIME", help="Not before this instant, as 2026-07-03T07:00.")
 @click.option("--countdown", type=float, metavar="S", help="Not before so many seconds have passed.")
 @click.option("--expires", metavar="S|TIME", help="Drop it if it has not started after so many seconds, or by then.")
 @click.option("--serializer", metavar="NAME", help="Of the arguments.")
-@click.option("--queue", metavar="NAME", help="Where it waits. Default: as its routes say.")
+@click.option("--queue", type=some, metavar="NAME", help="Where it waits. Default: as its routes say.")
 @click.option("--exchange", metavar="NAME", help="Instead of a queue: what task_queues binds to this exchange …")
 @click.option("--routing-key", metavar="KEY", help="… for this key.")
 @click.pass_context
@@ -96,7 +96,7 @@ def instant(option: str, text: str, tz: tzinfo) -> datetime | float:
 @click.command(cls=Command)
 @global_options
 @click.argument("id")
-@click.option("--timeout", type=float, metavar="S", help="How long to wait. Default: as long as it takes.")
+@click.option("--timeout", type=seconds, metavar="S", help="How long to wait. Default: as long as it takes.")
 @idle_option("-t", "--task", metavar="NAME")
 @click.option("--traceback", is_flag=True, help="Show the remote traceback of a failure.")
 @click.pass_context

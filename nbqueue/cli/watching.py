@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options, printable
+from nbqueue.cli.options import Command, app_of, global_options, printable, seconds
 from nbqueue.config import mask
 
 _FIRST: Final = frozenset({"type", "uuid", "name", "hostname", "timestamp"})
@@ -22,7 +22,7 @@ _QUIET: Final = frozenset({"local_received", "utcoffset", "clock", "pid"})
 @click.option("-d", "--dump", is_flag=True, help="Print events as they come; there is no other way here.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Write each as a line of JSON.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
-@click.option("--timeout", type=float, metavar="S", help="Stop when nothing has come for so long.")
+@click.option("--timeout", type=seconds, metavar="S", help="Stop when nothing has come for so long.")
 @click.pass_context
 def events(
     ctx: click.Context, /, dump: bool, as_json: bool, limit: int | None, timeout: float | None, **options: Any

@@ -15,11 +15,23 @@ import click
 
 from nbqueue import signals
 from nbqueue.cli import daemon
-from nbqueue.cli.options import Command, chosen_app, global_options, idle_option, importing, names, opened, prepare
+from nbqueue.cli.options import (
+    Command,
+    chosen_app,
+    global_options,
+    idle_option,
+    importing,
+    names,
+    opened,
+    prepare,
+    seconds,
+    seconds_above_0,
+)
 from nbqueue.cli.placed import importable, words_again
 from nbqueue.config import Environment, child_environment
 from nbqueue.exceptions import ImproperlyConfigured
 from nbqueue.forkserver import ChildSettings, start_fork_server
+from nbqueue.limits import size_bytes
 from nbqueue.link import told
 from nbqueue.log import LEVELS, setup, tell_receivers
 from nbqueue.poolkinds import PREFORK, THREADS, pool_kind, processes
@@ -105,6 +117,18 @@ def kind(text: str) -> str:
         raise click.BadParameter(str(exc)) from None
 
 
+def size(text: str) -> int:
+    """Return a number of bytes.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    try:
+        return size_bytes("it", text)
+    except ImproperlyConfigured as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 def bounds(text: str) -> tuple[int, int]:
     """Return the most and the fewest children.
 
@@ -136,10 +160,16 @@ def bounds(text: str) -> tuple[int, int]:
 @click.option("-P", "--pool", type=kind, metavar="POOL", help="prefork (the default), threads or solo.")
 @click.option("--autoscale", type=bounds, metavar="MAX[,MIN]", help="As many children as there is work for.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="Its name, as w1@%h; @host is added if it has none.")
-@click.option("--grace", type=float, metavar="S", help="How long a warm stop waits for running tasks.")
-@click.option("--time-limit", type=float, metavar="S", help="End a task that runs longer, if it has no own limit.")
-@click.option("--soft-time-limit", type=float, metavar="S", help="Raise SoftTimeLimitExceeded in one that does.")
-@click.option("--memory-limit", metavar="SIZE", help='End a task that uses more than, say, "2 GB", likewise.')
+@click.option("--grace", type=seconds, metavar="S", help="How long a warm stop waits for running tasks.")
+@click.option(
+    "--time-limit", type=seconds_above_0, metavar="S", help="End a task that runs longer, if it has no own limit."
+)
+@click.option(
+    "--soft-time-limit", type=seconds_above_0, metavar="S", help="Raise SoftTimeLimitExceeded in one that does."
+)
+@click.option(
+    "--memory-limit", type=size, metavar="SIZE", help='End a task that uses more than, say, "2 GB", likewise.'
+)
 @click.option("--max-tasks-per-child", type=click.IntRange(min=1), metavar="N", help="Replace a child after N tasks.")
 @click.option(
     "--max-memory-per-child", type=click.IntRange(min=1), metavar="KIB", help="Replace one that uses more after a task."
@@ -163,7 +193,7 @@ def worker(
     grace: float | None,
     time_limit: float | None,
     soft_time_limit: float | None,
-    memory_limit: str | None,
+    memory_limit: int | None,
     max_tasks_per_child: int | None,
     max_memory_per_child: int | None,
     beat: bool,

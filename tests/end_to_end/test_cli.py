@@ -25,8 +25,11 @@ def options_of(site: Site) -> tuple[str, ...]:
 
 
 def run(site: Site, *words: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run `nbqueue` with the site's key in the environment; the broker is left to the options."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("NBQUEUE_")}
+    """Run `nbqueue` with the site's key in the environment; the broker is left to the options.
+
+    What it keeps is in the home of the tests: without one, `down` would stop the user's own server.
+    """
+    variables = {n: v for n, v in os.environ.items() if not n.startswith("NBQUEUE_") or n == "NBQUEUE_HOME"}
     return subprocess.run(
         [sys.executable, "-m", "nbqueue", *words],
         cwd=directory,
@@ -59,6 +62,11 @@ def test_status_as_json_is_for_programs(shared_site: Site) -> None:
     assert said["queues"]["nbqueue"].keys() == {"queued", "claimed", "delayed"}
     assert said["dead_letters"] == 0
     assert isinstance(said["counters"], dict)
+
+
+def test_commands_of_these_tests_leave_the_users_own_data_alone(idle_site: Site, own_home: Path) -> None:
+    said = run(idle_site, "clean", "--dry-run", "-b", idle_site.server.url)
+    assert said.stdout == f"Nothing to remove in {own_home / 'data'}.\n", said.stderr
 
 
 def test_status_without_workers_says_so(idle_site: Site) -> None:
@@ -228,6 +236,35 @@ def test_what_can_not_be_used_is_named_in_one_line(
     assert (said.returncode, said.stdout) == (1, "")
     (line,) = [line for line in said.stderr.splitlines() if "can be read on the way" not in line]
     assert line.startswith(f"Error: {says}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("events", "--timeout", "nan"), "'--timeout': 'nan' is no number of seconds."),
+        (("result", "id", "--timeout", "-1"), "'--timeout': '-1' is no number of seconds."),
+        (("inspect", "ping", "-t", "0"), "'0' is no number of seconds above 0."),
+        (("down", "--grace", "inf"), "'--grace': 'inf' is no number of seconds."),
+        (("worker", "--grace", "-1"), "'--grace': '-1' is no number of seconds."),
+        (("worker", "--time-limit", "0"), "'--time-limit': '0' is no number of seconds above 0."),
+        (("worker", "--memory-limit", "lots"), "not 'lots'"),
+        (("-b", "", "status"), "'--broker': it is empty."),
+        (("status", "-A", ""), "'--app': it is empty."),
+        (("call", ""), "'NAME': it is empty."),
+        (("call", "t", "--queue", ""), "'--queue': it is empty."),
+        (("control", "pool_grow", "x"), "pool_grow [N=1]: 'x' is no whole number"),
+        (("control", "time_limit", "t", "x"), "time_limit TASK SOFT_S [HARD_S]: 'x' is no number"),
+        (("control", "rate_limit", "t"), "something is missing after rate_limit t"),
+        (("control", "revoke"), "revoke ID ...: something is missing after revoke"),
+        (("control", "terminate", "NOSUCH", "id"), "terminate: there is no signal 'NOSUCH'"),
+        (("inspect", "ping", "x"), "Error: ping: ping takes no arguments, not also x"),
+    ],
+)
+def test_wrong_word_is_a_usage_error_that_names_it(idle_site: Site, words: tuple[str, ...], says: str) -> None:
+    before = () if "-b" in words else ("-b", idle_site.server.url)
+    said = run(idle_site, *before, *words)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr.splitlines()[-1].endswith(says)
 
 
 def test_server_that_goes_away_ends_the_list_of_events_with_a_line(tmp_path: Path) -> None:
