@@ -190,7 +190,13 @@ def _from_object(part: object) -> str:
     exchange, kind = _exchange(getattr(part, "exchange", None))
     if type(part).__name__ == "Broadcast":
         return BoundQueue(getattr(part, "alias", None) or exchange or name, exchange, "fanout", broadcast=True)
-    keys = [getattr(binding, "routing_key", None) for binding in getattr(part, "bindings", None) or ()]
+    bindings = tuple(getattr(part, "bindings", None) or ())
+    exchanges = dict.fromkeys(_exchange(getattr(binding, "exchange", None)) for binding in bindings)
+    if len(exchanges) > 1:
+        shown = ", ".join(sorted(str(exchange) for exchange, _ in exchanges))
+        raise ImproperlyConfigured(f"queue {name!r}: a queue is bound to one exchange, not to {shown}")
+    exchange, kind = next(iter(exchanges), (exchange, kind)) if exchange is None else (exchange, kind)
+    keys = [getattr(binding, "routing_key", None) for binding in bindings]
     keys.append(getattr(part, "routing_key", None))
     found = tuple(dict.fromkeys(str(key) for key in keys if key))
     return BoundQueue(name, exchange, _checked_kind(name, kind) if exchange else None, found or None)

@@ -50,7 +50,8 @@ def routers(value: object) -> tuple[Router, ...]:
 
     A pattern is a glob or a compiled regular expression. A route is the name of a queue, or a dict with `queue`,
     `exchange`, `routing_key` or `priority`. A function gets name, args, kwargs and options, and returns a route, or
-    None to leave the call to the next; it may be named as `module.function`.
+    None to leave the call to the next; it may be named as `module.function`. An object, or the class
+    of one, may have a method `route_for_task` instead, which gets name, args and kwargs.
 
     Raises:
         ImproperlyConfigured: it holds something else.
@@ -59,10 +60,13 @@ def routers(value: object) -> tuple[Router, ...]:
         return ()
     if isinstance(value, Mapping):
         return (_table(list(value.items())),)
+    if hasattr(value, "route_for_task"):
+        of_object = (value() if isinstance(value, type) else value).route_for_task
+        return (_function(lambda name, args, kwargs, _: of_object(name, args, kwargs)),)
     if callable(value):
         return (_function(value),)
     if isinstance(value, str):
-        return (_function(_imported(value)),)
+        return routers(_imported(value))
     if not isinstance(value, Sequence):
         raise ImproperlyConfigured(f"task_routes must be a dict, a function or a list of them, not {value!r}")
     found: list[Router] = []
@@ -127,7 +131,7 @@ def _table(pairs: Sequence[tuple[Any, Any]]) -> Router:
 def _function(function: Callable[..., Any]) -> Router:
     def router(call: Call) -> Route | None:
         target = function(call.name, call.args, call.kwargs, call.options)
-        return None if target is None else _route(target)
+        return _route(target) if target else None
 
     return router
 
@@ -167,13 +171,12 @@ def name_of(value: object) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _imported(path: str) -> Callable[..., Any]:
+def _imported(path: str) -> object:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None) if module else None
     except ImportError as exc:
         raise ImproperlyConfigured(f"task_routes: {path}: {exc}") from exc
-    if not callable(found):
+    if not callable(found) and not hasattr(found, "route_for_task"):
         raise ImproperlyConfigured(f"task_routes: {path} is no function")
-    function: Callable[..., Any] = found
-    return function
+    return found

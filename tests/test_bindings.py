@@ -81,6 +81,7 @@ def test_direct_topic_and_fanout_lead_to_queues_as_in_amqp() -> None:
     ]
     assert found(queues, "media", "media.video.new") == ("video", "all")
     assert found(queues, "media", "media.audio") == ("all",)
+    assert found(queues, "media", "c.d") == found(queues, "media", "a.b") == ("many",)
     assert found(queues, "direct", "x") == ("exact",)
     assert found(queues, "news", "whatever") == ("one", "two")
     assert found(queues, "", "anything") == ("anything",), "each queue is bound to AMQP's own exchange by its name"
@@ -100,6 +101,11 @@ def test_key_that_leads_nowhere_is_an_error_that_says_what_is_bound() -> None:
         found([Queue("video", MEDIA, routing_key="media.#")], "media", "x")
     with pytest.raises(ImproperlyConfigured, match="binds nothing"):
         found([], "nowhere", "x")
+
+
+def test_queue_with_bindings_to_two_exchanges_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="'many': a queue is bound to one exchange, not to media, other"):
+        bound_queues([Queue("many", [binding(MEDIA, routing_key="a"), binding(Exchange("other"), routing_key="a")])])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,11 @@ def by_size(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: d
     return "large" if args and args[0] > 100 else None
 
 
+class BySize:
+    def route_for_task(self, task: str, args: tuple[Any, ...] = (), kwargs: Any = None) -> dict[str, Any] | None:
+        return {"queue": by_size(task, args, kwargs or {}, {})} if args else {}
+
+
 @pytest.mark.parametrize(
     ("name", "queue"),
     [("feed.add", "exact"), ("feed.other", "feeds"), ("video.encode", "media"), ("web.get", None)],
@@ -44,6 +49,12 @@ def test_function_may_be_named_by_its_path() -> None:
     assert route("tests.test_routing.by_size", "x", 500).queue == "large"
     with pytest.raises(ImproperlyConfigured, match=r"tests\.test_routing\.nothing is no function"):
         routers("tests.test_routing.nothing")
+
+
+@pytest.mark.parametrize("router", [BySize(), BySize, "tests.test_routing.BySize", [BySize()]])
+def test_object_with_route_for_task_is_a_router_and_an_empty_route_leaves_the_call_to_the_next(router: Any) -> None:
+    assert route([router, {"*": "rest"}], "x", 500).queue == "large"
+    assert route([router, {"*": "rest"}], "x").queue == "rest"
 
 
 def test_keys_of_amqp_are_taken() -> None:
