@@ -7,6 +7,7 @@ acknowledges the old one in one step.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import random
 import sys
 import time
@@ -134,6 +135,10 @@ class Call(Protocol):
     def steering(self) -> Steering:
         """Return how it was sent."""
 
+    @property
+    def loaded(self) -> Any:
+        """Return its function, `run`, with `bind`; None if it isn't known."""
+
     def callee(self) -> Any:
         """Return its task."""
 
@@ -189,19 +194,44 @@ def plan(
     due = due_time(time.time(), countdown, eta)
     other = checked(other)
     changed = args is not None or kwargs is not None or "serializer" in other or "compression" in other
-    arguments = (
-        call.args if args is None else tuple(args),
-        call.kwargs if kwargs is None else dict(kwargs),
-    )
     reason = exc if exc is not None else sys.exc_info()[1]
     return Plan(
         Retry("", reason, eta or countdown),
         due,
         limit,
-        arguments if changed else None,
+        _arguments(call, args, kwargs) if changed else None,
         _changes(call, due, other) if other else None,
         contents.compression(other.get("compression")),
     )
+
+
+def _arguments(
+    call: Call, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a retry: those given take the place of the call's, however that had them."""
+    names = _positional(call)
+    if args is not None and kwargs is None:
+        new = tuple(args)
+        return new, {name: value for name, value in call.kwargs.items() if name not in names[: len(new)]}
+    if args is None and kwargs is not None:
+        had, by_name = list(call.args), dict(kwargs)
+        for place, name in enumerate(names[: len(had)]):
+            if name in by_name:
+                had[place] = by_name.pop(name)
+        return tuple(had), by_name
+    return call.args if args is None else tuple(args), call.kwargs if kwargs is None else dict(kwargs)
+
+
+def _positional(call: Call) -> list[str]:
+    """Return the names of the parameters that a task takes by position, "" for those it takes in no other way."""
+    if call.loaded is None:
+        return []
+    try:
+        parameters = list(inspect.signature(call.loaded.run).parameters.values())[call.loaded.bind :]
+    except (TypeError, ValueError):  # a callable that doesn't tell
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return ["" if one.kind is kinds[0] else one.name for one in parameters if one.kind in kinds]
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:

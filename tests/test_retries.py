@@ -26,7 +26,13 @@ class Call(SimpleNamespace):
         made = RetryOptions.of(**options)
         steering = Steering(id="1", nonce="n", task="demo", queue="q", sent_at=1.0, priority=3)
         super().__init__(
-            task="demo", retries=retries, args=(1, 2), kwargs={"k": 3}, retry_options=made, steering=steering
+            task="demo",
+            retries=retries,
+            args=(1, 2),
+            kwargs={"k": 3},
+            retry_options=made,
+            steering=steering,
+            loaded=None,
         )
 
     def callee(self) -> Any:

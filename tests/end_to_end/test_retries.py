@@ -100,6 +100,31 @@ def test_retry_takes_other_arguments_along(shared_site: Site) -> None:
     assert shared_site.app.task(count_down, bind=True).delay(3).get(timeout=20) == "after 3"
 
 
+def other_by_position(self: Any, first: int, second: int, label: str = "") -> Any:
+    if not self.request.retries:
+        self.retry(args=(first + 1, second + 1), countdown=0)
+    return first, second, label
+
+
+def other_by_name(self: Any, first: int, /, second: int, *rest: int, label: str = "") -> Any:
+    if not self.request.retries:
+        self.retry(kwargs={"second": second + 10, "label": "new"}, countdown=0)
+    return first, second, rest, label
+
+
+def test_arguments_of_a_retry_take_the_place_of_the_calls_however_that_had_them(shared_site: Site) -> None:
+    by_position, by_name = (
+        shared_site.app.task(run, bind=True, max_retries=1) for run in (other_by_position, other_by_name)
+    )
+    calls = [
+        (by_position.s(first=1, second=2, label="kept"), (2, 3, "kept")),
+        (by_position.s(1, second=2), (2, 3, "")),
+        (by_name.s(1, 2, 3, label="old"), (1, 12, (3,), "new")),
+    ]
+    assert [call.apply_async().get(timeout=20) for call, _ in calls] == [expected for _, expected in calls]
+    assert [call.apply().get() for call, _ in calls] == [expected for _, expected in calls]
+
+
 def test_task_by_name_runs_again_as_its_module_says(shared_site: Site) -> None:
     assert shared_site.app.send_task("tests.project.moody", (2,)).get(timeout=20) == "calm at retry 2"
 
