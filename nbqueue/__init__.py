@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from nbqueue import states
     from nbqueue.app import App
     from nbqueue.app import App as Celery
-    from nbqueue.canvas import Signature, chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
+    from nbqueue.canvas import (
+        Signature,
+        chain,
+        chord,
+        chunks,
+        group,
+        maybe_signature,
+        signature,
+        subtask,
+        xmap,
+        xstarmap,
+    )
     from nbqueue.current import attach, shared_task, task
     from nbqueue.current import proxy as current_app
     from nbqueue.execute import progress, track
@@ -52,6 +63,7 @@ __all__ = [
     "shared_task",
     "signature",
     "states",
+    "subtask",
     "task",
     "track",
     "uuid",
@@ -79,6 +91,7 @@ _PLACES = {
     "group": "nbqueue.canvas:group",
     "maybe_signature": "nbqueue.canvas:maybe_signature",
     "signature": "nbqueue.canvas:signature",
+    "subtask": "nbqueue.canvas:subtask",
     "xmap": "nbqueue.canvas:xmap",
     "xstarmap": "nbqueue.canvas:xstarmap",
     "current_app": "nbqueue.current:proxy",

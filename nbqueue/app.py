@@ -147,6 +147,7 @@ class App:
             self.share(shared)
         if set_as_current:
             set_current_app(self)
+        self.on_init()
 
     def __repr__(self) -> str:
         return f"<App {self.main or '__main__'}>"
@@ -226,6 +227,9 @@ class App:
             return declaring.made(self, function, options)
 
         return register if run is None else register(run)
+
+    def on_init(self) -> None:
+        """Is called once the app is made; does nothing, and is there for an app of one's own class."""
 
     def gen_task_name(self, name: str, module: str) -> str:
         """Return the name of a task that is given none; an app of one's own class may have another way.

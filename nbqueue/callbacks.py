@@ -1,8 +1,8 @@
 """The hooks of a task: what it has said is to be done before it runs, and once it has ended. Called where it runs.
 
 They are called in this order: `before_start`; the task; one of `on_success`, `on_failure` and `on_retry`;
-`after_return`. All of them run before anybody is told of the end. One that raises changes nothing of it, but for
-`before_start`, whose errors are the task's.
+`after_return`, unless the task is to run again. All of them run before anybody is told of the end. One that raises
+changes nothing of it, but for `before_start`, whose errors are the task's.
 
 Source: Celery 5.7, "Handlers" of its user guide.
 """
@@ -69,7 +69,6 @@ def retried(request: Request, plan: Plan) -> None:
     retry = plan.retry
     about = request.id, request.args, request.kwargs, ErrorInfo(retry)
     _call(request, "on_retry", retry.exc or retry, *about)
-    _call(request, "after_return", states.RETRY, retry, *about)
 
 
 def _task(request: Request) -> Any:

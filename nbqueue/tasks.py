@@ -321,7 +321,7 @@ class Task(Running):
     def after_return(
         self, status: str, retval: Any, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
     ) -> None:
-        """Is called after the others."""
+        """Is called after the others, once it has ended."""
 
     def shadow_name(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> str | None:
         """Return the name that a call is shown under; None for the task's own."""
@@ -489,10 +489,14 @@ class Task(Running):
         return self._send_map((tuple(element) for element in iterable), options)
 
     def signature(
-        self, args: Iterable[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> canvas.Signature:
         """Return a call that is not sent yet; see `nbqueue.canvas.Signature`."""
-        return canvas.Signature(self, args, kwargs, options)
+        return canvas.Signature(self, args, kwargs, options, **more)
 
     subtask = signature
 

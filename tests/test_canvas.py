@@ -110,3 +110,13 @@ def test_calls_of_a_header_are_copied_once_each(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(Signature, "clone", counted)
         found(signature("body"))
     assert {name: count for name, count in copied.items() if name.startswith("t")} == {f"t{n}": 1 for n in range(100)}
+
+
+def test_signature_of_a_task_takes_all_that_celerys_takes() -> None:
+    task = App("s", broker="memory://", set_as_current=False).task(names, name="names")
+    made = task.signature((1,), {"k": 2}, {"countdown": 3}, immutable=True, priority=4)
+    assert (made.args, made.kwargs, made.options) == ((1,), {"k": 2}, {"countdown": 3, "priority": 4})
+    assert made.immutable
+    plan = expand(signature("a") | made)
+    assert plan.calls[-1].signature.immutable
+    assert plan.calls[-1].signature.options == made.options

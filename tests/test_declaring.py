@@ -306,6 +306,14 @@ def test_app_of_a_class_of_ones_own_names_its_tasks() -> None:
     assert Short("s", set_as_current=False).task(add).name == "test_declaring.add"
 
 
+def test_app_of_a_class_of_ones_own_is_told_once_it_is_made() -> None:
+    class Told(App):
+        def on_init(self) -> None:
+            self.seen = self.main, self.conf.timezone
+
+    assert Told("t", timezone="Europe/Oslo", set_as_current=False).seen == ("t", "Europe/Oslo")
+
+
 def test_class_of_tasks_may_be_named_by_its_place() -> None:
     named = App("n", task_cls="tests.test_declaring:Patient", set_as_current=False)
     assert isinstance(named.task(add), Task)

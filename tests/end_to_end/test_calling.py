@@ -22,7 +22,7 @@ ENDS = {
     "value": ["before_start", "run 0", "on_success value", "after_return SUCCESS"],
     "fail": ["before_start", "run 0", "on_failure no good True", "after_return FAILURE"],
     "retry": [
-        *("before_start", "run 0", "on_retry again", "after_return RETRY"),
+        *("before_start", "run 0", "on_retry again"),
         *("before_start", "run 1", "on_failure again True", "after_return FAILURE"),
     ],
 }
