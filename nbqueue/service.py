@@ -71,7 +71,6 @@ class Systemd:
         lines = [
             "[Unit]",
             f"Description=nbqueue worker {service.name}",
-            "After=network-online.target",
             "",
             "[Service]",
             "Type=exec",

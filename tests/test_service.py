@@ -1,10 +1,14 @@
-"""Files of services, and the commands around them. systemd itself is not at hand: a program notes what it is told."""
+"""Files of services, and the commands around them.
+
+systemd itself isn't told anything: a program notes what it would be. What it makes of a unit, its own checker says.
+"""
 
 from __future__ import annotations
 
 import os
 import plistlib
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +37,34 @@ def test_unit_starts_the_worker_and_stops_it_warmly() -> None:
     assert command.startswith(f'ExecStart="{sys.executable}" "-m" "nbqueue" "worker" "-A" "proj" "-n" ')
     assert command.endswith(r'"a \"b\" $$HOME 50%% \\n"')
     assert "KillMode=mixed" in lines
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("directory", ["plain", 'a b%c "q" $HOME é'])
+def test_unit_is_what_systemd_takes(tmp_path: Path, directory: str) -> None:
+    place = tmp_path / directory
+    place.mkdir()
+    service = Service(
+        "gpu", ("-A", "proj", "-n", HOSTILE), place, {"NBQUEUE_BROKER_URL": "redis://h", "NBQUEUE_X": HOSTILE}
+    )
+    unit = tmp_path / "nbqueue-gpu.service"
+
+    def complaints(text: str) -> str:
+        unit.write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "--user", "verify", str(unit)],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        # It exits with 0 where it passes over what it doesn't know. Of other units it may say what it likes.
+        return "\n".join(line for line in done.stderr.splitlines() if "nbqueue-gpu" in line)
+
+    text = Systemd({"HOME": str(tmp_path)}).text(service)
+    assert complaints(text) == ""
+    assert "Unknown key" in complaints(text.replace("KillMode=", "Killmode=")), "it is looked at"
 
 
 def test_unit_with_a_line_break_in_a_word_is_refused() -> None:
@@ -111,3 +143,10 @@ def test_install_says_what_systemd_said_when_it_fails(tmp_path: Path) -> None:
     assert said.stderr.splitlines()[-1] == "Error: systemctl --user daemon-reload: Failed to connect to bus"
     missing = nbqueue(tmp_path, "service", "install", path=str(tmp_path))
     assert "there is no systemctl here" in missing.stderr
+
+
+@pytest.mark.parametrize(("word", "says"), [("--nosuch", "No such option '--nosuch'"), ("-c0", "'0' is neither")])
+def test_install_refuses_what_the_worker_would_refuse_at_each_start(tmp_path: Path, word: str, says: str) -> None:
+    said = nbqueue(tmp_path, "service", "install", "--dry-run", "--", word)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert says in said.stderr

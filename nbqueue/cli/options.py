@@ -78,6 +78,8 @@ class Command(click.Command):
         own: list[tuple[str, str]] = []
         shared: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
+            if isinstance(param, click.Argument):  # the line of usage names them
+                continue
             if (row := param.get_help_record(ctx)) is not None:
                 (shared if param.name in _GLOBAL else own).append(row)
         for title, rows in (("Options", own), ("Global options, before or after the command", shared)):
@@ -96,7 +98,13 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """A command with commands of its own."""
+    """A command with commands of its own, each of which help says whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in found if command])
 
 
 def merged(ctx: click.Context, /, own: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def _shared(command: Any) -> Any:
     command = click.option("--dry-run", is_flag=True, help="Show what would be written and run, and do nothing.")(
         command
     )
-    return click.option("--name", default="worker", show_default=True, help="Of several.")(command)
+    return click.option("--name", default="worker", show_default=True, metavar="NAME", help="Of one of several.")(
+        command
+    )
 
 
 @service.command(cls=Command, context_settings={"ignore_unknown_options": True})
@@ -41,9 +43,11 @@ def install(ctx: click.Context, /, name: str, dry_run: bool, words: tuple[str, .
 
     It gets the variables NBQUEUE_*, CELERY_*, PATH and PYTHONPATH of now; its file is readable by you only.
     """  # noqa: D301 - click's sign for lines to leave as they are
+    from nbqueue.cli.worker import worker
     from nbqueue.config import Environment
     from nbqueue.service import Service, manager, run, write
 
+    worker.make_context("nbqueue worker", [*words], parent=ctx.find_root())  # it would be started again and again
     say_idle(ctx)
     given = merged(ctx, options)
     variables = Environment.read().variables

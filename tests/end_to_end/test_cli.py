@@ -152,6 +152,9 @@ def test_help_of_every_command_is_whole_and_reads_as_it_is_laid_out() -> None:
     def look(command: click.Command, context: click.Context) -> int:
         said = command.get_help(context)
         assert "\\b" not in said, context.command_path
+        assert not re.search(r"\.\.\.$", said.split("\n", 1)[1], re.MULTILINE), context.command_path
+        arguments = {param.make_metavar(context) for param in command.params if isinstance(param, click.Argument)}
+        assert not arguments & {line.strip() for line in said.splitlines()}, f"{context.command_path}: a row is empty"
         assert not re.search(r"\.\.\.$", command.get_short_help_str(200)), context.command_path
         names = command.list_commands(context) if isinstance(command, click.Group) else []
         found = 1
