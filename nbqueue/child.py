@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from nbqueue import signals
+from nbqueue import signals, tasklog
 from nbqueue.blobs import BlobStore
 from nbqueue.capture import SOFT_SIGNAL, Interrupts
 from nbqueue.contents import accepts
@@ -122,6 +122,7 @@ class ForkServer:
         self.wear = Wear(settings["max_tasks"], settings["max_memory_kib"])
         # The supervisor, which reads the same settings, has said which of them mean nothing here.
         logging.getLogger("nbqueue.config").setLevel(logging.ERROR)
+        tasklog.setup(settings["log_level"], *settings["log_line"])
         self.threads = settings["threads"]
         sys.path[:0] = [*settings["path"], ""]  # "": the working directory, as in a notebook
         try:

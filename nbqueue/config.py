@@ -170,6 +170,8 @@ class Settings(_Layered):
     worker_max_losses: int = 10  # a task that lost its worker this often gets one more run, alone, and is given up then
     worker_log_format: str | None = None  # of a worker's log lines; as `log.FORMAT` if None
     worker_log_datefmt: str | None = None  # of their times
+    worker_task_log_format: str | None = None  # of what tasks log, with %(task_name)s and %(task_id)s
+    worker_task_log_datefmt: str | None = None  # of its times
     beat_schedule: Any = field(default_factory=dict)  # entries by name, as `periodic.configured` takes them
     beat_cron_starting_deadline: float | None = None  # how long a cron entry may be due and still be sent
     backend_timeout: float = 60.0  # how long a wait bears a backend that does not answer

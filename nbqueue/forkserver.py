@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -36,6 +37,8 @@ class ChildSettings:
         threads: tasks run in threads of one process.
         client: where tasks send calls of their own: fields of `Link` and settings, as JSON; empty where they can't.
         accept: serializers whose content children load; all if empty.
+        log_level: from which on tasks log.
+        log_line: the form of such a line, and that of its time.
     """
 
     preload: tuple[str, ...] = ()
@@ -47,6 +50,8 @@ class ChildSettings:
     threads: bool = False
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     accept: tuple[str, ...] = ()
+    log_level: int = logging.WARNING
+    log_line: tuple[str | None, str | None] = (None, None)
 
     @classmethod
     def of(
@@ -71,6 +76,8 @@ class ChildSettings:
             threads,
             client,
             conf.accept_content,
+            logging.getLogger("nbqueue").getEffectiveLevel(),
+            (conf.worker_task_log_format, conf.worker_task_log_datefmt),
         )
 
 

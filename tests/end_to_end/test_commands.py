@@ -258,6 +258,41 @@ def test_worker_writes_log_lines_in_the_form_that_settings_say(idle_site: Site, 
 
 
 @pytest.mark.parametrize(
+    ("setting", "level", "lines"),
+    [
+        ("", "info", ["added", "careful"]),
+        ("", "warning", ["careful"]),
+        (
+            "app.conf.worker_task_log_format = '%(levelname)s %(task_name)s[%(task_id)s] %(message)s'",
+            "info",
+            ["INFO logs.speaks[{}] added", "WARNING logs.speaks[{}] careful"],
+        ),
+        ("logging.basicConfig(format='own %(message)s')", "info", ["own added", "own careful"]),
+    ],
+)
+def test_what_a_task_logs_is_in_its_output_from_the_workers_level_on(
+    idle_site: Site, setting: str, level: str, lines: list[str]
+) -> None:
+    (idle_site.server.directory / "logs.py").write_text(
+        "import logging\n"
+        "from nbqueue.utils.log import get_task_logger\n"
+        "from tests.project import app\n"
+        f"{setting}\n"
+        "@app.task\n"
+        "def speaks():\n"
+        "    logger = get_task_logger(__name__)\n"
+        "    logger.info('added')\n"
+        "    logger.warning('careful')\n"
+    )
+    path = f"{ROOT}{os.pathsep}{idle_site.server.directory}"
+    idle_site.worker("-I", "logs", "-l", level, concurrency=1, PYTHONPATH=path)
+    sent = idle_site.app.send_task("logs.speaks")
+    said = run(idle_site, *options_of(idle_site), "result", "--timeout", "20", sent.id)
+    assert said.returncode == 0, said.stderr
+    assert said.stderr.splitlines() == [line.format(sent.id) for line in lines]
+
+
+@pytest.mark.parametrize(
     ("setting", "said"),
     [
         ("broker_connection_retry = False", "broker_connection_retry is off"),
