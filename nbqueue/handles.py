@@ -123,12 +123,14 @@ class AsyncResult:
     def result(self) -> Any:
         """Return the value, or the exception of a task that failed or is to be retried.
 
-        Before that what goes with a state of the task's own, or None.
+        Before that what goes with a state of the task's own; of one that is STARTED its `pid` and `hostname`; or None.
         """
         fact = self.watched.fact
         if fact is not None:
             return outcome_of(fact, self.app)
         latest = self.watched.latest
+        if latest is not None and latest.facts.pid:
+            return {"pid": latest.facts.pid, "hostname": latest.facts.worker}
         if latest is None or not latest.body:
             return self.watched.trouble
         return error_of(latest, self.app) if latest.facts.state == states.RETRY else value_of(latest, self.app)

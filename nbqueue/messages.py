@@ -319,6 +319,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     eta: float = UNSET  # of what waits, or is to run again: when it may
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
     children: str = ""  # digest of the text's `children`, which may be many
+    pid: int = 0  # of a STARTED: the process that runs it
 
     @property
     def sent(self) -> float:

@@ -54,10 +54,10 @@ class Reporter:
         self.signer = signer
         self.announcer: Announcer | None = None  # tells those who want to know what is sent, if anybody does
 
-    def started(self, held: Held, seconds: float) -> Settlement:
-        """Return that a task has run for so many seconds by now."""
+    def started(self, held: Held, seconds: float, pid: int) -> Settlement:
+        """Return that a task has run for so many seconds by now, in this process."""
         now = time.time()
-        record = self._record(held, states.STARTED, now, started_at=now - seconds)
+        record = self._record(held, states.STARTED, now, started_at=now - seconds, pid=pid)
         return Settlement(held.delivery, record, held.steering.session, state=states.STARTED, ends=False)
 
     def stated(self, held: Held, event: ChildEvent) -> Settlement:

@@ -631,7 +631,7 @@ class Worker:
         for held, ran_s in self.work.started(now, STARTED_S):
             if self.herald is not None:
                 self.herald.started(held, time.time() - ran_s)
-            self.ledger.settle(self.reports.started(held, ran_s), held)
+            self.ledger.settle(self.reports.started(held, ran_s, self.pool.children[held.child].pid), held)
         if now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
             self.work.go_on()
         else:

@@ -119,7 +119,7 @@ def test_nothing_but_returns_is_left_when_nothing_runs_or_has_ended(desk: Desk) 
 
 def test_start_does_not_close_a_task(desk: Desk) -> None:
     held = desk.hold()
-    desk.ledger.settle(desk.reports.started(held, 1.0), held)
+    desk.ledger.settle(desk.reports.started(held, 1.0, 1), held)
     assert desk.ledger.is_open(held)
     desk.ledger.flush()
     assert held.seq in desk.work.held

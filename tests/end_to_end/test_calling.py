@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -322,6 +323,20 @@ def test_task_that_runs_for_a_while_is_started_whatever_it_says(shared_site: Sit
     wait_until(lambda: result.state == states.STARTED, 20, "the task to be started")
     (tmp_path / "go").touch()
     result.get(timeout=20)
+
+
+def test_what_is_started_says_where_it_runs(shared_site: Site, tmp_path: Path) -> None:
+    @shared_site.app.task(bind=True)
+    def slow(self: Task, folder: str) -> dict[str, Any]:
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.01)
+        return {"pid": os.getpid(), "hostname": self.request.hostname}
+
+    result = slow.delay(str(tmp_path))
+    wait_until(lambda: result.state == states.STARTED, 20, "the task to be started")
+    where = result.info
+    (tmp_path / "go").touch()
+    assert result.get(timeout=20) == where
 
 
 def test_call_that_was_refused_is_no_child(shared_site: Site) -> None:
