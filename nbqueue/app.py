@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from nbqueue.launchers.local import LocalBeat, LocalWorker
     from nbqueue.periodic import Configured, Schedule
     from nbqueue.publishing import Publication
+    from nbqueue.selected import Amqp
 
 __all__ = ["App", "app_or_default"]
 
@@ -197,6 +198,13 @@ class App:
     def add_defaults(self, fun: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Take settings that hold where nothing else says anything; a function is called when they are needed."""
         self._configuration.add_defaults(fun)
+
+    @cached_property
+    def amqp(self) -> Amqp:
+        """Return Celery's place of queues; `app.amqp.queues.select_add` is for `celeryd_after_setup`."""
+        from nbqueue.selected import Amqp, Queues  # few ask
+
+        return Amqp(Queues(self.conf))
 
     @property
     def timezone(self) -> tzinfo:

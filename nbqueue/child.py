@@ -157,6 +157,7 @@ class ForkServer:
             if self._host is not None:
                 self._host[1].close()
             ours, theirs = socket_of_frames()
+            self.worker = order["worker"]
             pid = self._forked(lambda parent: _become_host(parent, theirs, self, (*own, ours)), order["child"])
             theirs.close()
             self._host = (pid, ours)
@@ -313,7 +314,7 @@ def _become_host(parent: int, orders: socket.socket, server: ForkServer, own: tu
             faulthandler.register(STACKS_SIGNAL, os.fdopen(os.dup(2), "w"), all_threads=True)
         from nbqueue.threads import host_of  # noqa: PLC0415 - most workers have none, and start 2 ms sooner
 
-        host_of(orders, server.registries, server.store, server.keep_s, _graft, server.accept)
+        host_of(orders, server.registries, server.store, server.keep_s, _graft, server.accept, server.worker)
     except BaseException:  # noqa: BLE001 - a forked process must not return into its parent's code
         sys.excepthook(*sys.exc_info())
     finally:
@@ -370,6 +371,7 @@ class Child:
         self.errors = errors
         self.replies = replies
         self.wear = server.wear
+        self.worker = server.worker
         self.interrupts = Interrupts()
         self.executor = Executor(
             self._event,
@@ -378,7 +380,7 @@ class Child:
             store=server.store,
             keep_s=server.keep_s,
             accept=server.accept,
-            worker=server.worker,
+            worker=self.worker,
             graft=_graft,
         )
         self._lock = threading.Lock()
@@ -397,11 +399,11 @@ class Child:
         signal.signal(signal.SIGINT, self.interrupts.handle)
         signal.signal(SOFT_SIGNAL, self.interrupts.handle)
         os.register_at_fork(after_in_child=self._disown)
-        signals.worker_process_init.send()
+        signals.worker_process_init.send(self.worker)
         try:
             self._serve()
         finally:
-            signals.worker_process_shutdown.send(pid=os.getpid(), exitcode=0)
+            signals.worker_process_shutdown.send(self.worker, pid=os.getpid(), exitcode=0)
 
     def _serve(self) -> None:
         buffer = memoryview(bytearray(BUFFER_BYTES))

@@ -101,6 +101,7 @@ class Host:
         keep_s: how long that of results is kept.
         graft: packs canvases that tasks hand over.
         accept: serializers whose content is loaded; all if None.
+        worker: whose process it is.
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class Host:
         keep_s: float,
         graft: Any,
         accept: frozenset[str] | None,
+        worker: str,
     ) -> None:
+        self.worker = worker
         self.orders = orders
         self.threads: dict[int, ThreadChild] = {}  # by the number of the child
         self.by_seq: dict[int, ThreadChild] = {}
@@ -132,7 +135,7 @@ class Host:
         faulthandler.enable(2)
         self.executor.install_streams()
         os.register_at_fork(after_in_child=self._disown)
-        signals.worker_process_init.send()
+        signals.worker_process_init.send(self.worker)
         while True:
             data, descriptors, _, _ = socket.recv_fds(self.orders, 4096, 2)
             if not data:
@@ -156,7 +159,7 @@ class Host:
             del self.threads[child.number]
         child.close()
         if not self.threads:
-            signals.worker_process_shutdown.send(pid=os.getpid(), exitcode=0)
+            signals.worker_process_shutdown.send(self.worker, pid=os.getpid(), exitcode=0)
             os._exit(0)
 
     def _event(self, seq: int, kind: str, data: bytes) -> None:
@@ -284,6 +287,7 @@ def host_of(
     keep_s: float,
     graft: Callable[..., Any],
     accept: frozenset[str] | None,
+    worker: str,
 ) -> NoReturn:
     """Be the process of the threads."""
-    Host(orders, registries, store, keep_s, graft, accept).run()
+    Host(orders, registries, store, keep_s, graft, accept, worker).run()

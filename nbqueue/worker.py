@@ -232,6 +232,9 @@ class Worker:
         self._renewed_at = 0.0
         self._warned = False
         sent.celeryd_after_setup.send(self.name, instance=self, conf=self.conf)
+        if sent.celeryd_after_setup.receivers:
+            for queue in app.amqp.queues.added:
+                self.listening.names = self.listening.with_one(queue)
 
     # ---- life
 
@@ -302,6 +305,11 @@ class Worker:
         if self._wake is not None:
             with contextlib.suppress(OSError):  # one that is full wakes the loop as well; one that is closed has ended
                 self._wake.send(b"\0")
+
+    @property
+    def hostname(self) -> str:
+        """Return its name, as Celery's receivers of `celeryd_init` ask for it."""
+        return self.name
 
     @property
     def queues(self) -> list[str]:

@@ -42,6 +42,11 @@ def configure(conf: Any, **_: Any) -> None:
     conf.worker_max_losses = 7
 
 
+@signals.celeryd_after_setup.connect
+def listen_to_one_of_its_own(sender: str, instance: Any, **_: Any) -> None:
+    instance.app.amqp.queues.select_add(f"{instance.hostname}.own")
+
+
 @app.task(bind=True)
 def rejects(self: Any, stumble: bool = False) -> None:
     raise Reject("not today")

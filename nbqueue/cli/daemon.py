@@ -22,14 +22,19 @@ START_S: Final = 60.0
 
 
 def expanded(text: str, name: str = "") -> str:
-    """Return a text with Celery's signs replaced: `%h` host, `%n` a worker's own name, `%d` domain, `%i` nothing.
+    """Return a text with Celery's signs replaced.
 
-    >>> expanded("/run/%n.pid", "w1@here"), expanded("100%%")
-    ('/run/w1.pid', '100%')
+    `%h` is the host, with its domain, `%d` the domain, `%n` the worker's own name, or its host's if it has none, `%p`
+    that and the host. `%i` is 0 and `%I` nothing: a worker's children write to its log.
+
+    >>> expanded("/run/%n.pid %d %p", "w1@a.example.com"), expanded("100%% %i%I")
+    ('/run/w1.pid example.com w1@a.example.com', '100% 0')
     """
-    host = socket.gethostname()
     short, _, own_host = name.partition("@")
-    signs = {"%h": own_host or host, "%n": short, "%d": host.partition(".")[2], "%i": "", "%I": "", "%%": "%"}
+    host = own_host or socket.gethostname()
+    own, _, domain = host.partition(".")
+    short = short or own
+    signs = {"%h": host, "%n": short, "%d": domain, "%p": f"{short}@{host}", "%i": "0", "%I": "", "%%": "%"}
     found, rest = "", text
     while rest:
         sign = rest[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from nbqueue.cli.daemon import expanded
 from nbqueue.cli.tasks import instant
 from tests.end_to_end.test_cli import options_of, run
 from tests.helpers import wait_until
@@ -140,6 +142,13 @@ def test_worker_purges_its_queues_takes_celerys_options_and_writes_its_log_and_n
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     assert not number.exists()
+
+
+def test_names_of_files_and_workers_are_made_of_the_host_its_domain_and_the_workers_own() -> None:
+    signs = "%n %h %d %p %i%I"
+    assert expanded(signs, "w1@a.example.com") == "w1 a.example.com example.com w1@a.example.com 0"
+    own = socket.gethostname().partition(".")[0]
+    assert expanded("w1@%n") == f"w1@{own}"
 
 
 def test_worker_that_begins_anew_purges_nothing_more(idle_site: Site) -> None:

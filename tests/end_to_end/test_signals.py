@@ -98,7 +98,7 @@ def test_other_pools_answer_and_send_signals_as_well(idle_site: Site, lines: Lin
     good = app.send_task("tests.project.add", (1, 2))
     assert good.get(timeout=10) == 3
     assert lines.one("task_postrun", good.id)["state"] == "SUCCESS"
-    assert lines.of("worker_process_init")
+    assert {line["sender"] for line in lines.of("worker_process_init")} == {worker.name}
     assert lines.one("task_revoked", long.id)["process"] == worker.pid
 
 
@@ -140,6 +140,7 @@ def test_life_of_a_worker_is_told_in_its_order(idle_site: Site, lines: Lines) ->
     ]
     assert lines.one("celeryd_init")["sender"] == worker.name
     assert lines.one("worker_shutting_down")["how"] == "Warm"
+    assert {lines.one(f"worker_process_{name}")["sender"] for name in ("init", "shutdown")} == {worker.name}
     (began,) = lines.of("worker_process_init")
     (ended,) = lines.of("worker_process_shutdown")
     assert began["process"] == ended["process"] == ended["pid"] != worker.pid
@@ -168,6 +169,14 @@ def test_settings_that_celeryd_init_changes_hold(idle_site: Site, lines: Lines) 
     start(idle_site, lines)
     ((_, conf),) = (idle_site.app.control.inspect(timeout=5).conf() or {}).items()
     assert conf["worker_max_losses"] == 7
+
+
+def test_worker_listens_to_a_queue_that_a_receiver_of_celeryd_after_setup_adds(idle_site: Site, lines: Lines) -> None:
+    worker = start(idle_site, lines, "-Q", "nbqueue,other")
+    sent = idle_site.app.send_task("tests.project.add", (1, 2), queue=f"{worker.name}.own")
+    assert sent.get(timeout=10) == 3
+    ((_, queues),) = (idle_site.app.control.inspect(timeout=5).active_queues() or {}).items()
+    assert [queue["name"] for queue in queues] == ["nbqueue", "other", f"{worker.name}.own"]
 
 
 def test_receiver_of_setup_logging_takes_the_place_of_ours(idle_site: Site) -> None:
