@@ -10,6 +10,7 @@ from nbqueue.exceptions import ImproperlyConfigured
 
 ACK_OPTIONS: Final = (
     *("acks_late", "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "reject_on_worker_lost"),
+    "retry_on_worker_lost",
 )  # fmt: skip
 
 
@@ -21,6 +22,7 @@ class AckSettings(Protocol):
     task_acks_on_failure: bool | None
     task_acks_on_timeout: bool | None
     task_reject_on_worker_lost: bool
+    task_retry_on_worker_lost: bool
 
 
 class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,12 +34,18 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
         on_failure: a failure ends it for good. False: its message is kept among the dead letters.
         on_timeout: a hard time limit ends it for good. False: it runs again, as after the loss of a child.
         again: it runs again when its child is lost, a few times. False: it fails at the first.
+        retry: the loss of its child is one of its retries, whatever the others say of that.
+        max_retries: how often such a task may be retried; None for as often as a task may end its child.
+        retry_delay: seconds until it is.
     """
 
     late: bool | None = None
     on_failure: bool | None = None
     on_timeout: bool | None = None
     again: bool | None = None
+    retry: bool | None = None
+    max_retries: int | None = 3
+    retry_delay: float = 180.0
 
     @classmethod
     def of_options(cls, options: dict[str, Any]) -> Self | None:
@@ -57,7 +65,8 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
         both = given.get("acks_on_failure_or_timeout")
         own = (given.get("acks_on_failure"), given.get("acks_on_timeout"))
         on_failure, on_timeout = (both if one is None else one for one in own)
-        return cls(given.get("acks_late"), on_failure, on_timeout, given.get("reject_on_worker_lost"))
+        again, retry = given.get("reject_on_worker_lost"), given.get("retry_on_worker_lost")
+        return cls(given.get("acks_late"), on_failure, on_timeout, again, retry)
 
     @classmethod
     def of_settings(cls, conf: AckSettings) -> Self:
@@ -65,7 +74,9 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
         both = conf.task_acks_on_failure_or_timeout
         own = (conf.task_acks_on_failure, conf.task_acks_on_timeout)
         on_failure, on_timeout = (both if one is None else one for one in own)
-        return cls(conf.task_acks_late, on_failure, on_timeout, conf.task_reject_on_worker_lost)
+        # Off is what is said where nobody says anything, and costs messages nothing.
+        retry = conf.task_retry_on_worker_lost or None
+        return cls(conf.task_acks_late, on_failure, on_timeout, conf.task_reject_on_worker_lost, retry)
 
     def or_else(self, other: Acks | None) -> Acks:
         """Return this, and what another says where this says nothing."""
@@ -76,7 +87,19 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
             other.on_failure if self.on_failure is None else self.on_failure,
             other.on_timeout if self.on_timeout is None else self.on_timeout,
             other.again if self.again is None else self.again,
+            *((other if self.retry is None else self).retries),
         )
+
+    @property
+    def retries(self) -> tuple[bool | None, int | None, float]:
+        """Return what it says of retries."""
+        return self.retry, self.max_retries, self.retry_delay
+
+    def retried_as(self, max_retries: int | None, default_retry_delay: float) -> Acks:
+        """Return this for a task with these options; itself if such a loss is none of its retries."""
+        if not self.retry:
+            return self
+        return msgspec.structs.replace(self, max_retries=max_retries, retry_delay=default_retry_delay)
 
     def as_sent(self) -> Acks | None:
         """Return what a message brings along that says this: None for the defaults, which cost nothing."""
@@ -85,4 +108,5 @@ class Acks(msgspec.Struct, frozen=True, omit_defaults=True):
 
 DEFAULT_ACKS: Final = Acks(late=True, on_failure=True, on_timeout=True, again=True)
 EARLY: Final = "acks_late is off, so it isn't run again"
+RETRIED_ALL: Final = "it has been retried {} times, as often as it may"
 FIRST_LOSS: Final = "reject_on_worker_lost is off, so it isn't run again"

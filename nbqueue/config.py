@@ -148,6 +148,7 @@ class Settings(_Layered):
     task_acks_on_timeout: bool | None = None
     task_acks_on_failure_or_timeout: bool = True  # False: what fails is kept, and what runs out of time runs again
     task_reject_on_worker_lost: bool = True  # False: a task fails when it has lost one child
+    task_retry_on_worker_lost: bool = False  # True: that is one of its retries
     worker_enable_remote_control: bool = True  # False: workers answer no commands, neither ours nor Celery's
     worker_send_task_events: bool = False  # True: workers send Celery's events, for monitors
     task_send_sent_event: bool = False  # True: clients send an event for each call

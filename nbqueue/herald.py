@@ -101,8 +101,9 @@ class Herald:
             self._emit("task-rejected", s, requeue=False)
 
     def retried(self, held: Held, outcome: Outcome) -> None:
-        """Tell that a task will run again, as it has asked to."""
-        self.started(held, outcome.started_at)
+        """Tell that a task will run again, as it has asked to, or as it lost its child."""
+        if outcome.started_at:  # nobody knows when one began whose child is gone
+            self.started(held, outcome.started_at)
         self._failed("task-retried", held.steering, decode_again(outcome.body).failure)
 
     def given_back(self, held: Held) -> None:

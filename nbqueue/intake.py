@@ -357,8 +357,8 @@ class Intake:
         delivery = task.delivery
         if has_expired(now, s.expires, s.sent_at, s.eta, s.retries - s.base):
             return Ended(delivery, steering, states.REVOKED, "expired")
-        lost = delivery.worker_losses or delivery.child_deaths
-        if lost and not self.acks_of(steering).late:
+        acks = self.acks_of(steering) if delivery.worker_losses or delivery.child_deaths else DEFAULT_ACKS
+        if not acks.late and (delivery.worker_losses or not acks.retry):
             text = f"Its {'worker' if delivery.worker_losses else 'child'} was lost; {EARLY}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("WorkerLostError", text))
         if delivery.worker_losses > self.max_losses:

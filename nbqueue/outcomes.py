@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nbqueue import grafts, states
-from nbqueue.acks import EARLY, FIRST_LOSS
+from nbqueue.acks import EARLY, FIRST_LOSS, RETRIED_ALL
 from nbqueue.deliveries import Settlement
 from nbqueue.dispatch import Dispatcher, Held
 from nbqueue.exceptions import BadMessage, NBQueueError
 from nbqueue.intake import failure_of
 from nbqueue.ledger import Ledger
-from nbqueue.messages import REPLACED, ChildEvent, Outcome, decode_failure
+from nbqueue.messages import REPLACED, Again, ChildEvent, Outcome, decode_failure, encode_again
 from nbqueue.pool import Died
 from nbqueue.reports import Reporter, blobs_of, cause_of_death
 from nbqueue.transfers import Transfers
@@ -104,6 +104,8 @@ class Outcomes:
         elif died.shared and held.acks.late:
             # It ran in a thread: nobody knows which of them was the end of all.
             self.ledger.give_back([held], "none" if died.ended_by_us else "worker")
+        elif held.acks.retry:
+            self._retry_lost(held, f"Its child ended: {cause} on {self.reports.worker}", said, deaths)
         elif not (held.acks.late and held.acks.again):
             why = FIRST_LOSS if held.acks.late else EARLY
             self.fail(held, "WorkerLostError", f"Its child ended: {cause} on {self.reports.worker}; {why}{said}")
@@ -146,6 +148,26 @@ class Outcomes:
             self.ledger.give_back([held], "child")
         else:
             self.fail(held, error, text, dead=out_of_time or (acks.late is True and not acks.on_failure))
+
+    def _retry_lost(self, held: Held, text: str, said: str, deaths: int) -> None:
+        """Retry a task whose child is no more, as it would have asked for it itself."""
+        acks, retries = held.acks, held.steering.retries - held.steering.base
+        if held.unwanted:
+            self.end(held, states.REVOKED, b"", "cancelled")
+        elif acks.max_retries is not None and retries >= acks.max_retries:
+            self.fail(held, "WorkerLostError", f"{text}; {RETRIED_ALL.format(retries)}{said}")
+        elif acks.max_retries is None and deaths >= self.max_child_deaths:
+            self.fail(
+                held, "WorkerLostError", f"Given up: it ended its child {deaths} times. Last: {text}{said}", dead=True
+            )
+        else:
+            now = time.time()
+            line, body = failure_of("WorkerLostError", f"{text}{said}")
+            again = Again(body, now + acks.retry_delay, -1 if acks.max_retries is None else acks.max_retries)
+            outcome = Outcome(held.seq, states.RETRY, encode_again(again), 0.0, now, line[:500])
+            if self.herald is not None and self.ledger.is_open(held):
+                self.herald.retried(held, outcome)
+            self.ledger.settle(self.reports.retried(held, outcome, deaths=1), held)
 
     def _replace(self, held: Held, outcome: Outcome) -> None:
         """Let a canvas take a task's place."""

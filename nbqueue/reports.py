@@ -147,8 +147,8 @@ class Reporter:
         settlement = msgspec.structs.replace(settlement, outbox=outbox, arrival=arrival)
         return settlement if self.announcer is None else self.announcer.begin(settlement, drawn)
 
-    def retried(self, held: Held, outcome: Outcome) -> Settlement:
-        """Return the step in which a task's message is acknowledged and put off again."""
+    def retried(self, held: Held, outcome: Outcome, deaths: int = 0) -> Settlement:
+        """Return the step in which a task's message is acknowledged and put off again; `deaths` of children are new."""
         again = decode_again(outcome.body)
         steering, delivery, job = held.steering, held.delivery, held.job
         args = job.task.args if again.args is None else again.args
@@ -190,7 +190,7 @@ class Reporter:
             int(again.due * 1000),
             priority=next_one.priority,
             attempt=delivery.attempt + 1,
-            child_deaths=delivery.child_deaths,
+            child_deaths=delivery.child_deaths + deaths,
             worker_losses=delivery.worker_losses,
         )
         settlement = Settlement(delivery, record, steering.session, steering.group, states.RETRY, outbox=(follow,))

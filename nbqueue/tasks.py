@@ -136,6 +136,7 @@ class Task(Running):
     acks_on_failure: bool | None = None
     acks_on_timeout: bool | None = None
     reject_on_worker_lost: bool | None = None
+    retry_on_worker_lost: bool | None = None
     max_retries: int | None = DEFAULTS.max_retries
     default_retry_delay: float = DEFAULTS.default_retry_delay
     autoretry_for: Any = DEFAULTS.autoretry_for
@@ -651,7 +652,9 @@ class Task(Running):
 
     def _sent_acks(self, defaults: Defaults) -> Acks | None:
         """Return what a message that brings its code says of itself; None for nothing but the defaults."""
-        return defaults.sent_acks if self.acks is None else self.acks.or_else(defaults.acks).as_sent()
+        found = defaults.sent_acks if self.acks is None else self.acks.or_else(defaults.acks).as_sent()
+        options = self.retry_options
+        return found and found.retried_as(options.max_retries, options.default_retry_delay)
 
     def packed(self, packer: Packer) -> tuple[bytes, str]:
         """Return the function as it is now, packed, and the digest of that; for who sends calls in a way of its own.

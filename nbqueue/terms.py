@@ -11,12 +11,28 @@ from nbqueue.messages import Steering
 from nbqueue.rates import NO_RATE, Gates
 
 
+class Retried(Protocol):
+    """Says how a task is retried."""
+
+    @property
+    def max_retries(self) -> int | None:
+        """Return how often it may be."""
+
+    @property
+    def default_retry_delay(self) -> float:
+        """Return the seconds until it is."""
+
+
 class Registered(Limited, Protocol):
     """Is a task by name."""
 
     @property
     def acks(self) -> Acks | None:
         """Return what it says of its message."""
+
+    @property
+    def retry_options(self) -> Retried:
+        """Return how it is retried."""
 
     @property
     def rate(self) -> float:
@@ -65,7 +81,11 @@ class Terms:
         acks = self.default_acks
         if registered is not None and registered.acks is not None:
             acks = registered.acks.or_else(acks)
-        return acks if steering.acks is None else steering.acks.or_else(acks)
+        acks = acks if steering.acks is None else steering.acks.or_else(acks)
+        if not acks.retry or registered is None:
+            return acks
+        options = registered.retry_options
+        return acks.retried_as(options.max_retries, options.default_retry_delay)
 
     def gates_of(self, steering: Steering) -> Gates | None:
         """Return what a call has to pass before it runs; None, as most have nothing."""

@@ -28,6 +28,7 @@ def steering(app: App, *, by_value: bool = False, **options: Any) -> Steering:
         ({"acks_late": True}, Acks(late=True)),
         ({"acks_late": False}, Acks(late=False)),
         ({"reject_on_worker_lost": False}, Acks(again=False)),
+        ({"retry_on_worker_lost": True}, Acks(retry=True)),
         ({"acks_on_failure_or_timeout": False}, Acks(on_failure=False, on_timeout=False)),
         ({"acks_on_failure_or_timeout": False, "acks_on_timeout": True}, Acks(on_failure=False, on_timeout=True)),
     ],
@@ -71,3 +72,25 @@ def test_call_says_it_before_its_task_and_that_before_the_worker() -> None:
     other = Steering(id="i", nonce="n", task="add", queue="q", sent_at=0.0, code="digest")
     assert terms.acks_of(other).late, "what has a worker's name, and brings its code, is no task of the worker's"
     assert Terms({}, NO_LIMITS, DEFAULT_ACKS).acks_of(sent) is DEFAULT_ACKS
+
+
+def test_loss_of_a_child_is_retried_as_the_task_says_wherever_that_was_said() -> None:
+    app = App(set_as_current=False)
+    task = app.task(add, name="add", max_retries=7, default_retry_delay=5)
+    terms = Terms(app.tasks, NO_LIMITS, Acks(True, True, True, True, retry=True))
+    sent = Steering(id="i", nonce="n", task="add", queue="q", sent_at=0.0)
+    assert terms.acks_of(sent).retries == (True, 7, 5.0)
+    task.retry_on_worker_lost = False
+    assert not terms.acks_of(sent).retry
+    task.retry_on_worker_lost = True
+    assert Terms(app.tasks, NO_LIMITS, Acks()).acks_of(sent).retries == (True, 7, 5.0)
+    own = steering(app, by_value=True, retry_on_worker_lost=True, max_retries=2).acks
+    assert own is not None
+    assert own.retries == (True, 2, 180.0)
+    app.conf.task_retry_on_worker_lost = True
+    own = steering(app, by_value=True, max_retries=None).acks
+    assert own is not None
+    assert own.retries == (True, None, 180.0)
+    own = steering(app, by_value=True, retry_on_worker_lost=False).acks
+    assert own is not None
+    assert not own.retry

@@ -242,7 +242,7 @@ def test_task_has_what_celerys_has() -> None:
     assert sorted(fields - set(dir(Request))) == []
 
 
-MISSING = {"on_replace", "retry_on_worker_lost"}
+MISSING = {"on_replace"}
 
 
 def test_calls_take_what_celerys_take(app: App) -> None:

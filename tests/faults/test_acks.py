@@ -11,7 +11,7 @@ import pytest
 
 from nbqueue import chain
 from nbqueue.deadletters import DeadLetters
-from nbqueue.exceptions import TimeLimitExceeded, WorkerLostError
+from nbqueue.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from nbqueue.watched import WatchedTask
 from tests import project
 from tests.faults.test_processes import children_of, runs
@@ -89,6 +89,43 @@ def test_task_that_is_not_to_run_again_fails_at_the_first_lost_child(site: Site,
     with pytest.raises(WorkerLostError, match=r"signal 9.*reject_on_worker_lost is off"):
         deadly.delay(str(tmp_path), "first", 1).get(timeout=20)
     assert runs(tmp_path)["first"] == 1
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_lost_child_is_a_retry_where_the_task_says_so(site: Site, tmp_path: Path, late: bool) -> None:
+    site.worker(concurrency=1)
+    options = {"retry_on_worker_lost": True, "max_retries": 1, "acks_late": late, "name": "lost"}
+    deadly = site.app.task(project.deadly.run, by_value=True, default_retry_delay=0, **options)
+    once = deadly.delay(str(tmp_path), "once", 1)
+    assert once.get(timeout=20) == "once"
+    assert (once.retries, runs(tmp_path)["once"]) == (1, 2)
+    with pytest.raises(WorkerLostError, match=r"signal 9.*it has been retried 1 times, as often as it may"):
+        deadly.delay(str(tmp_path), "ever", 9).get(timeout=20)
+    assert runs(tmp_path)["ever"] == 2
+    deadly.default_retry_delay = 600
+    waits = deadly.delay(str(tmp_path), "waits", 9)
+    wait_until(lambda: waits.state == "RETRY", 20, "its retry")
+    assert waits.watched.latest is not None
+    facts = waits.watched.latest.facts
+    assert (facts.retries, facts.max_retries, facts.eta > time.time() + 300) == (1, 1, True)
+    assert "WorkerLostError" in facts.error
+    waits.revoke()
+    with pytest.raises(TaskRevokedError):
+        waits.get(timeout=10)
+
+
+def test_lost_child_is_retried_as_often_as_a_task_may_end_its_child_without_another_limit(
+    site: Site, tmp_path: Path
+) -> None:
+    site.worker(concurrency=1)
+    site.app.conf.task_retry_on_worker_lost = True
+    deadly = site.app.task(project.deadly.run, name="lost", by_value=True, default_retry_delay=0, max_retries=None)
+    with pytest.raises(WorkerLostError, match=r"Given up: it ended its child 3 times"):
+        deadly.delay(str(tmp_path), "ever", 9).get(timeout=20)
+    assert runs(tmp_path)["ever"] == 3
+    add = site.app.task(project.add.run, name="tests.project.add")
+    assert chain(deadly.s(str(tmp_path), "canvas", 1), add.s("!")).apply_async().get(timeout=20) == "canvas!"
+    assert deadly.starmap([(str(tmp_path), "map", 1)]).get(timeout=20) == ["map"]
 
 
 def test_failure_that_is_not_acknowledged_is_kept_and_a_timeout_runs_again(site: Site, tmp_path: Path) -> None:
