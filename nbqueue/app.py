@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
@@ -140,6 +141,8 @@ class App:
         self._signer: Signer | None = None
         self._schedule: Schedule | None = None
         self.periodic: list[Configured] = []  # what `add_periodic_task` added
+        # Options of one's own, `click.Option`s, by command; those of `preload` are for all commands.
+        self.user_options: defaultdict[str, set[Any]] = defaultdict(set)
         self.on_configure = Signal("app.on_configure")
         self.on_after_configure = Signal("app.on_after_configure")
         self.on_after_finalize = Signal("app.on_after_finalize")

@@ -7,6 +7,7 @@ accepted, and said once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _IDLE = "nbqueue.idle"
+_USERS = "nbqueue.users"
 
 
 def idle_option(*flags: str, **attributes: Any) -> Callable[[F], F]:
@@ -73,6 +75,20 @@ _GLOBAL = frozenset(
 class Command(click.Command):
     """A command whose own errors are one line, without a traceback; help lists its own options before the global."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words after the command; an option that isn't known may be one of the app's `user_options`."""
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption:
+            ctx.meta[_USERS] = _user_options(ctx, args)
+            if not ctx.meta[_USERS]:
+                raise
+            return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return what it takes."""
+        return [*super().get_params(ctx), *ctx.meta.get(_USERS, ())]
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in two sections, and the commands of a group."""
         own: list[tuple[str, str]] = []
@@ -80,7 +96,8 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             if isinstance(param, click.Argument):  # the line of usage names them
                 continue
-            if (row := param.get_help_record(ctx)) is not None:
+            row = param.get_help_record(ctx)
+            if row is not None and (row[1] or not isinstance(param, click.Argument)):
                 (shared if param.name in _GLOBAL else own).append(row)
         for title, rows in (("Options", own), ("Global options, before or after the command", shared)):
             if rows:
@@ -161,6 +178,8 @@ def chosen_app(ctx: click.Context, options: dict[str, Any]) -> App:
     for setting, name in (("broker_url", "broker"), ("result_backend", "result_backend"), ("connection_file",) * 2):
         if options[name]:
             setattr(app.conf, setting, options[name])
+    for option in app.user_options["preload"] | app.user_options[str(ctx.info_name)]:
+        options.setdefault(option.name, option.get_default(ctx))
     signals.user_preload_options.send(app, app=app, options=options)
     return app
 
@@ -240,6 +259,23 @@ def some(text: str) -> str:
     if not text:
         raise click.BadParameter("it is empty.")
     return text
+
+
+def _user_options(ctx: click.Context, args: list[str]) -> list[click.Parameter]:
+    """Return the options that the app has beside ours, for this command and for all, by their names."""
+    app = (ctx.obj or {}).get("app")
+    named = [after for word, after in itertools.pairwise(args) if word in ("-A", "--app")]
+    named += [word.removeprefix("--app=") for word in args if word.startswith("--app=")]
+    spec = named[-1] if named else (ctx.obj or {}).get("app_name")
+    if app is None and spec:
+        from nbqueue.execute import find_app  # as in `chosen_app`
+
+        sys.path.insert(0, str(Path.cwd()))
+        with importing(f"-A {spec}"):
+            app = find_app(spec)
+    if app is None:
+        return []
+    return sorted(app.user_options["preload"] | app.user_options[str(ctx.info_name)], key=lambda one: str(one.name))
 
 
 def names(text: str | None) -> list[str]:

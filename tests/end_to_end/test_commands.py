@@ -250,6 +250,41 @@ def test_worker_main_needs_the_word_worker() -> None:
         App(set_as_current=False).worker_main(["-l", "info"])
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-A", "own", "report", "--template", "x"), "template x loud False"),
+        (("report", "-A", "own", "--loud"), "template plain loud True"),
+        (("-A", "own", "report"), "template plain loud False"),
+    ],
+)
+def test_options_of_ones_own_reach_receivers(
+    idle_site: Site, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from click import Option\n"
+        "from nbqueue import App, signals\n"
+        f"app = App(broker={idle_site.server.url!r})\n"
+        "app.user_options['preload'].add(Option(('-Z', '--template'), default='plain'))\n"
+        "app.user_options['report'].add(Option(('--loud',), is_flag=True))\n"
+        "@signals.user_preload_options.connect\n"
+        "def read(options, **_):\n"
+        "    print('template', options['template'], 'loud', options['loud'])\n"
+    )
+    said = run(idle_site, *words, directory=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines()[0] == says
+    wrong = run(idle_site, "-A", "own", "report", "--loudly", directory=tmp_path)
+    assert (wrong.returncode, "No such option" in wrong.stderr) == (2, True)
+    assert run(idle_site, "report", "--loud", directory=tmp_path).returncode == 2
+
+
+def test_help_lists_no_words_that_it_says_nothing_of(idle_site: Site) -> None:
+    said = run(idle_site, "result", "--help")
+    assert "Usage: nbqueue result [OPTIONS] ID\n" in said.stdout
+    assert "\n  ID" not in said.stdout
+
+
 def test_worker_writes_log_lines_in_the_form_that_settings_say(idle_site: Site, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         f"from nbqueue import App\napp = App(broker={idle_site.server.url!r}, worker_log_format='mine %(message)s')\n"
