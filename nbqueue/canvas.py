@@ -287,6 +287,10 @@ class Signature(dict[str, Any]):
         new_args, new_kwargs, _ = self._merged(args, kwargs, None)
         return self.type(*new_args, **new_kwargs)
 
+    def __invert__(self) -> Any:
+        """Send it, and return its value once it has ended: `~add.s(2, 2)`."""
+        return self.apply_async().get()
+
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """Send it, with arguments in front of its own."""
         return self.apply_async(args, kwargs)

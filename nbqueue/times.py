@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from numbers import Real
+from typing import Final, cast
 
 from nbqueue.exceptions import ImproperlyConfigured
 
@@ -12,7 +13,7 @@ LATEST: Final = 1e11  # Unix seconds, beyond which no date can be written
 _WEEK_S: Final = 7 * 86_400.0
 
 
-def due_time(now: float, countdown: float | None, eta: datetime | None) -> float:
+def due_time(now: float, countdown: float | None, eta: datetime | str | None) -> float:
     """Return when a call may start, Unix seconds; 0.0 for at once."""
     if eta is not None:
         if countdown is not None:
@@ -20,18 +21,16 @@ def due_time(now: float, countdown: float | None, eta: datetime | None) -> float
         return _instant("eta", eta)
     if countdown is None:
         return UNSET
-    if not abs(countdown) < LATEST:
-        raise ValueError(f"countdown is a number of seconds, not {countdown}")
+    if not _is_number(countdown) or not abs(countdown) < LATEST:
+        raise ValueError(f"countdown is a number of seconds, not {countdown!r}")
     return now + countdown if countdown > 0 else UNSET
 
 
-def expiry_time(now: float, expires: float | datetime | None, due: float) -> float:
+def expiry_time(now: float, expires: float | datetime | str | None, due: float) -> float:
     """Return when a call that has not started is dropped, Unix seconds: a week after it may start by default."""
     if expires is None:
         return max(now, due) + _WEEK_S
-    if isinstance(expires, datetime):
-        return _instant("expires", expires)
-    return now + float(expires)
+    return _instant("expires", expires) if not _is_number(expires) else now + float(cast("float", expires))
 
 
 def has_expired(now: float, expires: float, sent_at: float, due: float, retries: int) -> bool:
@@ -46,9 +45,24 @@ def iso(at: float) -> str | None:
     return datetime.fromtimestamp(at, UTC).isoformat() if 0.0 < at < LATEST else None
 
 
-def _instant(name: str, value: datetime) -> float:
-    if value.tzinfo is None:
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
+def _instant(name: str, value: object) -> float:
+    found = _written(value) if isinstance(value, str) else value
+    if not isinstance(found, datetime):
+        also = "" if name == "eta" else ", or a number of seconds"
+        raise ImproperlyConfigured(f"{name} is a datetime, or one in ISO 8601{also}, not {value!r}")
+    if found.tzinfo is None:
         raise ImproperlyConfigured(
-            f"{name}={value.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
+            f"{name}={found.isoformat()} has no time zone; use datetime.now(UTC) + … or .astimezone()"
         )
-    return value.timestamp()
+    return found.timestamp()
+
+
+def _written(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

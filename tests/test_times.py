@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_due_time_refuses_what_can_not_be_meant() -> None:
         due_time(NOW, float("nan"), None)
     with pytest.raises(ImproperlyConfigured, match="no time zone"):
         due_time(NOW, None, datetime(2026, 1, 1))  # noqa: DTZ001 - that is the mistake
+
+
+def test_instants_may_be_written_in_iso_8601_and_what_is_none_is_refused() -> None:
+    written = datetime.fromtimestamp(NOW + 5, UTC).isoformat()
+    assert due_time(NOW, None, written) == expiry_time(NOW, written, 0.0) == NOW + 5
+    with pytest.raises(ImproperlyConfigured, match="eta is a datetime, or one in ISO 8601, not 'soon'"):
+        due_time(NOW, None, "soon")
+    with pytest.raises(ImproperlyConfigured, match="expires is a datetime, or one in ISO 8601, or a number of seconds"):
+        expiry_time(NOW, cast("Any", timedelta(hours=1)), 0.0)
+    with pytest.raises(ValueError, match="countdown is a number of seconds, not '1'"):
+        due_time(NOW, cast("Any", "1"), None)
 
 
 def test_expiry_is_a_week_after_a_task_may_start_unless_it_is_said() -> None:

@@ -42,6 +42,12 @@ def test_chain_passes_values_on(shared_site: Site) -> None:
     assert result.parent.parent.get(timeout=15) == 4
 
 
+def test_tilde_sends_a_call_and_returns_its_value(shared_site: Site) -> None:
+    a, t, _ = tasks_of(shared_site.app)
+    assert ~a.s(2, 2) == 4
+    assert ~(group(a.s(1, 1), a.s(2, 2)) | t.s()) == 6
+
+
 def test_group_comes_back_in_order(shared_site: Site) -> None:
     a, _, _ = tasks_of(shared_site.app)
     assert group(a.s(i, i) for i in range(10))().get(timeout=15) == [2 * i for i in range(10)]
