@@ -35,6 +35,7 @@ from nbqueue.exceptions import (
 from nbqueue.expand import expand
 from nbqueue.limits import limits_of_call
 from nbqueue.link import Link, resolve
+from nbqueue.log import Logs
 from nbqueue.messages import (
     CELL_TASK,
     Control,
@@ -238,6 +239,11 @@ class App:
             return declaring.made(self, function, options)
 
         return register if run is None else register(run)
+
+    @property
+    def log(self) -> Logs:
+        """Logging, as far as programs of Celery ask for it."""
+        return Logs()
 
     def on_init(self) -> None:
         """Is called once the app is made; does nothing, and is there for an app of one's own class."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,68 @@ LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger a task module writes to; its lines stream back with the task's output."""
     return logging.getLogger(f"nbqueue.task.{name}")
+
+
+class Lines(io.TextIOBase):
+    """Stands for a stream: what is written to it is logged, and what its logger then writes to it goes to that stream.
+
+    Args:
+        logger: gets the lines.
+        level: of each of them.
+        stream: that it stands for.
+    """
+
+    def __init__(self, logger: logging.Logger, level: int, stream: Any) -> None:
+        super().__init__()
+        self._logger = logger
+        self._level = level
+        self._stream = stream
+        self._logging = threading.local()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log text, unless it is the end of a line, which `print` writes by itself."""
+        if getattr(self._logging, "now", False):
+            return int(self._stream.write(text))
+        self._logging.now = True
+        try:
+            if line := text.rstrip("\n"):
+                self._logger.log(self._level, "%s", line)
+        finally:
+            self._logging.now = False
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+
+class Logs:
+    """What Celery's programs ask of `app.log`."""
+
+    def get_default_logger(self, name: str = "nbqueue") -> logging.Logger:
+        """Return a logger; nbqueue's own if it isn't named."""
+        return logging.getLogger(name)
+
+    def redirect_stdouts_to_logger(
+        self, logger: logging.Logger, loglevel: int | str | None = None, stdout: bool = True, stderr: bool = True
+    ) -> Lines:
+        """Log what is printed from now on; who wants `sys.stdout` and `sys.stderr` back has kept them.
+
+        Args:
+            logger: gets the lines.
+            loglevel: of each of them; a warning if None.
+            stdout: whether what goes there is logged.
+            stderr: whether what goes there is logged.
+        """
+        names = logging.getLevelNamesMapping()
+        level = names[loglevel.upper()] if isinstance(loglevel, str) else loglevel or logging.WARNING
+        lines = Lines(logger, level, sys.stderr)
+        sys.stdout, sys.stderr = lines if stdout else sys.stdout, lines if stderr else sys.stderr
+        return lines
 
 
 class _Masked(logging.Formatter):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from nbqueue import Task, current_task, states
 from nbqueue.exceptions import Ignore, SendFailed, SoftTimeLimitExceeded, TaskRevokedError
+from nbqueue.utils.log import get_task_logger
 from tests.helpers import wait_until
 from tests.project import Noting
 from tests.workers import Site
@@ -323,6 +326,33 @@ def test_task_that_runs_for_a_while_is_started_whatever_it_says(shared_site: Sit
     wait_until(lambda: result.state == states.STARTED, 20, "the task to be started")
     (tmp_path / "go").touch()
     result.get(timeout=20)
+
+
+def test_what_is_printed_is_logged_where_a_task_wants_it_so(shared_site: Site) -> None:
+    @shared_site.app.task(bind=True)
+    def work(self: Task) -> str:
+        logger, before = get_task_logger("printed"), (sys.stdout, sys.stderr)
+        told: list[str] = []
+        conf: Any = self.app.conf
+        handler = logging.Handler(logging.INFO)
+        handler.emit = lambda record: told.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
+        logger.addHandler(handler)
+        try:
+            self.app.log.redirect_stdouts_to_logger(logger, conf.worker_redirect_stdouts_level)
+            print("one")
+            print("two", file=sys.stderr)
+        finally:
+            sys.stdout, sys.stderr = before
+            logger.removeHandler(handler)
+        print("three")
+        return ", ".join(told)
+
+    result = work.delay()
+    log = result.watched.status.log
+    assert result.get(timeout=20) == "WARNING one, WARNING two"
+    wait_until(
+        lambda: [line for _, _, text in log.chunks for line in text.splitlines()] == ["one", "two", "three"], 10, "it"
+    )
 
 
 def test_what_is_started_says_where_it_runs(shared_site: Site, tmp_path: Path) -> None:
