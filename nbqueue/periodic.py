@@ -643,6 +643,9 @@ def configured(app: App) -> list[Configured]:
         for needed in ("task", "schedule"):
             if needed not in said:
                 raise ImproperlyConfigured(f"beat_schedule[{name!r}] says no {needed}")
+        for what, kind, shown in (("args", (list, tuple), "list or tuple"), ("kwargs", Mapping, "dict")):
+            if not isinstance(given := said.get(what) or (), kind) and given:
+                raise ImproperlyConfigured(f"beat_schedule[{name!r}]: {what} must be a {shown}, not {given!r}")
         options = dict(said.get("options") or {})
         expires = options.pop("expires", None)
         task = app.task_for(said["task"]) if isinstance(said["task"], str) else said["task"]

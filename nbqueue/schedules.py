@@ -20,12 +20,17 @@ _LENGTH: Final = re.compile(
     r"(\d+(?:\.\d+)?)\s*(d|days?|h|hours?|hrs?|m|min|mins|minutes?|s|sec|secs|seconds?)(?![a-z])\s*"
 )
 _RANGE: Final = re.compile(r"(\w+)-(\w+)(?:/(\d+))?")
+_ASKED: Final = ("is_due", "remaining_estimate", "next_after")  # what makes a rule of Celery's one of its own kind
 _STAR: Final = re.compile(r"\*(?:/(\d+))?")
 _WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _LONGEST_MONTH: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 # 29 February falls on a given weekday once in 28 years, or 40 where a century's year is no leap year
 _YEARS: Final = 41
+
+
+class ParseException(ImproperlyConfigured, ValueError):
+    """Says what is wrong with a field of a crontab."""
 
 
 class Rule(Protocol):
@@ -167,7 +172,7 @@ class _Field:
         else:
             values = [self._check(value) for value in ([spec] if isinstance(spec, int) else spec)]
         if not values:
-            raise ImproperlyConfigured(f"{self.name}={spec!r} names no value")
+            raise ParseException(f"{self.name}={spec!r} names no value")
         return frozenset(values)
 
     def text(self, values: frozenset[int]) -> str:
@@ -201,7 +206,7 @@ class _Field:
     def _step(self, text: str | None) -> int:
         step = int(text or 1)
         if not step:
-            raise ImproperlyConfigured(f"{self.name}: a step of 0 names no value")
+            raise ParseException(f"{self.name}: a step of 0 names no value")
         return step
 
     def _number(self, text: str) -> int:
@@ -209,11 +214,11 @@ class _Field:
             return self._check(int(text))
         if len(text) >= 3 and text[:3] in self.names:
             return self.names.index(text[:3]) + self.least
-        raise ImproperlyConfigured(f'{self.name}: {text!r} is none of its values; write *, */5, 1-5, 1-9/2 or "1,15"')
+        raise ParseException(f'{self.name}: {text!r} is none of its values; write *, */5, 1-5, 1-9/2 or "1,15"')
 
     def _check(self, value: int) -> int:
         if not self.least <= value <= self.greatest:
-            raise ImproperlyConfigured(f"{self.name} is {self.least} to {self.greatest}, not {value}")
+            raise ParseException(f"{self.name} is {self.least} to {self.greatest}, not {value}")
         return value
 
 
@@ -262,7 +267,7 @@ class crontab(_CelerysRule):  # noqa: N801 - Celery's name
         self.own_zone = tz
         self.tz = tz or UTC
         if min(self.day_of_month) > max(_LONGEST_MONTH[month - 1] for month in self.month_of_year):
-            raise ImproperlyConfigured(f"none of the months {sorted(self.month_of_year)} has a day {day_of_month}")
+            raise ParseException(f"none of the months {sorted(self.month_of_year)} has a day {day_of_month}")
 
     def __repr__(self) -> str:
         return f"<crontab: {self.text[5:]} (m/h/dM/MY/d)>"
@@ -298,9 +303,7 @@ class crontab(_CelerysRule):  # noqa: N801 - Celery's name
         """
         fields = text.split()
         if len(fields) != 5:
-            raise ImproperlyConfigured(
-                f"{text!r} has {len(fields)} fields; cron has five: minute, hour, day, month, weekday"
-            )
+            raise ParseException(f"{text!r} has {len(fields)} fields; cron has five: minute, hour, day, month, weekday")
         minute, hour, day_of_month, month_of_year, day_of_week = fields
         return cls(minute, hour, day_of_week, day_of_month, month_of_year, tz=tz)
 
@@ -380,6 +383,12 @@ def maybe_schedule(found: object, relative: bool = False, app: object = None) ->
     if isinstance(found, timedelta | int | float) and not isinstance(found, bool):
         return schedule(found)
     if isinstance(found, schedule | crontab):
+        plain = schedule if isinstance(found, schedule) else crontab
+        if own := [name for name in _ASKED if getattr(type(found), name) is not getattr(plain, name)]:
+            raise ImproperlyConfigured(
+                f"{type(found).__name__} has an {' and a '.join(own)} of its own, which nobody would ask: the schedule "
+                "keeps a crontab or an interval; let the task decide whether there is anything to do"
+            )
         return found
     raise ImproperlyConfigured(f"{found!r} is no schedule; give a crontab, a timedelta, or a number of seconds")
 

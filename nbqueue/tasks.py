@@ -40,7 +40,8 @@ __all__ = ["Task"]
 OPTIONS: Final = (
     "name", "bind", "queue", "serializer", "compression", "ignore_result", "store_errors_even_if_ignored",
     "track_started", "trail", "send_events", "typing", "throws", "expires", "by_value", "time_limit",
-    "soft_time_limit", "memory_limit", "priority", "rate_limit", "lock", "resultrepr_maxsize", "shadow_name",
+    "soft_time_limit", "memory_limit", "priority", "exchange", "routing_key", "rate_limit", "lock",
+    "resultrepr_maxsize", "shadow_name",
     *HOOKS, *ACK_OPTIONS, *RETRY_OPTIONS,
 )  # fmt: skip
 _OPTIONS: Final = frozenset(OPTIONS)
@@ -102,6 +103,8 @@ class Task(Running):
         memory_limit: bytes, or a text such as "2 GB"; a running call whose child uses more is ended by force and fails
             with `MemoryLimitExceeded`.
         priority: 0 to 9, which is the soonest; as a route or `conf.task_default_priority` says if None.
+        exchange: with the next in place of `queue`, as in `apply_async`.
+        routing_key: for the exchange.
         rate_limit: of all its calls, in all workers: tasks a second, or a text such as "10/m"; those over it wait.
         lock: of all calls with a lock of this name, of whatever task, one runs at a time in all workers.
         acks_late: and what else there is of acknowledgement, as `nbqueue.acks.Acks` says it.
@@ -128,6 +131,8 @@ class Task(Running):
     soft_time_limit: Any = None
     memory_limit: Any = None
     priority: int | None = None
+    exchange: Any = None
+    routing_key: str | None = None
     rate_limit: float | str | None = None
     lock: str | None = None
     resultrepr_maxsize: int = 1024
@@ -596,6 +601,9 @@ class Task(Running):
         due = due_time(now, countdown, eta)
         given = self.priority if priority is None else check_priority(priority)
         queue = queue or (self.queue if exchange is None and routing_key is None else None)
+        if queue is None:
+            exchange = self.exchange if exchange is None else exchange
+            routing_key = self.routing_key if routing_key is None else routing_key
         where, level = app.destination(
             self.name, *call, queue=queue, priority=given, exchange=exchange, routing_key=routing_key
         )

@@ -212,6 +212,9 @@ def test_settings_come_into_the_schedule_and_leave_it_with_the_app(site: Site) -
         ({"task": "a"}, "says no schedule"),
         ({"task": "a", "schedule": 60, "arg": ()}, "has no arg"),
         ({"task": "a", "schedule": "never"}, "entry 'x' of the schedule: 'never' names no interval"),
+        ({"task": "a", "schedule": 60, "args": 16}, "args must be a list or tuple, not 16"),
+        ({"task": "a", "schedule": 60, "args": "hello"}, "args must be a list or tuple, not 'hello'"),
+        ({"task": "a", "schedule": 60, "kwargs": [16]}, "kwargs must be a dict"),
         (60, "must be a dict"),
     ],
 )

@@ -16,6 +16,7 @@ from kombu.common import Broadcast
 from nbqueue import App
 from nbqueue.bindings import BoundQueue, Defaults, bound_queues, broadcasts, queues_for, topic_matches
 from nbqueue.exceptions import ImproperlyConfigured
+from nbqueue.payloads import Packer
 
 DEFAULTS = Defaults("tasks", "topic", "task.default")
 MEDIA = Exchange("media", type="topic")
@@ -154,6 +155,28 @@ def test_routes_name_exchange_and_key_and_calls_overrule_them() -> None:
     assert made.destination("made.x") == ("made", 0)
     assert made.destination("other") == ("nbqueue", 0)
     assert made.destination("other", exchange="media", routing_key="media.audio") == ("audio", 0)
+
+
+def test_task_names_exchange_and_key_and_calls_overrule_them() -> None:
+    made = app(
+        broker="memory://",
+        task_queues=[
+            Queue("video", MEDIA, routing_key="media.video"),
+            Queue("audio", MEDIA, routing_key="media.audio"),
+        ],
+    )
+
+    @made.task(exchange="media", routing_key="media.video")
+    def encode() -> None: ...
+
+    def queue(**options: Any) -> str:
+        return encode._steering(Packer(), **options)[0].queue
+
+    assert queue() == "video"
+    assert queue(routing_key="media.audio") == "audio"
+    assert queue(queue="own") == "own"
+    encode.queue = "first"
+    assert queue() == "first", "a queue that is named comes before an exchange"
 
 
 def test_default_exchange_and_key_of_settings_lead_to_the_default_queue() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbqueue.exceptions import ImproperlyConfigured
-from nbqueue.schedules import crontab, interval, next_firings, schedule
+from nbqueue.schedules import ParseException, crontab, interval, maybe_schedule, next_firings, schedule
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -102,8 +103,9 @@ def test_crontab_takes_every_form_that_celery_takes() -> None:
     ],
 )
 def test_crontab_says_what_is_wrong(line: str, what: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match=what):
+    with pytest.raises(ParseException, match=what) as raised:
         crontab.from_string(line)
+    assert isinstance(raised.value, ValueError)
 
 
 def test_crontab_finds_what_is_rarely_due() -> None:
@@ -133,6 +135,22 @@ def test_schedule_is_due_whole_intervals_from_its_start(now: datetime, length_s:
     due = schedule(length_s, start=start).next_after(now)
     assert timedelta(0) < due - now <= timedelta(seconds=length_s)
     assert (due - start) % timedelta(seconds=length_s) == timedelta(0)
+
+
+class Moody(schedule):
+    def is_due(self, last_run_at: datetime) -> Any:
+        return super().is_due(last_run_at)
+
+
+class Hourly(crontab):
+    def __init__(self) -> None:
+        super().__init__(minute=0)
+
+
+def test_rule_that_decides_by_itself_is_refused_and_one_with_a_name_of_its_own_is_not() -> None:
+    assert maybe_schedule(Hourly()) == crontab(minute=0)
+    with pytest.raises(ImproperlyConfigured, match="Moody has an is_due of its own, which nobody would ask"):
+        maybe_schedule(Moody(5))
 
 
 def test_rules_refuse_what_can_not_be_meant() -> None:

@@ -23,11 +23,13 @@ from nbqueue.log import setup, tell_receivers
 @idle_option("-s", "--schedule", metavar="FILE")
 @idle_option("-S", "--scheduler", metavar="CLASS")
 @idle_option("--max-interval", metavar="S")
+@idle_option("--enable-remote-control/--no-enable-remote-control")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("-n", "--hostname", "name", default="", metavar="NAME", help="What people are shown.")
 @click.option("--pidfile", metavar="FILE", help="Write the process's number here; no second one takes it.")
 @click.option("-f", "--logfile", metavar="FILE", help="Write the log here instead of to stderr.")
 @click.option("-D", "--detach", is_flag=True, help="Go on in the background.")
+@daemon.detach_options
 @click.option(
     *("-l", "--loglevel"),
     default="info",
@@ -64,10 +66,11 @@ def beat(
 
         variables = Environment.read().variables
         log = log or embedded.Places.find(variables).logs / "beat.log"
-        pid = daemon.Detached(log).start(daemon.without_detach(words_again(ctx)), variables)
+        pid = daemon.Detached.of(log, options).start(daemon.without_detach(words_again(ctx)), variables)
         if not options["quiet"]:
             click.echo(f"beat started, process {pid}; its log is {log}")
         return
+    daemon.refuse_without_detach(options)
     with contextlib.ExitStack() as stack:
         if pidfile:
             stack.enter_context(daemon.pid_file(Path(daemon.expanded(pidfile, name or "beat")).absolute()))

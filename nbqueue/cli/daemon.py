@@ -9,16 +9,40 @@ import pwd
 import select
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self, TypeVar
 
 import click
 
 from nbqueue.processes import open_log, tail
 
 START_S: Final = 60.0
+_OF_DETACHED: Final = ("uid", "gid", "umask", "executable")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def detach_options(command: F) -> F:
+    """Add the options that say how a process in the background is to run."""
+    for option in (
+        click.option("--executable", metavar="FILE", help="With --detach: another Python."),
+        click.option("--umask", metavar="OCTAL", help="With --detach: for the files that it makes."),
+        click.option("--gid", metavar="GROUP", help="With --detach: run as this group."),
+        click.option("--uid", metavar="USER", help="With --detach: run as this user; only root can say so."),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_without_detach(options: Mapping[str, Any]) -> None:
+    """Refuse those options for a process in the foreground.
+
+    Raises:
+        UsageError: one was given.
+    """
+    if alone := [f"--{option}" for option in _OF_DETACHED if options[option]]:
+        raise click.UsageError(f"{', '.join(alone)} can only be given with --detach")
 
 
 def expanded(text: str, name: str = "") -> str:
@@ -95,6 +119,11 @@ class Detached:
     gid: str | None = None
     umask: str | None = None
     executable: str | None = None
+
+    @classmethod
+    def of(cls, log: Path, options: Mapping[str, Any]) -> Self:
+        """Return what a command's options say."""
+        return cls(log, **{option: options[option] for option in _OF_DETACHED})
 
     def start(self, arguments: Sequence[str], variables: Mapping[str, str]) -> int:
         """Start `nbqueue` with these arguments; return its process id once it says that it works.

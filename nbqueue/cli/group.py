@@ -47,6 +47,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
 # Commands of Celery's that aren't here, and what is to be done instead.
 ELSEWHERE: Final = {
     "amqp": "use RabbitMQ's own tools, such as rabbitmqadmin; 'nbqueue status' shows queues",
+    "flower": "Flower sees workers that run with -E: celery -b URL flower",
     "graph": "'nbqueue status' shows workers and queues",
     "logtool": "worker logs have a line each; see --logfile of 'nbqueue worker'",
     "migrate": "let workers finish what is queued on the old broker before clients use the new one",

@@ -66,10 +66,7 @@ def process_options(command: F) -> F:
     """Add the options about the process; they come among the global ones."""
     for option in (
         click.option("--ready-fd", type=int, hidden=True),
-        click.option("--executable", metavar="FILE", help="With --detach: another Python."),
-        click.option("--umask", metavar="OCTAL", help="With --detach: for the files that it makes."),
-        click.option("--gid", metavar="GROUP", help="With --detach: run as this group."),
-        click.option("--uid", metavar="USER", help="With --detach: run as this user; only root can say so."),
+        daemon.detach_options,
         click.option("--pidfile", metavar="FILE", help="Write the process's number here; no second worker takes it."),
         click.option("-f", "--logfile", metavar="FILE", help="Write the log here instead of to stderr."),
         click.option("-D", "--detach", is_flag=True, help="Go on in the background."),
@@ -220,7 +217,7 @@ def worker(
     if options["detach"]:
         _detach(ctx, options, name, log)
         return
-    _refuse_without_detach(options)
+    daemon.refuse_without_detach(options)
     with contextlib.ExitStack() as stack:
         if numbered is not None:
             stack.enter_context(daemon.pid_file(numbered))
@@ -329,12 +326,6 @@ def _detach(ctx: click.Context, options: dict[str, Any], name: str, log: Path | 
     if log is None:
         short = name.partition("@")[0] or "worker"
         log = embedded.Places.find(variables).logs / f"{short}.log"
-    how = daemon.Detached(log, **{option: options[option] for option in ("uid", "gid", "umask", "executable")})
-    pid = how.start(daemon.without_detach(words), variables)
+    pid = daemon.Detached.of(log, options).start(daemon.without_detach(words), variables)
     if not options["quiet"]:
         click.echo(f"worker started, process {pid}; its log is {log}")
-
-
-def _refuse_without_detach(options: dict[str, Any]) -> None:
-    if alone := [f"--{option}" for option in ("uid", "gid", "umask", "executable") if options[option]]:
-        raise click.UsageError(f"{', '.join(alone)} can only be given with --detach")

@@ -58,6 +58,7 @@ app.conf.beat_schedule = {{
     }
     pid_file = tmp_path / "beat.pid"
     command = [sys.executable, "-m", "nbqueue", "-A", "proj", "beat", "--pidfile", str(pid_file), "-f", "beat.log"]
+    command += ["-s", "beat.db", "--max-interval", "5", "--enable-remote-control"]  # without meaning here
     with subprocess.Popen(command, cwd=tmp_path, env=variables, stdin=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: [entry.name for entry in site.app.beat.list()] == ["sums"], 15, "the entry")

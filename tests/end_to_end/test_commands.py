@@ -91,9 +91,17 @@ def test_options_of_celery_without_meaning_are_accepted_and_named_once(idle_site
 
 
 def test_command_of_celerys_that_is_not_here_says_what_to_do_instead(idle_site: Site) -> None:
-    said = run(idle_site, "multi", "start", "w1")
+    for command, instead in (("multi", "--detach --pidfile"), ("flower", "celery -b URL flower")):
+        said = run(idle_site, command, "start", "w1")
+        assert said.returncode == 2
+        assert instead in said.stderr
+
+
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_another_user_is_refused_in_the_foreground(idle_site: Site, command: str) -> None:
+    said = run(idle_site, command, "--uid", "nobody", "--umask", "027")
     assert said.returncode == 2
-    assert "--detach --pidfile" in said.stderr
+    assert "--uid, --umask can only be given with --detach" in said.stderr
 
 
 def test_settings_module_serves_an_app_that_names_none(idle_site: Site, tmp_path: Path) -> None:
