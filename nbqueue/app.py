@@ -563,13 +563,14 @@ class App:
         """Return a new connection to the broker; `name` is what the server shows of it."""
         from nbqueue.brokers import open_broker  # redis costs 0.1 s; children that only declare tasks need none
 
-        link = self.link
+        link, failures = self.link, self.conf.result_failure_expires
         return open_broker(
             link.broker_url,
             backend_url=link.backend_url,
             name=name,
             records=RECORDS if self.joined else "",
             record_ttl_ms=int(self.conf.result_expires * 1000),
+            failure_ttl_ms=None if failures is None else int(failures * 1000),
             wake_key=KEEPER_WAKE if link.embedded else "",
         )
 

@@ -222,7 +222,7 @@ class Attempts:
                 )
             )
         s = self.streams
-        blob = (RECORDS, s.record_ttl_ms, s.session_maxlen, s.session_ttl_ms, rows, outbox)
+        blob = (RECORDS, s.record_ttl_ms, s.failure_ttl_ms, s.session_maxlen, s.session_ttl_ms, rows, outbox)
         said = self._run("amqp_settle", blob, *raw)
         return [(word, _to_send(item, word)) for item, word in zip(items, said, strict=True)]
 

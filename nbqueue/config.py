@@ -161,6 +161,7 @@ class Settings(_Layered):
     worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
     result_expires: float = 7 * 86_400.0
+    result_failure_expires: float | None = None  # of tasks that failed, and their messages; as the others if None
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
     worker_pool: str = "prefork"  # or "threads", or "solo"
     worker_concurrency: int = 0  # 0: as many as cores
@@ -402,9 +403,9 @@ def _routes(value: Any) -> Any:
     return value
 
 
-def _expiry(value: Any) -> float:
+def _expiry(value: Any, name: str = "result_expires") -> float:
     """Return seconds; Celery's ways to say never are None and 0."""
-    return NEVER_S if not value and not isinstance(value, bool) else _number("result_expires", value, 0.0)
+    return NEVER_S if not value and not isinstance(value, bool) else _number(name, value, 0.0)
 
 
 def _time_zone(value: Any) -> Any:
@@ -578,6 +579,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     **{name: _optional(name, bool, "True or False") for name in ("task_acks_on_failure", "task_acks_on_timeout")},
     "redis_socket_keepalive": _optional("redis_socket_keepalive", bool, "True or False"),
     "result_expires": _expiry,
+    "result_failure_expires": lambda value: None if value is None else _expiry(value, "result_failure_expires"),
     "task_serializer": lambda value: contents.serializer(value or contents.DEFAULT),
     "result_serializer": lambda value: contents.serializer(value or contents.DEFAULT),
     "accept_content": lambda value: contents.accepted(value or Settings.accept_content),

@@ -195,7 +195,9 @@ def _store(app: App, result: EagerResult, steering: Steering, started: float) ->
         started_at=started,
         error=error,
     )
-    app.backend.store({result.id: sign_record(facts, body, app.signer)}, app.conf.result_expires)
+    kept_s = app.conf.result_failure_expires if result.state == states.FAILURE else None
+    kept_s = app.conf.result_expires if kept_s is None else kept_s
+    app.backend.store({result.id: sign_record(facts, body, app.signer)}, kept_s)
 
 
 def run_canvas(

@@ -80,6 +80,7 @@ class Streams:
         client: a `redis.Redis`; used from the caller's thread only.
         records: the key prefix of task records, if the backend is this same server; else empty.
         record_ttl_ms: how long records are kept.
+        failure_ttl_ms: how long those of tasks that failed are, and their messages; as others if None.
         session_maxlen: entries kept in a session's stream.
         session_ttl_ms: how long a session's stream outlives its last fact.
         wake_key: a list that gets one element when something is sent and no worker has shown itself.
@@ -91,6 +92,7 @@ class Streams:
         *,
         records: str = "",
         record_ttl_ms: int = 7 * 86_400_000,
+        failure_ttl_ms: int | None = None,
         session_maxlen: int = 20_000,
         session_ttl_ms: int = 86_400_000,
         wake_key: str = "",
@@ -99,6 +101,7 @@ class Streams:
         self.wire = Wire(client)
         self.records = records
         self.record_ttl_ms = record_ttl_ms
+        self.failure_ttl_ms = record_ttl_ms if failure_ttl_ms is None else failure_ttl_ms
         self.session_maxlen = session_maxlen
         self.session_ttl_ms = session_ttl_ms
         self.wake_key = wake_key
@@ -330,8 +333,8 @@ class Streams:
                         row_of = (group, place, m.queue, m.id, m.header, m.due_ms, m.priority, 1, 0, 0)
                         outbox.append((*row_of, len(arrivals)))
                         bodies.append(m.body)
-        blob = (self.records, self.record_ttl_ms, self.session_maxlen, self.session_ttl_ms, rows, outbox, arrivals)
-        return blob, bodies
+        kept = (self.record_ttl_ms, self.failure_ttl_ms, self.session_maxlen, self.session_ttl_ms)
+        return (self.records, *kept, rows, outbox, arrivals), bodies
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Return claimed messages to the head of their queues; `charge` is `none`, `task`, `child` or `worker`."""

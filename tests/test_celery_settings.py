@@ -188,6 +188,9 @@ def test_results_expire_after_seconds_or_a_timedelta_or_never(value: object, sec
     conf = Settings()
     conf.CELERY_TASK_RESULT_EXPIRES = value
     assert conf.result_expires == seconds
+    assert conf.result_failure_expires is None
+    conf.update(result_failure_expires=value)
+    assert conf.result_failure_expires == (None if value is None else seconds)
 
 
 def test_module_of_settings_is_read_when_the_first_is_asked_for(module: Any) -> None:

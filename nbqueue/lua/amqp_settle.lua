@@ -2,7 +2,7 @@
 -- follows put off, or kept until it is sent. Whoever asked then sends that and acknowledges; if it can't, the message
 -- comes back, and what is to be sent is here. Of a call that is the last of its join that is also what follows the join:
 -- which one was the last is decided once, here. Returns for each 0 (its claim held no more), 1, or 2 for such a last one.
-local records, ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
+local records, ttl_ms, failed_ttl_ms, maxlen, session_ttl_ms, items, outbox = unpack(cmsgpack.unpack(ARGV[1]))
 local held, sessions, groups = {}, {}, {}
 for n, item in ipairs(items) do
   local ends, queue, id, token, record, session, group, state, dead, level, message, kept, kept_last, arrival = unpack(item)
@@ -11,7 +11,7 @@ for n, item in ipairs(items) do
   if ours and ends == 1 then
     local fields = message > 0 and {h = ARGV[message], b = ARGV[message + 1], p = level}
     if fields and dead == 1 then bury(queue, id, fields, record) end
-    if fields and dead ~= 1 then keep_failed(queue, id, fields, ttl_ms) end
+    if fields and dead ~= 1 then keep_failed(queue, id, fields, failed_ttl_ms) end
     redis.call("HDEL", claims, id)
     -- A repeat, or what was refused, has no state: the task of its id may live, also in another queue, and be revoked.
     if state ~= "" then redis.call("DEL", "nbq:attempts:" .. id) end
@@ -21,7 +21,7 @@ for n, item in ipairs(items) do
     end
   end
   if ours and record ~= "" then
-    redis.call("SET", records .. id, record, "PX", is_live(state) and math.max(ttl_ms, LIVE_MS) or ttl_ms)
+    redis.call("SET", records .. id, record, "PX", kept_ms(state, ttl_ms, failed_ttl_ms))
     if ends == 1 and group == "" then redis.call("PUBLISH", records .. id, record) end
     collect(sessions, session, record)
   end

@@ -218,6 +218,12 @@ local function is_live(state)
   return state and state ~= "" and not READY[state]
 end
 
+-- Returns how long the record of a task in this state is kept.
+local function kept_ms(state, ttl_ms, failed_ttl_ms)
+  if is_live(state) then return math.max(ttl_ms, LIVE_MS) end
+  return state == "FAILURE" and failed_ttl_ms or ttl_ms
+end
+
 local function state_of(record)
   return record and string.match(record, '"status":"([%w_-]+)"')
 end

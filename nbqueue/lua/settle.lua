@@ -4,7 +4,7 @@
 -- the proof: every script that takes an entry from its holder takes it out of there too.
 -- Items come in groups that have all in common but entry, id and record. Returns nothing where all were ours and none the last of
 -- its join; else [group, place] of each that was ours no more, and of each such last one.
-local records, ttl_ms, maxlen, session_ttl_ms, items, outbox, arrivals = unpack(cmsgpack.unpack(ARGV[1]))
+local records, ttl_ms, failed_ttl_ms, maxlen, session_ttl_ms, items, outbox, arrivals = unpack(cmsgpack.unpack(ARGV[1]))
 local lost, is_lost, sessions, groups = {}, {}, {}, {}
 
 local function finish(queue, stream, state, group, dead, entries, ids, texts)
@@ -12,7 +12,7 @@ local function finish(queue, stream, state, group, dead, entries, ids, texts)
     for n, entry in ipairs(entries) do
       local found = redis.call("XRANGE", stream, entry, entry)[1]
       if found and dead == 1 then bury(queue, ids[n], fields_of(found[2]), texts[n]) end
-      if found and dead ~= 1 then keep_failed(queue, ids[n], fields_of(found[2]), ttl_ms) end
+      if found and dead ~= 1 then keep_failed(queue, ids[n], fields_of(found[2]), failed_ttl_ms) end
     end
   end
   redis.call("XACK", stream, GROUP, unpack(entries))
@@ -46,7 +46,7 @@ for number, item in ipairs(items) do
     if text ~= "" then
       if records ~= "" then
         local name = records .. our_ids[n]
-        redis.call("SET", name, text, "PX", is_live(state) and math.max(ttl_ms, LIVE_MS) or ttl_ms)
+        redis.call("SET", name, text, "PX", kept_ms(state, ttl_ms, failed_ttl_ms))
         if ends == 1 and group == "" then redis.call("PUBLISH", name, text) end -- Celery's clients know no maps
       end
       collect(sessions, session, text)

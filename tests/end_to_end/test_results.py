@@ -141,3 +141,20 @@ def test_results_that_never_expire_are_kept_for_a_hundred_years(idle_site: Site)
         left = idle_site.server_says("TTL", f"celery-task-meta-{one.id}")
         assert isinstance(left, int)
         assert 99 * years < left <= 100 * years
+
+
+def test_failures_are_kept_for_a_time_of_their_own_with_their_messages(idle_site: Site) -> None:
+    idle_site.worker(CELERY_CONFIG_MODULE="tests.failing")
+    task = idle_site.app.task(add)
+    fine, failed, (member, _) = task.delay(1, 2), task.delay(1, "2"), task.starmap([(1, "2"), (1, 1)])
+    assert fine.get(timeout=20) == 3
+    for one in (failed, member):
+        assert isinstance(one.get(timeout=20, propagate=False), TypeError)
+
+    def left(key: str) -> int:
+        return int(str(idle_site.server_says("TTL", key)))
+
+    assert 80_000 < left(f"celery-task-meta-{fine.id}") <= 86_400
+    for one in (failed, member):
+        assert 3_000 < left(f"celery-task-meta-{one.id}") <= 3_600
+        assert 3_000 < left(f"nbq:failed:{one.id}") <= 3_600
