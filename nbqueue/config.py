@@ -164,7 +164,7 @@ class Settings(_Layered):
     result_failure_expires: float | None = None  # of tasks that failed, and their messages; as the others if None
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first
     worker_pool: str = "prefork"  # or "threads", or "solo"
-    worker_concurrency: int = 0  # 0: as many as cores
+    worker_concurrency: int = 0  # 0: as many as cores; "auto": as many of them as this process may use
     worker_soft_shutdown_timeout: float = 0.0  # how long a cold stop waits for running tasks
     worker_lease: float = 10.0  # how long a claim holds without renewal
     worker_renewal: float = 3.0  # between renewals, and between two looks at lapsed claims
@@ -398,6 +398,15 @@ def _number(name: str, value: Any, default: float) -> float:
     return type(default)(value)
 
 
+def _concurrency(value: Any) -> int:
+    """Return how many children; what may be used of this machine for `auto`."""
+    if value == "auto":
+        from nbqueue.cores import usable_cores  # few ask
+
+        return usable_cores()
+    return int(_number("worker_concurrency", value or 0, 0))
+
+
 def _routes(value: Any) -> Any:
     routers(value)
     return value
@@ -588,6 +597,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "result_compression": contents.compression,
     "timezone": _time_zone,
     "worker_pool": pool_kind,
+    "worker_concurrency": _concurrency,
     "task_default_rate_limit": lambda value: value if per_second(value) else None,
     "task_memory_limit": lambda value: size_bytes("task_memory_limit", value or None),
     "task_default_priority": lambda value: priority(value) or 0,

@@ -90,13 +90,15 @@ def level(text: str) -> str:
 
 
 def cores(text: str) -> int:
-    """Return a number of children; 0 for `auto`, as many as cores.
+    """Return a number of children; for `auto` as many as cores that may be used.
 
     Raises:
         BadParameter: it is no number above 0.
     """
     if text == "auto":
-        return 0
+        from nbqueue.cores import usable_cores  # few ask
+
+        return usable_cores()
     if not text.isdecimal() or not int(text):
         raise click.BadParameter(f"{text!r} is neither a number above 0 nor 'auto'.")
     return int(text)
@@ -153,7 +155,7 @@ def bounds(text: str) -> tuple[int, int]:
 @click.option("-Q", "--queues", metavar="A,B", help="Listen to these queues, the first first. Default: the app's.")
 @click.option("-X", "--exclude-queues", metavar="A,B", help="Don't listen to these queues.")
 @click.option("--all-queues", is_flag=True, help="Listen to every queue that anything was sent to.")
-@click.option("-c", "--concurrency", type=cores, metavar="N", help="How many children. Default: one a core.")
+@click.option("-c", "--concurrency", type=cores, metavar="N", help="How many children, or auto. Default: one a core.")
 @click.option("-P", "--pool", type=kind, metavar="POOL", help="prefork (the default), threads or solo.")
 @click.option("--autoscale", type=bounds, metavar="MAX[,MIN]", help="As many children as there is work for.")
 @click.option("-n", "--hostname", "name", metavar="NAME", help="Its name, as w1@%h; @host is added if it has none.")
