@@ -190,7 +190,10 @@ class Task(Running):
         own, kind = vars(self), type(self)
         wrong = sorted(name for name in options if name not in _OPTIONS and not hasattr(self, name))
         if wrong or (wrong := sorted(name for name in options if name not in _OPTIONS and hasattr(Task, name))):
-            raise TypeError(f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}")
+            raise TypeError(
+                f"a task has no option {', '.join(wrong)}; it has {', '.join(OPTIONS)}, "
+                "and those that a class of one's own has as attributes: base="
+            )
         own["_app"] = app
         own["function"] = function = checked(run) if run is not None else _method(kind)
         own["given"] = {name: value for name, value in options.items() if name not in ("name", "bind", "by_value")}

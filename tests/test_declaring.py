@@ -298,6 +298,15 @@ def test_retry_with_options_of_another_call_says_what_to_do() -> None:
             task.retry(**options)
 
 
+def test_options_of_ones_own_are_those_that_a_class_has(app: App) -> None:
+    class Billed(Task):
+        account = "nobody"
+
+    assert vars(app.task(add, base=Billed, account="me", name="billed"))["account"] == "me"
+    with pytest.raises(TypeError, match=r"a task has no option accuont; it has .*, and those that a class .* has"):
+        app.task(add, base=Billed, accuont="me", name="wrong")
+
+
 def test_app_of_a_class_of_ones_own_names_its_tasks() -> None:
     class Short(App):
         def gen_task_name(self, name: str, module: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nbqueue import Task, current_task, states
-from nbqueue.exceptions import Ignore, SendFailed, SoftTimeLimitExceeded, TaskRevokedError
+from nbqueue import Task, chain, current_task, group, states
+from nbqueue.exceptions import Ignore, SendFailed, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from nbqueue.utils.log import get_task_logger
 from tests.helpers import wait_until
 from tests.project import Noting
@@ -353,6 +353,49 @@ def test_what_is_printed_is_logged_where_a_task_wants_it_so(shared_site: Site) -
     wait_until(
         lambda: [line for _, _, text in log.chunks for line in text.splitlines()] == ["one", "two", "three"], 10, "it"
     )
+
+
+def test_call_of_a_canvas_knows_what_came_before_and_not_what_follows(shared_site: Site) -> None:
+    def told(self: Task, *_: Any) -> dict[str, Any]:
+        names = ("root_id", "parent_id", "group", "chord", "chain", "callbacks", "errbacks")
+        return {name: getattr(self.request, name) for name in names}
+
+    task = shared_site.app.task(told, bind=True)
+    ended = chain(task.s(), group(task.s(), task.s()), task.s()).apply_async()
+    ended.get(timeout=20)
+    first, header = ended.parent.parent, ended.parent
+    for said in header.get(timeout=20):
+        assert (said.pop("root_id"), said.pop("parent_id")) == (first.id, first.id)
+        assert set(said.values()) == {None}
+
+
+def test_hook_is_not_called_of_a_task_whose_process_was_ended_but_its_errback_is(
+    shared_site: Site, tmp_path: Path
+) -> None:
+    path = tmp_path / "told"
+
+    class Telling(Task):
+        def on_failure(
+            self, exc: BaseException, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], einfo: Any
+        ) -> None:
+            path.with_name("hook").touch()
+
+    @shared_site.app.task(base=Telling, time_limit=0.5)
+    def endless() -> None:
+        while True:
+            with suppress(BaseException):
+                time.sleep(60)
+
+    @shared_site.app.task
+    def tell(request: Any, exc: BaseException, traceback: str) -> None:
+        path.write_text(type(exc).__name__)
+
+    result = endless.apply_async(link_error=tell.s())
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=30)
+    wait_until(lambda: path.exists() and path.read_text(), 20, "the errback")
+    assert path.read_text() == "TimeLimitExceeded"
+    assert not path.with_name("hook").exists()
 
 
 def test_what_is_started_says_where_it_runs(shared_site: Site, tmp_path: Path) -> None:
