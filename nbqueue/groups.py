@@ -566,6 +566,16 @@ class Member(AsyncResult):
         self._watched = None
 
     @property
+    def state(self) -> str:
+        """Return its state; what it said before anybody followed it alone is in its record only."""
+        watched = self.watched
+        if watched.fact is None and watched.latest is None:
+            self.app.watcher.look(watched)
+        return super().state
+
+    status = state
+
+    @property
     def watched(self) -> WatchedTask:
         """Return what is known of this member, and follow it alone from now on."""
         if self._watched is None:

@@ -196,6 +196,15 @@ class Watcher:
             self._forget_ended([task])
         return known
 
+    def look(self, task: WatchedTask) -> None:
+        """Take in what the backend has of a task that is followed, now.
+
+        Raises:
+            BackendUnavailable: it can't be reached.
+        """
+        if (text := self.backend.load([task.id])[0]) is not None:
+            self._take(task, text)
+
     def attach_map(self, steering: Steering) -> WatchedMap:
         """Follow a map that some session sent.
 

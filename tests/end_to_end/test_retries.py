@@ -125,6 +125,21 @@ def test_arguments_of_a_retry_take_the_place_of_the_calls_however_that_had_them(
     assert [call.apply().get() for call, _ in calls] == [expected for _, expected in calls]
 
 
+def later(self: Any, x: int) -> int:
+    if not self.request.retries:
+        self.retry(countdown=300)
+    return x
+
+
+def test_members_of_a_map_that_wait_for_their_retry_say_so(shared_site: Site) -> None:
+    sent = shared_site.app.task(later, bind=True).map([1, 2])
+    ids = [result.id for result in sent.results]
+    load = shared_site.app.backend.load
+    wait_until(lambda: all(text and b"RETRY" in text for text in load(ids)), 15, "both to be put off")
+    assert [result.state for result in sent.results] == ["RETRY", "RETRY"]
+    sent.revoke()
+
+
 def test_task_by_name_runs_again_as_its_module_says(shared_site: Site) -> None:
     assert shared_site.app.send_task("tests.project.moody", (2,)).get(timeout=20) == "calm at retry 2"
 
