@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import sys
 import time
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from nbqueue.cli.options import Command, app_of, global_options, printable, seconds
+from nbqueue.cli.options import Command, app_of, global_options, importing, printable, seconds
 from nbqueue.config import mask
+
+if TYPE_CHECKING:
+    from nbqueue.app import App
 
 _FIRST: Final = frozenset({"type", "uuid", "name", "hostname", "timestamp"})
 _QUIET: Final = frozenset({"local_received", "utcoffset", "clock", "pid"})
@@ -19,18 +25,33 @@ _QUIET: Final = frozenset({"local_received", "utcoffset", "clock", "pid"})
 
 @click.command(cls=Command)
 @global_options
-@click.option("-d", "--dump", is_flag=True, help="Print events as they come; there is no other way here.")
+@click.option("-d", "--dump", is_flag=True, help="Print events as they come; the default.")
+@click.option("-c", "--camera", metavar="CLASS", help="Take pictures with a class derived from Polaroid instead.")
+@click.option("-F", "--freq", "--frequency", type=seconds, default=1.0, metavar="S", help="Between two pictures.")
+@click.option("-r", "--maxrate", metavar="RATE", help='No more pictures than, say, "10/m".')
 @click.option("-j", "--json", "as_json", is_flag=True, help="Write each as a line of JSON.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
 @click.option("--timeout", type=seconds, metavar="S", help="Stop when nothing has come for so long.")
 @click.pass_context
 def events(
-    ctx: click.Context, /, dump: bool, as_json: bool, limit: int | None, timeout: float | None, **options: Any
+    ctx: click.Context,
+    /,
+    dump: bool,
+    as_json: bool,
+    limit: int | None,
+    timeout: float | None,
+    camera: str | None,
+    freq: float,
+    maxrate: str | None,
+    **options: Any,
 ) -> None:
     """Print Celery's events as they come, of workers that send some: nbqueue worker -E, or control enable_events."""
     del dump
     app = app_of(ctx, **options)
     shown = 0
+    if camera is not None:
+        _take_pictures(app, _class_of(camera), freq, maxrate, timeout)
+        return
     with app.connection() as connection, _answering(app.link.broker_url, connection):
 
         def show(event: dict[str, Any]) -> None:
@@ -46,6 +67,35 @@ def events(
             receiver.capture(timeout=timeout)
         except (TimeoutError, KeyboardInterrupt):
             return
+
+
+def _class_of(place: str) -> Callable[..., Any]:
+    """Return the class of cameras that is at a place such as `proj.DumpCam`.
+
+    Raises:
+        BadParameter: there is none.
+    """
+    module, _, name = place.replace(":", ".").rpartition(".")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    with importing(f"--camera {place}"):
+        found = getattr(importlib.import_module(module), name, None) if module else None
+    if not callable(found):
+        raise click.BadParameter(f"{place} is no class; name one as proj.DumpCam", param_hint="--camera")
+    return cast("Callable[..., Any]", found)
+
+
+def _take_pictures(
+    app: App, camera: Callable[..., Any], freq: float, maxrate: str | None, timeout: float | None
+) -> None:
+    state = app.events.State()
+    with (
+        app.connection() as connection,
+        _answering(app.link.broker_url, connection),
+        camera(state, freq=freq, maxrate=maxrate, app=app),
+        contextlib.suppress(TimeoutError, KeyboardInterrupt),
+    ):
+        app.events.Receiver(connection, handlers={"*": state.event}).capture(timeout=timeout)
 
 
 @contextlib.contextmanager

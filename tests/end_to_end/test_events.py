@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nbqueue import App, chord
-from tests.end_to_end.test_cli import options_of
+from tests.end_to_end.test_cli import options_of, run
 from tests.helpers import passed, wait_until
 from tests.workers import ROOT, Site
 
@@ -275,6 +275,25 @@ def test_nbqueue_events_prints_them_too(idle_site: Site) -> None:
     with program(idle_site, "nbqueue", *options_of(idle_site), "events", "--json", "--limit", "2") as printed:
         wait_until(lambda: printed().count("\n") == 2, 20, "two lines")
         assert json.loads(printed().splitlines()[0])["hostname"] == worker.name
+
+
+def test_camera_takes_pictures_of_what_events_told(idle_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "shots.py").write_text(
+        "from nbqueue.events.snapshot import Polaroid\n\n"
+        "class Cam(Polaroid):\n"
+        "    clear_after = True\n\n"
+        "    def on_shutter(self, state):\n"
+        "        if state.event_count:\n"
+        "            print(state.event_count > 0, [task.state for task in state.tasks.values()], flush=True)\n"
+    )
+    idle_site.worker("-E", concurrency=1)
+    words = ("--workdir", str(tmp_path), "events", "-c", "shots.Cam", "--frequency", "0.2")
+    with program(idle_site, "nbqueue", *options_of(idle_site), *words) as printed:
+        wait_until(lambda: "True []" in printed(), 20, "a heartbeat in a picture")
+        idle_site.app.send_task("tests.project.add", (1, 2))
+        wait_until(lambda: "SUCCESS" in printed(), 15, "an end in a picture")
+    wrong = run(idle_site, *options_of(idle_site), "events", "-c", "json.Cam")
+    assert (wrong.returncode, "json.Cam is no class" in wrong.stderr) == (2, True)
 
 
 @both
