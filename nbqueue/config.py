@@ -160,6 +160,7 @@ class Settings(_Layered):
     worker_disable_rate_limits: bool = False  # a worker that keeps none
     worker_max_tasks_per_child: int = 0  # a child that has run so many is replaced; 0: never
     worker_max_memory_per_child: int = 0  # KiB; a child that uses more after a task is replaced; 0: never
+    result_extended: bool = False  # True: results have args and kwargs too, if these are short
     result_expires: float = 7 * 86_400.0
     result_failure_expires: float | None = None  # of tasks that failed, and their messages; as the others if None
     blobs_max_bytes: float = 20e9  # of large data, on each machine and on the server; what is of no use goes first

@@ -22,6 +22,7 @@ class Defaults(NamedTuple):
         rate: tasks of one name a second; 0.0: as many as there are.
         serializer: of arguments.
         form: serializer and compression of values; empty where both are as ever.
+        extended: results have the arguments of their calls.
     """
 
     version: int
@@ -31,6 +32,7 @@ class Defaults(NamedTuple):
     rate: float
     serializer: str
     form: tuple[str, ...]
+    extended: bool
 
 
 def defaults_of(conf: Settings) -> Defaults:
@@ -45,4 +47,5 @@ def defaults_of(conf: Settings) -> Defaults:
         per_second(conf.task_default_rate_limit),
         conf.task_serializer,
         () if as_ever else (conf.result_serializer, conf.result_compression),
+        conf.result_extended,
     )

@@ -107,7 +107,7 @@ def run(
         if (again := request.again) is not None:
             args, kwargs = again.call or (args, kwargs)
             changes = again.changes.after(changes) if again.changes is not None else changes
-    result = EagerResult(id_, value, state, trace, task.name, app=app, parent=parent)
+    result = EagerResult(id_, value, state, trace, task.name, app=app, parent=parent, call=(args, dict(kwargs)))
     ignored = options.get("ignore_result") or task.ignore_result
     if changes is not None and changes.ignore_result is not None:
         ignored = changes.ignore_result

@@ -5,6 +5,7 @@ Source: the names and meanings are those of `celery.result`.
 
 from __future__ import annotations
 
+import base64
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -159,6 +160,23 @@ class AsyncResult:
     def name(self) -> str:
         """Return the task's name."""
         return self._facts_or_steering("task")
+
+    @property
+    def args(self) -> tuple[Any, ...] | None:
+        """Return what it was called with by position; None unless `result_extended` had that kept, and it is short."""
+        return self._call()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any] | None:
+        """Return what it was called with by name; see `args`."""
+        return self._call()[1]
+
+    def _call(self) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+        fact = self.watched.fact
+        if fact is None or not fact.facts.call:
+            return None, None
+        serializer, _, data = fact.facts.call.partition(":")
+        return serialization.loads_args(base64.b64decode(data), serializer, self.app.read_blob, self.app.accepted)
 
     @property
     def queue(self) -> str:
@@ -490,6 +508,7 @@ class EagerResult(AsyncResult):
         name: of the task.
         app: whose task it is.
         parent: the handle of what came before it.
+        call: its arguments.
     """
 
     def __init__(
@@ -502,8 +521,10 @@ class EagerResult(AsyncResult):
         *,
         app: App | None = None,
         parent: Any = None,
+        call: tuple[tuple[Any, ...] | None, dict[str, Any] | None] = (None, None),
     ) -> None:
         super().__init__(id, app, watched=WatchedTask(id), parent=parent)
+        self._called = call
         self._value, self._state, self._traceback, self._name = ret_value, state, traceback, name
         self._at = datetime.now(UTC)
         self.followers: list[AsyncResult] = []
@@ -542,6 +563,9 @@ class EagerResult(AsyncResult):
     def date_done(self) -> datetime:
         """Return when it ended."""
         return self._at
+
+    def _call(self) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+        return self._called
 
     @property
     def children(self) -> list[AsyncResult]:

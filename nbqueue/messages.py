@@ -129,6 +129,7 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     argsrepr: str = ""  # arguments as text, where the caller wants others shown
     kwargsrepr: str = ""
     unheard: bool = False  # its task sends no events
+    extended: bool = False  # its result has its arguments
     rate_limit: float = UNSET  # tasks of its name a second; 0.0: as its worker says
     lock: str = ""  # of those with the same lock one runs at a time
     base: int = 0  # of what takes a task's place: of `retries`, those that were the task's
@@ -320,6 +321,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_retries: int = -1  # of a RETRY: how often it may; -1 for as often as it likes
     children: str = ""  # digest of the text's `children`, which may be many
     pid: int = 0  # of a STARTED: the process that runs it
+    call: str = ""  # of an end: serializer and arguments, if its call wants them kept
 
     @property
     def sent(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import time
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,7 @@ from nbqueue.signing import Signer
 if TYPE_CHECKING:
     from nbqueue.announcer import Announcer
 
+KEPT_ARGS_BYTES: Final = 2_048  # of a call whose record has its arguments; a signed text has no room for more
 EARLY_OUTPUTS: Final = 1_000  # pieces of a task's output that are kept in any case
 _BY_FORCE: Final = "signal 9 (SIGKILL)"
 
@@ -109,6 +111,7 @@ class Reporter:
             started_at=outcome.started_at if outcome else 0.0,
             error=error[:500],
             summary=outcome.summary[:200] if outcome else "",
+            call=_call_of(held),
             children=outcome.children if outcome else (),
             shown=as_json(body) if state == states.SUCCESS and body[:1] == MARK and not s.ignore_result else b"",
         )
@@ -238,6 +241,7 @@ class Reporter:
             group=s.group,
             index=s.index,
             summary=outcome.summary[:200],
+            call=_call_of(held),
         )
         return sign_record(facts, body, self.signer, children=outcome.children)
 
@@ -262,6 +266,14 @@ class Reporter:
             child=held.child,
             **more,
         )
+
+
+def _call_of(held: Held) -> str:
+    """Return what a call was called with, as its record has it; nothing, unless it is to be kept, whole and short."""
+    task = held.job.task
+    if not held.steering.extended or task.fed or len(task.args) > KEPT_ARGS_BYTES or named(task.args):
+        return ""
+    return f"{held.steering.serializer}:{binascii.b2a_base64(task.args, newline=False).decode()}"
 
 
 def blobs_of(state: str, body: bytes, also: tuple[bytes, ...] = ()) -> tuple[Ref, ...]:

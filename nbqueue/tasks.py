@@ -637,6 +637,7 @@ class Task(Running):
             priority=level,
             acks=self._sent_acks(defaults) if by_value else self.acks,
             unheard=not self.send_events,
+            extended=defaults.extended,
             rate_limit=self.rate or (defaults.rate if by_value else NO_RATE),
             lock=self.lock or "",
         )

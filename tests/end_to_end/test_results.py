@@ -43,6 +43,27 @@ def test_saved_group_is_restored_by_another_session(shared_site: Site) -> None:
     later.close()
 
 
+def test_result_has_its_arguments_where_settings_say_so(shared_site: Site) -> None:
+    plain = shared_site.app.task(add).delay(1, y=1)
+    app = shared_site.new_app()
+    app.conf.result_extended = True
+    task = app.task(add)
+    sent = [task.delay(1, y=2), *task.starmap([(3, 4)]).results, task.delay(5, "x"), task.delay([0] * 5_000, [1])]
+    values = [result.get(timeout=15, propagate=False) for result in (plain, *sent)]
+    assert values[:3] == [2, 3, 7]
+    told = [shared_site.app.AsyncResult(result.id) for result in (plain, *sent)]
+    assert [(result.args, result.kwargs) for result in told] == [
+        (None, None),
+        ((1,), {"y": 2}),
+        ((3, 4), {}),
+        ((5, "x"), {}),  # of a failure too
+        (None, None),  # too long
+    ]
+    assert (told[1].name, told[1].queue, told[1].retries) == (task.name, shared_site.queue, 0)
+    assert task.apply((1,), {"y": 2}).args == (1,)
+    app.close()
+
+
 def test_calls_of_a_canvas_are_followed_from_the_first(shared_site: Site) -> None:
     a = shared_site.app.task(add)
     last = chain(a.s(1, 1), a.s(2), a.s(3)).apply_async()
