@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
+# Modules of workers, which change the process that imports them: for doctests pytest would.
+collect_ignore = ["sends_sent_events.py", "signalled.py"]
+
 # marker -> what its tests need, how to find it
 PROGRAMS: Final[dict[str, tuple[str, Callable[[], str | None]]]] = {
     "browser": ("chromium", chromium_binary),
