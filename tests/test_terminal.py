@@ -85,7 +85,7 @@ def test_text_view_is_plain_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_wide_characters_count_twice_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: type("Size", (), {"columns": 20}))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: type("Size", (), {"columns": 20}))
     stream = Terminal()
     TextView(stream, now=lambda: 100.0).show(TaskStatus("0123456789", "資料を読み込んで処理する仕事"))
     line = stream.getvalue().splitlines()[0].removeprefix("\r\x1b[2K")
