@@ -165,7 +165,9 @@ def test_threads_are_added_and_end(threads: tuple[Site, Worker]) -> None:
     def count() -> int:
         return int(psutil.Process(process_of(worker).pid).num_threads())
 
-    before = wait_until(count, 10, "threads")
+    busy = [site.app.task(where).delay(1.0) for _ in range(4)]
+    assert len({result.get(timeout=20)[1] for result in busy}) == 4, "all of them are there"
+    before = count()
     site.app.control.pool_grow(2, reply=True)
     wait_until(lambda: count() == before + 2, 10, "two more")
     site.app.control.pool_shrink(2, reply=True)
