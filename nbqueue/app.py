@@ -163,6 +163,9 @@ class App:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def on_init(self) -> None:
+        """Is called once the app is made; does nothing, and is there for an app of one's own class."""
+
     def set_current(self) -> None:
         """Be the app that `@task`, signatures and handles use when none is named."""
         set_current_app(self)
@@ -211,6 +214,11 @@ class App:
         return Amqp(Queues(self.conf))
 
     @property
+    def log(self) -> Logs:
+        """Logging, as far as programs of Celery ask for it."""
+        return Logs()
+
+    @property
     def timezone(self) -> tzinfo:
         """Return the zone of times that say none."""
         return zone(self.conf)
@@ -239,14 +247,6 @@ class App:
             return declaring.made(self, function, options)
 
         return register if run is None else register(run)
-
-    @property
-    def log(self) -> Logs:
-        """Logging, as far as programs of Celery ask for it."""
-        return Logs()
-
-    def on_init(self) -> None:
-        """Is called once the app is made; does nothing, and is there for an app of one's own class."""
 
     def gen_task_name(self, name: str, module: str) -> str:
         """Return the name of a task that is given none; an app of one's own class may have another way.

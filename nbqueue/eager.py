@@ -254,13 +254,7 @@ class _Here:
             error = ChordError(f"Dependency {bad.id} raised {type(bad.result).__name__}: {bad.result}")
             return EagerResult(id_, error, states.FAILURE, None, call.task, app=self.app, parent=parent)
         task = self._task_of(call)
-        first: tuple[Any, ...] = ()
-        if call.immutable or how == "nothing":
-            pass
-        elif how == "error":
-            first = self._told(before[0], number, takes_several(task.function, call.args, call.kwargs, bind=task.bind))
-        else:
-            first = ([one.result for one in before],) if how == "gather" else (before[0].result,)
+        first = () if call.immutable else self._fed(number, how, before, task)
         if call.task == ACCUMULATE:
             return EagerResult(id_, first[0], states.SUCCESS, None, call.task, app=self.app, parent=parent)
         if call.task in (XMAP, XSTARMAP):
@@ -270,9 +264,21 @@ class _Here:
         given = {**call.options, "task_id": id_}
         return run(self.app, task, (*first, *call.args), call.kwargs, given, parent=parent, replaced=self.replaced)
 
-    def _told(self, lost: EagerResult, number: int, several: bool) -> tuple[Any, ...]:
+    def _fed(self, number: int, how: str, before: list[EagerResult], task: Task) -> tuple[Any, ...]:
+        """Return what a call gets of what came before it."""
+        match how:
+            case "nothing":
+                return ()
+            case "error":
+                return self._told(number, before[0], task)
+            case "gather":
+                return ([one.result for one in before],)
+        return (before[0].result,)
+
+    def _told(self, number: int, lost: EagerResult, task: Task) -> tuple[Any, ...]:
         """Return what an errback is told."""
-        if not several:
+        own = self.plan.calls[number].signature
+        if not takes_several(task.function, own.args, own.kwargs, bind=task.bind):
             return (lost.id,)
         failed = self.plan.calls[self.plan.calls[number].parent]
         call = failed.signature

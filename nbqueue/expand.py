@@ -106,6 +106,7 @@ class _Before:
     call: int = -1
     join: int = -1
     failed: bool = False
+    scope: int = -1  # of the errback that this is before
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, er
     links = [maybe_signature(link) for link in listed(made.options.pop("link", None))]
     errors = [maybe_signature(link) for link in listed(made.options.pop("link_error", None))]
     number = len(plan.calls)
-    plan.calls.append(Place(made, parent=before.call))
+    plan.calls.append(Place(made, parent=before.call, scope=before.scope))
     if before.failed:
         plan.calls[before.call].errors.append(number)
     elif before.call >= 0:
@@ -193,11 +194,8 @@ def _expand_call(plan: Plan, call: Signature, before: _Before, extra: _Extra, er
     for link in links:
         _expand(plan, link, _Before(number), _NO_MORE, ())
     for errback in [*errors, *(one.signature for one in errbacks if one.signature not in errors)]:
-        first = len(plan.calls)
-        _expand(plan, errback, _Before(number, failed=True), _NO_MORE, ())
-        for one in plan.calls[number].errors:
-            if one >= first:
-                plan.calls[one].scope = next((other.scope for other in errbacks if other.signature == errback), -1)
+        scope = next((one.scope for one in errbacks if one.signature == errback), -1)
+        _expand(plan, errback, _Before(number, failed=True, scope=scope), _NO_MORE, ())
     return Shape(number)
 
 

@@ -221,36 +221,19 @@ class Drawn(msgspec.Struct, frozen=True):
             propagated: it ended because what came before it did; those who are told of failures know already.
             told: scopes whose errbacks know already.
         """
-        outbox, arrival = self._own_after(node, state, body, error, signer, now, propagated=propagated, told=told)
-        if node != self.graph.tail or self.onward is None:
-            return outbox, arrival
-        onward_node = self.graph.onward_node
-        if self.graph.joins_as:
-            return outbox, self.onward.arrival(onward_node, self.graph.id_of(node), self.graph.joins_as, now, signer)
-        # Who is told of the task's failure is told of this one's, whatever it came from.
-        more, arrival = self.onward.after(onward_node, state, body, error, signer, now)
-        return (*outbox, *more), arrival
-
-    def _own_after(
-        self,
-        node: int,
-        state: str,
-        body: bytes,
-        error: str,
-        signer: Signer,
-        now: float,
-        *,
-        propagated: bool,
-        told: Container[int],
-    ) -> tuple[tuple[Outgoing, ...], Arrival]:
-        """Return what follows a call in this very graph."""
         graph, call = self.graph, self.graph.nodes[node]
         id_ = graph.id_of(node)
         outbox = [self.step(n, self._given(n, node, state, body, error), now, signer) for n in call.follow]
         if state == states.FAILURE and not propagated:
             given = Given("error", id_, body, state, error)
             outbox += [self.step(n, given, now, signer) for n in call.errors if graph.nodes[n].scope not in told]
-        return tuple(outbox), self.arrival(node, id_, call.place, now, signer)
+        if node != graph.tail or self.onward is None:
+            return tuple(outbox), self.arrival(node, id_, call.place, now, signer)
+        if graph.joins_as:
+            return tuple(outbox), self.onward.arrival(graph.onward_node, id_, graph.joins_as, now, signer)
+        # Who is told of the task's failure is told of this one's, whatever it came from.
+        more, arrival = self.onward.after(graph.onward_node, state, body, error, signer, now)
+        return (*outbox, *more), arrival
 
     def arrival(self, node: int, id_: str, place: int | str, now: float, signer: Signer) -> Arrival:
         """Return the arrival of a call at its join, if it has one; `id_` and `place` may be of one that it added."""

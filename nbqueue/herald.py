@@ -58,8 +58,7 @@ class Herald:
         if signals.task_received.receivers:
             signals.task_received.send(self.name, request=request_of(s, self.name))
         if self.tells:
-            task = held.job.task
-            if not (s.argsrepr or s.kwargsrepr or task.fed) and (call := peek_args(task.args, s.serializer)):
+            if (call := shown_call(held)) is not None:
                 s = described(s, *call)
             self._emit(
                 "task-received",
@@ -156,6 +155,12 @@ class Herald:
         if signals.task_revoked.receivers:
             request = request_of(s, self.name)
             signals.task_revoked.send(s.task, request=request, terminated=terminated, signum=signum, expired=expired)
+
+
+def shown_call(held: Held) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments that a task shows as they are: they are JSON, and its caller has said nothing of them."""
+    s, task = held.steering, held.job.task
+    return None if s.argsrepr or s.kwargsrepr or task.fed else peek_args(task.args, s.serializer)
 
 
 def request_of(steering: Steering, worker: str) -> SimpleNamespace:

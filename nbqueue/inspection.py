@@ -17,10 +17,10 @@ from nbqueue.config import mask, nodes_of
 from nbqueue.deliveries import REVOKED
 from nbqueue.dispatch import Held
 from nbqueue.exceptions import BadMessage
+from nbqueue.herald import shown_call
 from nbqueue.limits import shown_size
 from nbqueue.memory import rss_bytes
 from nbqueue.messages import open_fact
-from nbqueue.serialization import peek_args
 from nbqueue.spread import bindings_of
 from nbqueue.times import iso
 
@@ -60,8 +60,7 @@ def info(held: Held, worker: Worker) -> dict[str, Any]:
 
 def _arguments(held: Held) -> tuple[Any, Any]:
     """Return what is shown of a task's arguments: what its caller says, or themselves where they are JSON."""
-    s, task = held.steering, held.job.task
-    found = None if s.argsrepr or s.kwargsrepr or task.fed else peek_args(task.args, s.serializer)
+    s, found = held.steering, shown_call(held)
     if found is None:
         return s.argsrepr or None, s.kwargsrepr or None
     return list(found[0]), found[1]

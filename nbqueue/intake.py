@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from nbqueue import states
 from nbqueue.acks import DEFAULT_ACKS, EARLY, Acks
-from nbqueue.backends.base import Backend
+from nbqueue.backends.base import Backend, chunks
 from nbqueue.contents import DEFAULT, refusal
 from nbqueue.deliveries import Delivery, code_name
 from nbqueue.exceptions import BadMessage
@@ -47,6 +47,7 @@ from nbqueue.times import has_expired
 
 _GROUPS_KEPT: Final = 64
 _CODES_KEPT: Final = 256
+_READ_AT_ONCE: Final = 1_000  # records
 # So long its sender, who has just seen that the backend has lost its code, may take to put it there again.
 CODE_WAIT_S: Final = 3.0
 # Signed by a key or in a version that another worker may understand, or to be judged again in a moment.
@@ -241,7 +242,9 @@ class Intake:
         fed = self._fed(drawn, given, step.node)
         if isinstance(fed, _Lost):
             ended = Ended(delivery, steering, states.FAILURE, *failure_of("ChordError", fed.why))
-            return msgspec.structs.replace(ended, drawn=drawn, told=self._told(drawn, given, step.node, fed.place))
+            return msgspec.structs.replace(
+                ended, drawn=drawn, told=self._scopes_told(drawn, given, step.node, fed.place)
+            )
         if drawn.graph.nodes[step.node].immutable:
             fed = Fed("nothing")
         blobs = (*named(code), *named(args), *(ref for payload in fed.payloads for ref in _refs(fed, payload)))
@@ -249,20 +252,23 @@ class Intake:
         alone = delivery.worker_losses >= self.max_losses
         return msgspec.structs.replace(task, blobs=blobs, fed=encoded, alone=alone)
 
-    def _told(self, drawn: Drawn, given: Given, node: int, place: int) -> frozenset[int]:
+    def _scopes_told(self, drawn: Drawn, given: Given, node: int, place: int) -> frozenset[int]:
         """Return the scopes whose errbacks know why a body can't run: those of what failed on the way to a member."""
         if given.how != "gather" or not drawn.scopes([node]):
             return frozenset()
         path = drawn.path_to(given.join, place)
         failed: list[int] = []
-        for start in range(0, len(path), 1_000):
-            part = path[start : start + 1_000]
-            texts = self.backend.load([drawn.graph.id_of(number) for number in part])
-            for number, text in zip(part, texts, strict=True):
-                if text is None or open_fact(text, self.signer, kind="record").facts.state == states.SUCCESS:
-                    return drawn.scopes(failed)
-                failed.append(number)
+        texts = self._records(drawn.graph.id_of(number) for number in path)
+        for number, (_, text) in zip(path, texts, strict=True):
+            if text is None or open_fact(text, self.signer, kind="record").facts.state == states.SUCCESS:
+                break
+            failed.append(number)
         return drawn.scopes(failed)
+
+    def _records(self, ids: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield ids with the records of their tasks, which are read as they are needed."""
+        for part in chunks(ids, _READ_AT_ONCE):
+            yield from zip(part, self.backend.load(part), strict=True)
 
     def _fed(self, drawn: Drawn, given: Given, node: int) -> Fed | _Lost:
         """Return what came before a call, or why it can't run."""
@@ -270,7 +276,7 @@ class Intake:
             case "value":
                 return Fed("value", (given.body,))
             case "error":
-                return _told(drawn, given, node)
+                return _of_failure(drawn, given, node)
             case "record":
                 return self._recorded("value", [given.id])
             case "gather":
@@ -278,21 +284,18 @@ class Intake:
                 return self._recorded("gather", ids)
         return Fed("nothing")
 
-    def _recorded(self, how: str, ids: Sequence[str]) -> Fed | _Lost:
+    def _recorded(self, how: str, ids: Iterable[str]) -> Fed | _Lost:
         """Return values that are in the records of tasks, or which of them has none, and why."""
         payloads: list[bytes] = []
-        for start in range(0, len(ids), 1_000):
-            part = ids[start : start + 1_000]
-            for id_, text in zip(part, self.backend.load(part), strict=True):
-                if text is None:
-                    return _Lost(f"Dependency {id_} has no result any more", len(payloads))
-                record = open_fact(text, self.signer, kind="record")
-                if record.facts.id != id_:
-                    raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
-                if record.facts.state != states.SUCCESS:
-                    why = f"Dependency {id_} raised {record.facts.error or record.facts.state}"
-                    return _Lost(why, len(payloads))
-                payloads.append(record.body)
+        for id_, text in self._records(ids):
+            if text is None:
+                return _Lost(f"Dependency {id_} has no result any more", len(payloads))
+            record = open_fact(text, self.signer, kind="record")
+            if record.facts.id != id_:
+                raise BadMessage("place", f"the record of task {record.facts.id} under the id {id_}")
+            if record.facts.state != states.SUCCESS:
+                return _Lost(f"Dependency {id_} raised {record.facts.error or record.facts.state}", len(payloads))
+            payloads.append(record.body)
         return Fed(how, tuple(payloads))
 
     def _drawn(self, id_: str) -> Drawn | None:
@@ -381,7 +384,7 @@ def _changed(member: Accepted, changes: Changes) -> Accepted:
     return msgspec.structs.replace(member, steering=steering, steering_text=encode_steering(steering), changes=changes)
 
 
-def _told(drawn: Drawn, given: Given, node: int) -> Fed:
+def _of_failure(drawn: Drawn, given: Given, node: int) -> Fed:
     """Return what an errback is told: the failure, and of which call."""
     graph = drawn.graph
     number = graph.nodes[node].parent

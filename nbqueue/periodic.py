@@ -437,7 +437,9 @@ class Schedule:
             try:
                 send_outbox(self.timetable, app.broker.publish)
             except (SendFailed, SendUncertain) as exc:
-                kept = f"task {id_} of entry {name!r} is kept, and is sent by the beat that leads as soon as it can be"
+                kept = (
+                    f"task {made.id} of entry {name!r} is kept, and is sent by the beat that leads as soon as it can be"
+                )
                 raise SendUncertain(f"{kept}: {exc}") from exc
         if told is not None:
             told.end()

@@ -11,6 +11,7 @@ import kombu
 from kombu.connection import maybe_channel
 from kombu.mixins import ConsumerMixin
 
+from nbqueue.config import Settings
 from nbqueue.emitter import utcoffset
 from nbqueue.messages import new_id
 
@@ -21,7 +22,7 @@ QUEUE_TTL_S: Final = 5.0
 QUEUE_EXPIRES_S: Final = 60.0
 
 
-def get_exchange(connection: Any, name: str = "celeryev") -> Any:
+def get_exchange(connection: Any, name: str = Settings.event_exchange) -> Any:
     """Return the exchange of events, which is of another type on Redis."""
     redis = connection.transport.driver_type == "redis"
     return kombu.Exchange(name, type="fanout" if redis else "topic")
@@ -59,10 +60,10 @@ class EventReceiver(ConsumerMixin):
         self.handlers = dict(handlers or {})
         self.routing_key = routing_key
         self.node_id = node_id or new_id()
-        named = (app.conf.event_exchange,) if app is not None else ()
-        self.exchange = get_exchange(self.connection, *named)
+        conf = Settings if app is None else app.conf
+        self.exchange = get_exchange(self.connection, conf.event_exchange)
         self.queue = kombu.Queue(
-            f"{queue_prefix or (app.conf.event_queue_prefix if app is not None else 'celeryev')}.{self.node_id}",
+            f"{queue_prefix or conf.event_queue_prefix}.{self.node_id}",
             exchange=self.exchange,
             routing_key=routing_key,
             auto_delete=True,
@@ -169,8 +170,8 @@ class EventDispatcher:
         self.enabled = enabled
         self.groups = set(groups or ())
         self.clock = 0
-        named = (app.conf.event_exchange,) if app is not None else ()
-        exchange = get_exchange(self.channel.connection.client, *named)
+        conf = Settings if app is None else app.conf
+        exchange = get_exchange(self.channel.connection.client, conf.event_exchange)
         self._producer = kombu.Producer(self.channel, exchange=exchange, serializer="json", auto_declare=True)
 
     def __enter__(self) -> Self:

@@ -175,7 +175,7 @@ def plan(
     max_retries: int | None = None,
     **other: Any,
 ) -> Plan:
-    """Return how a call is to run again; `other` as `checked` returns it.
+    """Return how a call is to run again; `other` are of `CHANGEABLE`.
 
     Raises:
         BaseException: `exc`, where no retries are left.

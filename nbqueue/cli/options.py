@@ -97,7 +97,7 @@ class Command(click.Command):
             if isinstance(param, click.Argument):  # the line of usage names them
                 continue
             row = param.get_help_record(ctx)
-            if row is not None and (row[1] or not isinstance(param, click.Argument)):
+            if row is not None:
                 (shared if param.name in _GLOBAL else own).append(row)
         for title, rows in (("Options", own), ("Global options, before or after the command", shared)):
             if rows:
