@@ -5,9 +5,12 @@ Apart from the broker, so that a program which only declares tasks loads no clie
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from nbqueue.intake import Shared
 
 GROUP: Final = "nbq"
 # The streams of a queue: what came back, then new entries by priority, `n` being that of 0.
@@ -121,7 +124,11 @@ class Arrival(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, eq=False):
-    """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id."""
+    """A claimed entry, not yet verified. `record` and `mark` are what the backend already knows of its id.
+
+    What a worker got from its owner, and not from a broker, has `shared`, what it has in common with others, and its
+    `index` among these; its header is empty until it is retried.
+    """
 
     queue: str
     lane: str
@@ -134,6 +141,8 @@ class Delivery(msgspec.Struct, eq=False):
     worker_losses: int = 0
     record: bytes = b""
     mark: bytes = b""
+    shared: Shared | None = None
+    index: int = -1
 
 
 class Published(Protocol):

@@ -22,12 +22,14 @@ from typing import Any, Final, TypeVar
 from nbqueue import prepared, serialization
 from nbqueue.app import App
 from nbqueue.bindings import own_queue
-from nbqueue.calls import SERIALIZER, Call, CallFuture, Calls, LostCall
+from nbqueue.brokered import Brokered
+from nbqueue.calls import SERIALIZER, Call, CallFuture, Calls, LostCall, Way
 from nbqueue.current import current_app
 from nbqueue.exceptions import PayloadTooLarge
 from nbqueue.execute import current_request
 from nbqueue.launchers.owned import Terms
 from nbqueue.messages import MAX_MESSAGE_BYTES
+from nbqueue.owner import Owner
 from nbqueue.payloads import Packer
 from nbqueue.prepared import InitializerFailed
 from nbqueue.tasks import Task
@@ -46,6 +48,7 @@ class Executor(futures.Executor):
     to the executor any more, and when this process ends, however that happens. With an app the calls go to the workers
     of that app.
 
+    Calls go straight to a worker of its own, past the broker, and can be cancelled until a process begins them.
     A call whose process dies runs again; after the third death its future raises `LostCall`, and the executor goes on.
     Code travels: functions of notebooks and scripts, lambdas and closures may be submitted too.
 
@@ -95,15 +98,15 @@ class Executor(futures.Executor):
         self._initializer = initializer
         self._initargs = tuple(initargs)
         self._codes: dict[tuple[Callable[..., Any], bool], _Code] = {}
-        terms = None
+        self._app = _own_app(broker, backend, settings) if app is None else app
         if app is None:
             name = f"executor-{self._key}"
             queue = own_queue(f"{name}@{socket.gethostname()}")
             more = max_tasks_per_child or 0
-            terms = Terms(name, self._max_workers, queues=(queue,), drop=True, max_tasks=more, failures=False)
-        own = app is None
-        self._app = _own_app(broker, backend, settings) if app is None else app
-        self._calls = Calls(self._app, queue or self._app.conf.task_default_queue, terms, own_app=own)
+            way: Way = Owner(self._app, Terms(name, self._max_workers, queues=(queue,), max_tasks=more, failures=False))
+        else:
+            way = Brokered(app)
+        self._calls = Calls(self._app, queue or self._app.conf.task_default_queue, way)
         # As the standard library's: what was submitted runs, and then everything is closed.
         weakref.finalize(self, self._calls.close).atexit = False
 

@@ -113,7 +113,9 @@ class NotMine(msgspec.Struct, frozen=True):
 Verdict = Accepted | Ended | Repeat | Refused | NotMine
 
 
-class _Group(msgspec.Struct, frozen=True):
+class Shared(msgspec.Struct, frozen=True):
+    """What the members of a map have in common; `text` is the JSON of its steering."""
+
     steering: Steering
     text: bytes
     code: bytes
@@ -148,7 +150,7 @@ class Intake:
         self.max_losses = max_losses
         self.acks_of = acks_of
         self.accept = accept
-        self._groups: OrderedDict[str, _Group] = OrderedDict()
+        self._groups: OrderedDict[str, Shared] = OrderedDict()
         self._codes: OrderedDict[str, bytes] = OrderedDict()
         self._graphs: OrderedDict[str, Drawn] = OrderedDict()
 
@@ -163,7 +165,7 @@ class Intake:
             BackendUnavailable: a map's shared part could not be read; judge it again later.
         """
         try:
-            message = Message.open(delivery.header, delivery.body, self.signer)
+            message = _open(delivery, self.signer)
             if isinstance(message.steering, Step):
                 return self._step(message.steering, delivery, now)
             if message.id != delivery.id:
@@ -184,7 +186,7 @@ class Intake:
 
     def _task(self, message: Message, delivery: Delivery) -> Accepted:
         if isinstance(message.steering, Call):
-            group = self._group(message.steering)
+            group = delivery.shared or self._group(message.steering)
             steering = group.steering.member(message.steering.index, message.steering.retries)
             if not 0 <= steering.index < group.steering.size:
                 raise BadMessage("place", f"member {steering.index} of a map of {group.steering.size}")
@@ -312,7 +314,7 @@ class Intake:
                 self._graphs.popitem(last=False)
         return known
 
-    def _group(self, call: Call) -> _Group:
+    def _group(self, call: Call) -> Shared:
         known = self._groups.get(call.group)
         if known is not None:
             return known
@@ -323,7 +325,7 @@ class Intake:
         steering, code = open_group(text, self.signer)
         if steering.id != call.group:
             raise BadMessage("place", f"map {steering.id} under the id {call.group}")
-        self._groups[call.group] = known = _Group(steering, encode_steering(steering), code, named(code))
+        self._groups[call.group] = known = Shared(steering, encode_steering(steering), code, named(code))
         if len(self._groups) > _GROUPS_KEPT:
             self._groups.popitem(last=False)
         return known
@@ -376,6 +378,18 @@ class Intake:
             text += f"start a worker with Python {steering.python}"
             return Ended(delivery, steering, states.FAILURE, *failure_of("PythonMismatch", text))
         return None
+
+
+def _open(delivery: Delivery, signer: Signer) -> Message:
+    """Return the message in a delivery; an owner's own calls are signed by nobody.
+
+    Raises:
+        BadMessage: it can't be trusted or understood.
+    """
+    if delivery.shared is not None and not delivery.header:
+        call = Call(delivery.shared.steering.id, delivery.index)
+        return Message(delivery.id, "", delivery.body, call)
+    return Message.open(delivery.header, delivery.body, signer)
 
 
 def _changed(member: Accepted, changes: Changes) -> Accepted:

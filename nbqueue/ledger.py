@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
-from nbqueue.backends.base import Backend, Told
+from nbqueue.backends.base import Told
 from nbqueue.consumer import Claims
 from nbqueue.deliveries import LIVE_S, LOST, Settlement
 from nbqueue.dispatch import Dispatcher, Held
@@ -22,18 +22,28 @@ logger = logging.getLogger(__name__)
 _Item = tuple[Held | None, Settlement]
 
 
+class Hears(Protocol):
+    """Takes what tasks say."""
+
+    def tell(self, facts: Sequence[Told]) -> None:
+        """Take facts."""
+
+    def store_graph(self, graph: str, text: bytes, ttl_s: float) -> None:
+        """Keep a canvas."""
+
+
 class Ledger:
     """Takes what happens to tasks and stores it in batches. A task is held until its end, or its return, is stored.
 
     Args:
         streams: the queues.
-        backend: where what tasks say goes.
+        hears: where what tasks say goes.
         work: who holds the tasks.
     """
 
-    def __init__(self, streams: Claims, backend: Backend, work: Dispatcher) -> None:
+    def __init__(self, streams: Claims, hears: Hears, work: Dispatcher) -> None:
         self.streams = streams
-        self.backend = backend
+        self.hears = hears
         self.work = work
         self._graphs: list[tuple[str, bytes]] = []  # canvases that the settlements send calls of
         self._settlements: list[_Item] = []
@@ -112,11 +122,11 @@ class Ledger:
             talk: also what tasks said, where no task has ended.
         """
         if self._told and (talk or self.pending):
-            self.backend.tell(self._told)
+            self.hears.tell(self._told)
             self._told, self._told_bytes = [], 0
         came_back = False
         while self._graphs:
-            self.backend.store_graph(*self._graphs[0], LIVE_S)
+            self.hears.store_graph(*self._graphs[0], LIVE_S)
             del self._graphs[0]
         while self._settlements and not self._begun:
             batch = self._settlements[: self._at_once()]

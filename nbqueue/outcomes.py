@@ -171,6 +171,10 @@ class Outcomes:
 
     def _replace(self, held: Held, outcome: Outcome) -> None:
         """Let a canvas take a task's place."""
+        if held.delivery.shared is not None:
+            text = "a call of an executor can't be replaced by a canvas; send the task with apply_async()"
+            self.fail(held, "ImproperlyConfigured", text, outcome)
+            return
         try:
             grafted = grafts.in_place_of(held, outcome.body, time.time(), self.reports.signer)
         except BadMessage as exc:

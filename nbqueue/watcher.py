@@ -107,15 +107,6 @@ class Watcher:
         """Start the thread before there is anything to follow."""
         self._start()
 
-    def drop_read(self) -> None:
-        """Let the backend drop what this session was told and has read; for a session that nobody else follows.
-
-        Raises:
-            BackendUnavailable: it can't be reached.
-        """
-        if cursor := self._cursors[self.session]:
-            self.backend.drop_read(self.session, cursor)
-
     def watch(self, task: WatchedTask) -> WatchedTask:
         """Follow a task that is about to be sent by this session; return who is watched already, if any."""
         with self._lock:

@@ -33,7 +33,7 @@ from nbqueue.bindings import broadcasts, own_queue
 from nbqueue.blobs import BlobStore
 from nbqueue.broker import ServerBroker
 from nbqueue.config import Environment, child_environment, mask
-from nbqueue.consumer import CLAIM_MOST, Batch
+from nbqueue.consumer import CLAIM_MOST, Batch, Consumer
 from nbqueue.contents import accepts
 from nbqueue.deliveries import CONTROL
 from nbqueue.dispatch import Dispatcher, Held
@@ -49,7 +49,7 @@ from nbqueue.gatekeeper import Gatekeeper
 from nbqueue.guard import Guard, warn_of_threads
 from nbqueue.intake import Intake
 from nbqueue.leases import Leases
-from nbqueue.ledger import Ledger
+from nbqueue.ledger import Hears, Ledger
 from nbqueue.limits import limits_of_call
 from nbqueue.link import told
 from nbqueue.listening import Listening
@@ -111,6 +111,8 @@ class Worker:
         max_tasks_per_child: a child is replaced after so many; None: as `conf.worker_max_tasks_per_child` says.
         max_memory_per_child: KiB above which a child is replaced after a task; None: as the setting of that name says.
         started: a fork server that has been started already.
+        owner: a socket to the process that all of its calls come from, and that hears of their ends; else the broker
+            has them.
     """
 
     def __init__(  # noqa: PLR0915 - one line for each part
@@ -132,6 +134,7 @@ class Worker:
         max_tasks_per_child: int | None = None,
         max_memory_per_child: int | None = None,
         started: ForkServer | None = None,
+        owner: socket.socket | None = None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -158,9 +161,18 @@ class Worker:
         self.broker = broker
         self.listening = Listening(self.name, self.conf, broker, queues, every=all_queues, exclude=exclude)
         consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
-        self.consumer = broker.open_consumer(consumer, self.conf.worker_lease)
         self.backend = app.open_backend(self._client_name)
-        self.reports = Reporter(self.name, self.signer)
+        self.owned = owner is not None  # what it does needs no server
+        self.consumer: Consumer
+        hears: Hears = self.backend
+        if owner is None:
+            self.consumer = broker.open_consumer(consumer, self.conf.worker_lease)
+            self.reports = Reporter(self.name, self.signer)
+        else:
+            from nbqueue.direct import DirectConsumer, DirectReporter  # noqa: PLC0415 - few workers have one
+
+            self.consumer = hears = DirectConsumer(owner, broker.streams, self.backend, self._take_back)
+            self.reports = DirectReporter(self.name, self.signer)
         self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
         self.revoked: deque[str] = deque(maxlen=REVOKED_KEPT)  # ids of what this worker was told to cancel
@@ -192,7 +204,8 @@ class Worker:
         self.work = Dispatcher(self.pool)
         self.new_code = Reload(self.pool, self._selector)
         store = BlobStore(app.link.blobs)
-        self.transfers = Transfers(store, self.backend if app.link.blobs_travel else None, self.conf.result_expires)
+        travel = app.link.blobs_travel and not self.owned  # an owner sees the same files
+        self.transfers = Transfers(store, self.backend if travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
         self.terms = Terms(
@@ -209,7 +222,7 @@ class Worker:
         )
         self.gates = Gatekeeper(self.consumer, self.terms, self.broker.streams)
         self.out_of_memory = OutOfMemory()
-        self.ledger = Ledger(self.consumer, self.backend, self.work)
+        self.ledger = Ledger(self.consumer, hears, self.work)
         self.outcomes = Outcomes(
             self.work, self.reports, self.ledger, self.transfers, self.conf.worker_max_child_deaths
         )
@@ -230,7 +243,7 @@ class Worker:
         self._tries = 0  # to reach the server, since it was there
         self._was_online = False
         self._renewed_at = 0.0
-        self._warned = False
+        self._warned = self.owned  # a server that has none of its calls can lose none
         sent.celeryd_after_setup.send(self.name, instance=self, conf=self.conf)
         if sent.celeryd_after_setup.receivers:
             for queue in app.amqp.queues.added:
@@ -251,6 +264,8 @@ class Worker:
             sent.worker_init.send(self)
             sent.worker_before_create_process.send(self)
             self.pool.start()
+            if self.owned:
+                self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
             self._offline_since = time.monotonic()
             if self.conf.broker_connection_retry_on_startup:
                 self._online(self._reconnect)
@@ -283,6 +298,7 @@ class Worker:
             self._selector.close()
             wake_in.close()
             wake_out.close()
+            self.consumer.close()
             self.broker.close()
             self.backend.close()
         return 0
@@ -490,9 +506,9 @@ class Worker:
         if self.new_code.asked and not self._stops:
             self.new_code.begin()
         self._look()
-        if self._offline_since is None:
+        if self.owned or self._offline_since is None:
             self._online(self._work)
-        elif self._due("reconnect", self._pause_s):
+        if self._offline_since is not None and self._due("reconnect", self._pause_s):
             self._try_again()
 
     def _read(self, key: selectors.SelectorKey) -> None:
@@ -500,7 +516,7 @@ class Worker:
             self._woken()
         elif isinstance(key.data, str):
             # All become readable when the server goes away, and the first closes them.
-            if self._listening:
+            if self._takes if key.data == "claim" else self._listening:
                 read = {"claim": self._read_claim, "orders": self._read_orders, "settled": self._read_settled}
                 self._online(read[key.data])
         elif key.data is self.new_code:
@@ -531,6 +547,11 @@ class Worker:
                 self._scale()
             self._claim()
             self._wait_for_news()
+        if self._offline_since is None:
+            self._show()
+
+    def _show(self) -> None:
+        """Do what is due by the clock: clean, mark, show that this worker lives, look after the claims of others."""
         if self._due("clean", CLEAN_S):
             # A thread of its own: there may be very many files.
             threading.Thread(target=self._clean, name="nbqueue clean", daemon=True).start()
@@ -554,13 +575,13 @@ class Worker:
 
     def _timeout(self) -> float:
         """Return how long the loop may sleep."""
-        if self._offline_since is not None:
+        if self._offline_since is not None and not self.owned:
             return min(0.1, self._pause_s)
         if self.transfers.busy or self._may_claim():
             return 0.0
         if self.ledger.due:
             return 0.0
-        if self.ledger.telling or self.work.crowded():
+        if self.ledger.telling or self.work.crowded() or self._offline_since is not None:
             return LOOK_S
         unmarked = any(held.child and not (held.marked and not held.stops) for held in self.work.held.values())
         longest = TELL_S if unmarked or self._stops else 0.5
@@ -572,7 +593,7 @@ class Worker:
     def _finished(self) -> bool:
         if self._stopping_since is None:
             return False
-        if self._offline_since is not None and (self._cold() or self.ledger.only_returns):
+        if self._offline_since is not None and not self.owned and (self._cold() or self.ledger.only_returns):
             # What could not be stored is lost here; it runs again elsewhere once its lease has lapsed.
             return True
         return not self.work.held and not self.ledger.pending
@@ -640,7 +661,7 @@ class Worker:
             if self.herald is not None:
                 self.herald.started(held, time.time() - ran_s)
             self.ledger.settle(self.reports.started(held, ran_s, self.pool.children[held.child].pid), held)
-        if now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
+        if self.owned or now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
             self.work.go_on()
         else:
             self.work.pause()
@@ -725,12 +746,18 @@ class Worker:
         """Tell whether news of queues and orders are listened to."""
         return self._orders_read is not None
 
+    @property
+    def _takes(self) -> bool:
+        """Tell whether messages can be taken."""
+        return self.owned or self._listening
+
     def _open_reads(self) -> None:
         self._close_reads()
         self.consumer.listen()
         url = self.app.link.backend_url or self.app.link.broker_url
         orders = BlockingRead(connect(url, name=self._client_name))
-        self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
+        if not self.owned:
+            self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
         self._selector.register(orders, selectors.EVENT_READ, "orders")
         if (settling := self.consumer.settling) is not None:
             self._selector.register(settling, selectors.EVENT_READ, "settled")
@@ -740,7 +767,8 @@ class Worker:
     def _close_reads(self) -> None:
         orders, self._orders_read = self._orders_read, None
         if orders is not None:
-            self._selector.unregister(self.consumer)
+            if not self.owned:
+                self._selector.unregister(self.consumer)
             self._selector.unregister(orders)
             if (settling := self.consumer.settling) is not None:
                 self._selector.unregister(settling)
@@ -767,7 +795,7 @@ class Worker:
 
     def _may_claim(self) -> bool:
         """Tell whether there is room, and the last claim may have left something behind, or something has gathered."""
-        if self._stopping_since is not None or not self._listening or self.consumer.waiting or self.ledger.doubtful:
+        if self._stopping_since is not None or not self._takes or self.consumer.waiting or self.ledger.doubtful:
             return False
         if not self.queues:
             return False
@@ -779,7 +807,7 @@ class Worker:
         """Let the server tell an idle worker of the next message, unless others enough are told."""
         room = self.work.room()
         ready = self._drained and room > 0 and self.queues and not self.work.gather.until and not self.ledger.doubtful
-        if not self._listening or self.consumer.waiting or not ready:
+        if not self._takes or self.consumer.waiting or not ready:
             self._ask_at = 0.0
             return
         if self._ask_at:
@@ -894,11 +922,19 @@ class Worker:
         if held is None or held.revoked:
             return
         self.revoked.append(id_)
-        if self.work.take_out(held):
-            held.revoked = True
-            self.outcomes.end(held, states.REVOKED, b"", "cancelled")
-        elif terminate:
+        if self._take_back(id_):
+            return
+        if terminate:
             held.revoked = True
             self.work.stop(held, signal)
         else:
             held.unwanted = True
+
+    def _take_back(self, id_: str) -> bool:
+        """End a task that this worker holds and has not begun; False if there is none of this id."""
+        held = self.work.by_id.get(id_)
+        if held is None or held.revoked or not self.ledger.is_open(held) or not self.work.take_out(held):
+            return False
+        held.revoked = True
+        self.outcomes.end(held, states.REVOKED, b"", "cancelled")
+        return True

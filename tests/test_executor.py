@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent import futures
 from functools import partial
@@ -19,9 +20,11 @@ import pytest
 
 from nbqueue import Executor
 from nbqueue.bindings import is_own
+from nbqueue.brokered import BrokeredSending
 from nbqueue.calls import MOST
-from nbqueue.exceptions import NBQueueError, NotPicklable, TaskRevokedError, WorkerLostError
+from nbqueue.exceptions import NBQueueError, NotPicklable, Retry, TaskRevokedError, WorkerLostError
 from nbqueue.executor import LostCall
+from nbqueue.owner import Owner
 from tests.helpers import RedisServer, wait_until
 from tests.workers import LEASE_S, RENEWAL_S, ROOT, Site
 
@@ -59,6 +62,27 @@ def wait_for(path: str, folder: str = "") -> int:
     return os.getpid()
 
 
+def count(folder: str, n: int) -> int:
+    """Leave a mark of this run."""
+    Path(folder, f"{n}.{uuid.uuid4().hex}").touch()
+    return n
+
+
+def insist(folder: str) -> int:
+    """Ask twice to be run again."""
+    runs = len(list(Path(folder).iterdir()))
+    count(folder, runs)
+    if runs < 2:
+        raise Retry("again", when=0.05)
+    return runs
+
+
+def end_worker() -> None:
+    """End the supervisor of this process: the parent of the fork server that is its parent."""
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+    time.sleep(WAIT_S)
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -90,9 +114,17 @@ def executor_of(site: Site | RedisServer, workers: int = 2, **more: Any) -> Exec
 
 def worker_of(executor: Executor) -> psutil.Process:
     """Return the process of its worker."""
-    wait_until(lambda: executor._calls.worker is not None, WAIT_S, "its worker to be started")
-    assert executor._calls.worker is not None
-    return psutil.Process(executor._calls.worker.pid)
+    way = way_of(executor)
+    wait_until(lambda: way.worker is not None, WAIT_S, "its worker to be started")
+    assert way.worker is not None
+    return psutil.Process(way.worker.pid)
+
+
+def way_of(executor: Executor) -> Owner:
+    """Return what sends its calls to a worker of its own."""
+    way = executor._calls.way
+    assert isinstance(way, Owner)
+    return way
 
 
 def run(server: RedisServer, text: str) -> subprocess.Popen[str]:
@@ -138,30 +170,43 @@ def test_server_keeps_nothing_of_calls_that_have_ended(idle_site: Site) -> None:
             futures.wait([executor.submit(divmod, 1, 0) for _ in range(20)], WAIT_S)
             executor.submit(say, 1).result(WAIT_S)
         calls = executor._calls
-        told = f"nbq:session:{executor._app.session}"
-        wait_until(lambda: idle_site.server_says("XLEN", told) <= 200, WAIT_S, "it to drop what was read")  # type: ignore[operator]
-        wait_until(lambda: idle_site.server_says("DBSIZE") < 40, WAIT_S, "it to forget")  # type: ignore[operator]
-        assert not calls.sent
-        assert not calls._ended
+        assert idle_site.server_says("EXISTS", f"nbq:session:{executor._app.session}") == 0
+        assert idle_site.server_says("DBSIZE") < 20  # type: ignore[operator]
+        assert not way_of(executor)._sent
         assert not calls._waiting
         assert calls._unended == 0
 
 
-def test_whoever_submits_waits_while_very_many_have_gathered(private_redis: RedisServer) -> None:
-    Site(private_redis).app.close()
-    with executor_of(private_redis) as executor:
+def test_whoever_submits_waits_while_very_many_have_gathered(server: RedisServer) -> None:
+    with executor_of(server) as executor:
         assert executor.submit(add, 1).result(WAIT_S) == 1
-        os.kill(private_redis.pid, signal.SIGSTOP)
+        os.kill(worker_of(executor).pid, signal.SIGSTOP)
         sent: list[futures.Future[int]] = []
-        thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(MOST + 1500)))
+        large = bytes(8_000)  # more of these than the socket has room for
+        thread = threading.Thread(
+            target=lambda: sent.extend(executor.submit(len, large + bytes(n)) for n in range(MOST + 2500))
+        )
         thread.start()
         try:
             wait_until(lambda: len(executor._calls._waiting) == MOST, WAIT_S, "it to be full")
             assert thread.is_alive()
         finally:
-            os.kill(private_redis.pid, signal.SIGCONT)
+            os.kill(worker_of(executor).pid, signal.SIGCONT)
         thread.join()
-        assert [future.result(WAIT_S) for future in sent] == list(range(MOST + 1500))
+        assert [future.result(WAIT_S) - 8_000 for future in sent] == list(range(MOST + 2500))
+
+
+def test_worker_goes_on_while_its_owner_is_busy_with_what_it_has_heard(server: RedisServer) -> None:
+    go = threading.Event()
+    with executor_of(server) as executor:
+        executor.submit(add, 1).add_done_callback(lambda _: go.wait(WAIT_S))
+        sent = [executor.submit(bytes, 50_000) for _ in range(400)]  # five times what the socket has room for
+        last = executor.submit(add, 1)
+        time.sleep(0.5)
+        go.set()
+        assert all(len(future.result(WAIT_S)) == 50_000 for future in sent)
+        assert last.result(WAIT_S) == 1
+        assert executor._calls.way.worker.exit_code is None  # type: ignore[attr-defined]
 
 
 def test_call_whose_process_dies_runs_again(server: RedisServer, tmp_path: Path) -> None:
@@ -188,13 +233,103 @@ def test_worker_that_is_killed_is_replaced_and_nothing_is_lost(server: RedisServ
         assert all(future.result(WAIT_S) for future in running)
 
 
+def test_what_has_ended_runs_no_more_when_the_worker_is_lost(server: RedisServer, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with executor_of(server, 1) as executor:
+        assert [future.result(WAIT_S) for future in [executor.submit(count, str(tmp_path), n) for n in range(50)]]
+        held = executor.submit(wait_for, str(go))
+        more = [executor.submit(count, str(tmp_path), n) for n in range(50, 100)]
+        wait_until(held.running, WAIT_S, "it to run")
+        worker_of(executor).kill()
+        go.touch()
+        assert held.result(WAIT_S)
+        futures.wait(more, WAIT_S)
+    assert [len(list(tmp_path.glob(f"{n}.*"))) for n in range(100)] == [1] * 100
+
+
+def test_call_that_ends_its_worker_is_given_up_and_the_others_run(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbqueue.owner.LIVED_S", 0.0)
+    with executor_of(server, 2, worker_max_losses=2) as executor:
+        before = [executor.submit(time.sleep, 0.01) for _ in range(20)]
+        poison = executor.submit(end_worker)
+        after = [executor.submit(time.sleep, 0.01) for _ in range(20)]
+        error = poison.exception(WAIT_S)
+        assert isinstance(error, LostCall)
+        assert "lost its worker 3 times" in str(error)
+        assert [future.exception(WAIT_S) for future in (*before, *after)] == [None] * 40
+        assert executor.submit(add, 1).result(WAIT_S) == 1
+
+
+def test_worker_that_is_told_to_stop_is_replaced_and_charges_nothing(server: RedisServer) -> None:
+    with executor_of(server, 1) as executor:
+        sent = [executor.submit(time.sleep, 0.02) for _ in range(50)]
+        sent[0].result(WAIT_S)
+        worker_of(executor).send_signal(signal.SIGTERM)
+        assert [future.exception(WAIT_S) for future in sent] == [None] * 50
+        assert {call.losses for sending in way_of(executor)._sent.values() for call in sending.calls if call} <= {0}
+
+
+def test_worker_that_says_what_can_not_be_read_is_replaced(server: RedisServer) -> None:
+    with executor_of(server, 1) as executor:
+        assert executor.submit(add, 1).result(WAIT_S) == 1
+        line = way_of(executor)._line
+        assert line is not None
+        line.duplex._incoming += b"\0\0\0\1x"  # seen with what comes next
+        assert [future.result(WAIT_S) for future in [executor.submit(add, n) for n in range(20)]] == list(range(20))
+        assert way_of(executor)._line is not line
+
+
+def test_calls_go_on_without_the_server(private_redis: RedisServer) -> None:
+    Site(private_redis).app.close()
+    with executor_of(private_redis) as executor:
+        assert executor.submit(add, 1).result(WAIT_S) == 1
+        private_redis.kill()
+        for _ in range(8):  # for longer than a lease
+            assert list(executor.map(add, range(50))) == list(range(50))
+            time.sleep(0.5)
+        worker_of(executor).kill()
+        assert executor.submit(add, 2).result(WAIT_S) == 2
+        private_redis.start()
+        workers = private_redis.client().hlen
+        wait_until(lambda: workers("nbq:workers"), WAIT_S, "the worker to show itself again")
+        assert executor.submit(add, 3).result(WAIT_S) == 3
+
+
+def test_call_may_ask_to_be_run_again(server: RedisServer, tmp_path: Path) -> None:
+    with executor_of(server, 1) as executor:
+        assert executor.submit(insist, str(tmp_path)).result(WAIT_S) == 2
+
+
+def test_waiting_call_is_cancelled_while_its_worker_is_lost(server: RedisServer, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with executor_of(server, 1) as executor:
+        held = executor.submit(wait_for, str(go))
+        queued = [executor.submit(count, str(tmp_path), n) for n in range(200)]
+        wait_until(held.running, WAIT_S, "it to run")
+        os.kill(worker_of(executor).pid, signal.SIGSTOP)
+        cancelled: list[bool] = []
+        thread = threading.Thread(target=lambda: cancelled.extend(future.cancel() for future in queued[100:]))
+        thread.start()
+        time.sleep(0.2)
+        worker_of(executor).kill()
+        thread.join(WAIT_S)
+        go.touch()
+        futures.wait(queued, WAIT_S)
+        assert held.result(WAIT_S)
+    kept = [future for future in queued if not future.cancelled()]
+    assert len(kept) == 200 - sum(cancelled)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.*")) == sorted(future.result() for future in kept)
+
+
 def test_worker_that_can_not_be_started_breaks_the_executor(server: RedisServer) -> None:
     with executor_of(server) as executor:
         executor.submit(add, 1).result(WAIT_S)
         killed: set[int] = set()
 
         def kill() -> bool:
-            worker = executor._calls.worker
+            worker = way_of(executor).worker
             if worker is not None and worker.exit_code is None and worker.pid not in killed:
                 killed.add(worker.pid)
                 worker.process.kill()
@@ -214,8 +349,8 @@ def test_worker_ends_when_its_owner_is_killed(server: RedisServer, tmp_path: Pat
         server,
         f"ex = executor(); ex.submit(Path({str(tmp_path / 'ran')!r}).touch).result()\n"
         "for n in range(100): ex.submit(time.sleep, 1)\n"
-        "while not ex._calls.sent: time.sleep(0.01)\n"
-        "print(ex._calls.worker.pid, ex._calls.queue, flush=True)\n"
+        "while not ex._calls.way._sent: time.sleep(0.01)\n"
+        "print(ex._calls.way.worker.pid, ex._calls.queue, flush=True)\n"
         "time.sleep(60)",
     )
     with program:
@@ -431,7 +566,7 @@ class TestWithAnApp:
         with Executor(app=idle_site.app) as executor:
             future = executor.submit(add, 1)
             wait_until(lambda: future.sending is not None and future.sending.settled.is_set(), WAIT_S, "it to be sent")
-            assert future.sending is not None
+            assert isinstance(future.sending, BrokeredSending)
             assert future.sending.told is not None
             idle_site.app.AsyncResult(future.sending.told.id).revoke()
             with pytest.raises(futures.CancelledError):

@@ -90,9 +90,6 @@ class Backend(Protocol):
     def read(self, cursors: Mapping[str, str], block_s: float) -> list[tuple[str, str, bytes]]:
         """Wait for news of sessions; return (session, cursor, JSON array of facts), oldest first."""
 
-    def drop_read(self, session: str, cursor: str) -> None:
-        """Drop most of what a session was told before a cursor: nobody will read it any more."""
-
     def stop_reading(self) -> None:
         """End a `read` that another thread waits in: it raises `BackendUnavailable`, or returns nothing."""
 

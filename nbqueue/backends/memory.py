@@ -138,9 +138,6 @@ class MemoryBackend:
             self._news.wait_for(lambda: self._stopped or news(), block_s)
             return news()
 
-    def drop_read(self, session: str, cursor: str) -> None:
-        """Do nothing: cursors count from the first."""
-
     def stop_reading(self) -> None:
         """End a `read` that another thread waits in."""
         with self._news:

@@ -173,11 +173,6 @@ class RedisBackend:
             for entry, flat in entries
         ]
 
-    def drop_read(self, session: str, cursor: str) -> None:
-        """Drop most of what a session was told before a cursor: whole nodes of its stream, which costs little."""
-        with self._translated():
-            self.client.xtrim(_session(session), minid=cursor, approximate=True)
-
     def stop_reading(self) -> None:
         """End a `read` that another thread waits in."""
         self._news.close()

@@ -33,7 +33,6 @@ class Terms:
         concurrency: children.
         pool: of `nbqueue.poolkinds`.
         queues: which it listens to; the app's if empty.
-        drop: these queues are dropped if its owner ends without stopping it.
         max_tasks: a child is replaced after so many; 0: never.
         takes_code: it runs code that travels, whatever the app's settings accept.
         loglevel: of what it writes.
@@ -44,7 +43,6 @@ class Terms:
     concurrency: int
     pool: str = PREFORK
     queues: Sequence[str] = ()
-    drop: bool = False
     max_tasks: int = 0
     takes_code: bool = False
     loglevel: str = "warning"
@@ -91,13 +89,16 @@ class OwnedWorker:
                     self.process.stdin.close()
 
 
-def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> OwnedWorker:
+def start_owned(
+    app: App, terms: Terms, log: IO[bytes] | int | None = None, calls: socket.socket | None = None
+) -> OwnedWorker:
     """Start a worker for an app; it shows itself a moment later.
 
     Args:
         app: where it works.
         terms: how.
         log: a file for what it writes; this process's stderr if None.
+        calls: the worker's end of a socket that all of its calls come over; else the broker has them.
     """
     orders: dict[str, Any] = {
         "client": told(app.link, app.conf),
@@ -105,11 +106,11 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         "concurrency": terms.concurrency,
         "pool": terms.pool,
         "queues": list(terms.queues or app.conf.task_queues or (app.conf.task_default_queue,)),
-        "drop": terms.drop,
         "max_tasks": terms.max_tasks,
         "takes_code": terms.takes_code,
         "loglevel": terms.loglevel,
         "failures": terms.failures,
+        "calls": None if calls is None else calls.fileno(),
     }
     process = subprocess.Popen(
         daemon_command("nbqueue.launchers.owned_worker", str(processes(terms.pool, terms.concurrency))),
@@ -117,6 +118,7 @@ def start_owned(app: App, terms: Terms, log: IO[bytes] | int | None = None) -> O
         stdout=subprocess.DEVNULL if log is None else log,
         stderr=log,
         env=dict(Environment.read().variables),
+        pass_fds=() if calls is None else (calls.fileno(),),
         start_new_session=True,  # an interrupt that is meant for this process doesn't reach it
     )
     assert process.stdin is not None

@@ -5,13 +5,13 @@ Its orders come as one line of JSON on stdin. That is a pipe: when its other end
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import logging
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from typing import Any, Final
@@ -38,7 +38,6 @@ class Owner:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.gone = False
 
     def watch(self) -> None:
         """Have this process stop at once when its owner ends."""
@@ -49,8 +48,13 @@ class Owner:
             readable, _, _ = select.select([STDIN], [], [], LOOK_S)
             if readable and not os.read(STDIN, 4096):
                 break
-        self.gone = True
         os.kill(os.getpid(), signal.SIGQUIT)  # to the loop, which a flag alone would not wake
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """Return the socket that the owner has left open, for this process alone."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
 
 
 def main() -> int:
@@ -86,6 +90,7 @@ def main() -> int:
             name=orders["name"],
             max_tasks_per_child=orders["max_tasks"] or None,
             started=started,
+            owner=None if orders["calls"] is None else _inherited(orders["calls"]),
         )
         gc.freeze()
     except BaseException:
@@ -94,9 +99,4 @@ def main() -> int:
     finally:
         gc.enable()
     owner.watch()
-    code = worker.run()
-    if owner.gone and orders["drop"]:
-        with contextlib.suppress(Exception), contextlib.closing(app.open_broker("nbq-owned")) as broker:
-            for queue in orders["queues"]:
-                broker.forget_queue(queue)  # type: ignore[attr-defined] # a worker has no other kind
-    return code
+    return worker.run()

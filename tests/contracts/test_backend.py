@@ -63,15 +63,6 @@ def test_backend_brings_facts_to_their_session_in_order(backend: Backend) -> Non
     assert [(session, text) for session, _, text in news] == [("s", b'["a"]'), ("s", b'["b"]')]
 
 
-def test_backend_keeps_what_was_told_after_the_cursor_before_which_it_may_drop(backend: Backend) -> None:
-    for n in range(1_000):
-        backend.tell([Told("s", "1", b'"%d"' % n, keep=False)])
-    cursor = backend.read({"s": ""}, block_s=0.01)[399][1]
-    backend.drop_read("s", cursor)
-    assert next(text for _, _, text in backend.read({"s": cursor}, block_s=0.01)) == b'["400"]'
-    assert backend.last("s")
-
-
 def test_backend_ends_a_read_that_waits_when_it_is_told_to(backend: Backend) -> None:
     def read() -> None:
         with contextlib.suppress(BackendUnavailable):
