@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -178,10 +178,11 @@ class Calls:
         self._changed = threading.Condition(self._lock)
         self._waiting: deque[Call] = deque()
         self._bytes = 0
+        self._sendings: list[Sending] = []  # that are being sent just now
         self._unended = 0
         self._thread: threading.Thread | None = None
         self._opened = False
-        self._teller = 0
+        self._tellers: set[int] = set()  # threads that run callbacks, which may shut the executor down
         self._opening = threading.Lock()
         self._pid = os.getpid()
         self._in_loop = False
@@ -219,6 +220,8 @@ class Calls:
         """Raise if no call can be taken."""
         if self.broken is not None:
             raise _like(self.broken)
+        if self._pid != os.getpid():
+            raise RuntimeError("this executor is of the process that this one is a fork of; make another one here")
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
@@ -229,30 +232,29 @@ class Calls:
             futures: of the calls.
             insist: as `Way.cancel` takes it.
         """
+        if self._pid != os.getpid():  # a fork: they are its parent's
+            return 0
         here: list[CallFuture] = []
-        sent: list[CallFuture] = []
+        sent: dict[CallFuture, Sending] = {}
         with self._changed:
             for future in futures:
                 if future.sending is not None:
-                    sent.append(future)
+                    sent[future] = future.sending
                 elif not future.taken:
                     future.taken = True
                     here.append(future)
-        for future in here:
-            future.end_cancelled()
-            self._ended_now(1)
-        cancelled = 0
-        for future in self.way.cancel(sent, insist=insist) if sent else ():
-            if self.take(future):
-                future.end_cancelled()
-                self._ended_now(1)
-                cancelled += 1
-        # Those whose worker was lost meanwhile wait here again.
-        again = [future for future in sent if future.sending is None and not future.taken]
+        self._end_cancelled(here)
+        told = self.way.cancel(list(sent), insist=insist) if sent else []
+        self.end_cancelled(told)
+        cancelled = len(told)
+        # Those whose worker was lost meanwhile wait here again, or have been sent again.
+        again = [future for future, sending in sent.items() if future.sending is not sending and not future.taken]
         return len(here) + cancelled + (self.cancel(again, insist=insist) if again else 0)
 
     def close(self) -> None:
         """Take no more; everything is closed once the last call has ended."""
+        if self._pid != os.getpid():
+            return
         with self._changed:
             self.closing = True
             self._changed.notify_all()
@@ -264,11 +266,12 @@ class Calls:
         """Cancel every call that no worker holds yet."""
         with self._changed:
             waiting = [call.future for call in self._waiting]
-        self.cancel([*waiting, *self.way.left()], insist=True)
+            waiting += [future for sending in self._sendings for future in sending.futures]
+        self.cancel(dict.fromkeys([*waiting, *self.way.left()]), insist=True)
 
     def join(self) -> None:
         """Wait until everything is closed."""
-        if self._thread is not None and threading.get_ident() not in (self._thread.ident, self._teller):
+        if self._thread is not None and threading.get_ident() not in {self._thread.ident, *self._tellers}:
             self._thread.join()
 
     def finish(self) -> None:
@@ -285,10 +288,9 @@ class Calls:
             mine = [pair for pair in ended if not pair[0].taken]
             for future, _ in mine:
                 future.taken = True
-        self._teller = threading.get_ident()  # callbacks run here, and may shut the executor down
-        for future, fact in mine:
-            self._set(future, fact)
-        self._teller = 0
+        with self._telling():
+            for future, fact in mine:
+                self._set(future, fact)
         self._ended_now(len(mine))
 
     def _set(self, future: CallFuture, fact: Fact) -> None:
@@ -309,8 +311,31 @@ class Calls:
     def fail(self, future: CallFuture, error: BaseException) -> None:
         """Let a call fail, unless it has ended."""
         if self.take(future):
-            future.set_exception(error)
+            with self._telling():
+                future.set_exception(error)
             self._ended_now(1)
+
+    def end_cancelled(self, futures: Iterable[CallFuture]) -> None:
+        """Let calls be cancelled that nobody has begun, unless they have ended."""
+        self._end_cancelled([future for future in futures if self.take(future)])
+
+    def _end_cancelled(self, futures: Sequence[CallFuture]) -> None:
+        for future in futures:
+            with self._telling():
+                future.end_cancelled()
+            self._ended_now(1)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Have callbacks run here: if one shuts the executor down, it doesn't wait for itself."""
+        me = threading.get_ident()
+        nested = me in self._tellers
+        self._tellers.add(me)
+        try:
+            yield
+        finally:
+            if not nested:
+                self._tellers.discard(me)
 
     def take(self, future: CallFuture) -> bool:
         """Tell whether the caller is the one who is to end a future."""
@@ -376,9 +401,12 @@ class Calls:
                 self._bytes -= len(call.args)
             self._in_loop = len(part) > 1
             batches = self._sorted([call for call in part if not call.future.taken])
+            self._sendings = [sending for _, sending in batches]
             self._changed.notify_all()
-        for calls, sending in batches:
-            self._send(calls, sending)
+        failed = [(sending, exc) for calls, sending in batches if (exc := self._send(calls, sending)) is not None]
+        for sending, exc in failed:  # callbacks run, which may cancel what was sent after it
+            sending.fail(exc)
+        self._sendings = []
         self._busy = self.way.look(idle=not part)
         return True
 
@@ -392,7 +420,7 @@ class Calls:
             kinds.setdefault((id(call.task), call.digest, call.losses), []).append(call)
         return [(part, self.way.begin(part)) for part in kinds.values()]
 
-    def _send(self, calls: Sequence[Call], sending: Sending) -> None:
+    def _send(self, calls: Sequence[Call], sending: Sending) -> BaseException | None:
         packer = Packer()
         for call in calls:
             if call.packer is not None:
@@ -401,7 +429,7 @@ class Calls:
         first = calls[0]
         try:
             if self.broken is not None:
-                raise self.broken
+                raise _like(self.broken)
             steering, _ = first.task.steering_of(Packer(), ((), {}), {"queue": self.queue, "serializer": SERIALIZER})
             steering = msgspec.structs.replace(steering, code=first.digest)
             for attempt in range(TRIES):
@@ -412,9 +440,13 @@ class Calls:
                     if attempt == TRIES - 1:
                         raise SendFailed(f"not sent: {exc}") from exc
                     time.sleep(0.2 * (attempt + 1))
-            sending.settled.set()
         except BaseException as exc:  # noqa: BLE001 - whatever it is, those who wait are told
-            sending.fail(exc)
+            return exc
+        else:
+            sending.futures = []  # one that somebody keeps would keep all of them, and their values
+            return None
+        finally:
+            sending.settled.set()
 
     def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread

@@ -11,7 +11,7 @@ import itertools
 import logging
 import socket
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from nbqueue.wire import BlockingRead
 
 PATIENCE_S: Final = 0.25  # for an owner that doesn't read what it is told
+LEAVE_S: Final = 10.0  # likewise, when nothing else is to be done
+ALONE_S: Final = 0.01  # between two looks, as the socket of an owner that is gone can always be read
 LANE: Final = "direct"
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ class DirectConsumer:
         self.count = streams.count
         self._owner = Duplex(sock, owner=False)
         self._alone = False  # the owner is gone
-        self._calls: deque[Delivery] = deque()
+        self._stopping = False  # what comes is left to the next worker
+        self._calls: OrderedDict[str, Delivery] = OrderedDict()  # that wait, by their ids
         self._delayed: list[tuple[float, int, Delivery]] = []
         self._codes: dict[str, bytes] = {}
         self._numbers = itertools.count()
@@ -81,6 +84,11 @@ class DirectConsumer:
     def arrived(self) -> bool:
         """Tell whether calls are here that `claim` has yet to return."""
         return bool(self._calls)
+
+    @property
+    def number(self) -> int:
+        """Return how many calls wait."""
+        return len(self._calls)
 
     def open(self, queues: Sequence[str]) -> None:
         """See that the server answers; it has no queue of these."""
@@ -100,7 +108,7 @@ class DirectConsumer:
     def leave(self, worker: str, queues: Sequence[str]) -> None:
         """Say that this worker has gone."""
         del queues
-        self._owner.flush(PATIENCE_S)
+        self._owner.flush(LEAVE_S)  # what it isn't told runs again
         self.streams.client.hdel(WORKERS, worker)
 
     def hang_up(self) -> None:
@@ -121,8 +129,9 @@ class DirectConsumer:
         del queues
         now = time.time()
         while self._delayed and self._delayed[0][0] <= now:
-            self._calls.append(heapq.heappop(self._delayed)[2])
-        taken = [self._calls.popleft() for _ in range(min(limit, len(self._calls)))]
+            due = heapq.heappop(self._delayed)[2]
+            self._calls[due.id] = due
+        taken = [self._calls.popitem(last=False)[1] for _ in range(min(limit, len(self._calls)))]
         due_s = self._delayed[0][0] - now if self._delayed else None
         return Batch(taken, due_s, drained=not self._calls)
 
@@ -143,10 +152,12 @@ class DirectConsumer:
                     self._take(message)
                 case Cancel(number=number, ids=ids):
                     self._owner.put(Cancelled(number, self._cancel(ids)), PATIENCE_S)
-        if self._owner.closed and not self._alone:
-            self._alone = True
-            raise WorkerTerminate
-        return self.claim(max(0, room), queues)
+        if self._owner.closed:
+            if not self._alone:
+                self._alone = True
+                raise WorkerTerminate
+            time.sleep(ALONE_S)
+        return self.claim(0 if self._stopping else max(0, room), queues)
 
     def _take(self, calls: SentCalls) -> None:
         steering = decode_steering(calls.steering)
@@ -155,36 +166,35 @@ class DirectConsumer:
         code = self._codes[steering.code] if steering.code else b""
         shared = Shared(steering, calls.steering, code, named(code))
         for index, row in enumerate(calls.rows):
-            self._calls.append(
-                Delivery(
-                    steering.queue,
-                    LANE,
-                    str(next(self._numbers)),
-                    member_id(steering.id, index),
-                    b"",
-                    row,
-                    1 + calls.losses,
-                    0,
-                    calls.losses,
-                    shared=shared,
-                    index=index,
-                )
+            id_ = member_id(steering.id, index)
+            self._calls[id_] = Delivery(
+                steering.queue,
+                LANE,
+                str(next(self._numbers)),
+                id_,
+                b"",
+                row,
+                1 + calls.losses,
+                0,
+                calls.losses,
+                shared=shared,
+                index=index,
             )
 
     def _cancel(self, ids: Iterable[str]) -> list[str]:
-        wanted = set(ids)
-        waiting = {delivery.id for delivery in self._calls} & wanted
-        if waiting:
-            self._calls = deque(delivery for delivery in self._calls if delivery.id not in waiting)
-        delayed = {delivery.id for _, _, delivery in self._delayed} & wanted
+        """Drop calls that have not begun; return which these are."""
+        wanted = dict.fromkeys(ids)
+        delayed = {delivery.id for _, _, delivery in self._delayed if delivery.id in wanted}
         if delayed:
             self._delayed = [item for item in self._delayed if item[2].id not in delayed]
             heapq.heapify(self._delayed)
-        held = [id_ for id_ in wanted - waiting - delayed if self._take_back(id_)]
-        return [*waiting, *delayed, *held]
+        return [
+            id_ for id_ in wanted if self._calls.pop(id_, None) is not None or id_ in delayed or self._take_back(id_)
+        ]
 
     def stop_waiting(self) -> None:
-        """Do nothing: what comes is the owner's until it has ended."""
+        """Claim no more; what comes is the owner's until it has ended."""
+        self._stopping = True
 
     # ---- how calls end, or go on
 
@@ -222,7 +232,9 @@ class DirectConsumer:
 
     def give_back(self, deliveries: Sequence[Delivery], charge: str = "none") -> int:
         """Have calls run again, before all others."""
-        self._calls.extendleft(_charged(delivery, charge) for delivery in reversed(deliveries))
+        for delivery in reversed(deliveries):
+            self._calls[delivery.id] = _charged(delivery, charge)
+            self._calls.move_to_end(delivery.id, last=False)
         return len(deliveries)
 
     def abandon(self, deliveries: Sequence[Delivery]) -> None:

@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Final, TypeVar
 
@@ -247,6 +247,7 @@ class _Code:
     of_module: bool
     until: float = 0.0
     kept: tuple[bytes, str] = (b"", "")
+    blobs: dict[Any, memoryview] = field(default_factory=dict)
 
     def packed(self, packer: Packer) -> tuple[bytes, str]:
         """Return the code as it is now, and its digest."""
@@ -256,7 +257,9 @@ class _Code:
         if now >= self.until:
             # To look at the files of a module, and of those it imports, takes a hundred times as long as the rest.
             self.kept = self.task.packed(packer)
+            self.blobs = dict(packer.blobs)
             self.until = now + FRESH_S
+        packer.blobs |= self.blobs
         return self.kept
 
 

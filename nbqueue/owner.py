@@ -31,6 +31,7 @@ RESTARTS: Final = 3  # of a worker that ends again and again before it has lived
 LIVED_S: Final = 10.0
 KEPT_S: Final = 86_400.0  # large data, once its call can't start any more
 STOP_S: Final = 10.0  # for calls that run, when the executor is closed
+ANSWER_S: Final = 2.0  # for a worker to say what it has cancelled
 _SUCCEEDED: Final = Facts(kind="record", id="", state=states.SUCCESS)
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Line:
     def __init__(self, worker: OwnedWorker, sock: socket.socket) -> None:
         self.worker = worker
         self.duplex = Duplex(sock, owner=True)
+        self.ended = False  # what it took along is to be sent again
         self.codes: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
@@ -96,6 +98,7 @@ class Owner:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._line: Line | None = None
+        self._lost: Line | None = None  # whose calls are about to be sent again
         self._sent: dict[str, OwnSending] = {}
         self._answers: dict[int, list[str] | None] = {}  # to cancellations that somebody waits for
         self._answered = threading.Condition()
@@ -144,27 +147,35 @@ class Owner:
                 sending.settled.wait()
                 by_id[member_id(sending.id, future.index)] = future
         with self._lock:
-            line = self._line
-            if line is None:
-                return []
+            line = self._line or self._lost
             self._number += 1
             number = self._number
             self._answers[number] = None
-        line.send(Cancel(number, list(by_id)))
-        cancelled = self._answer(number, line)
+        try:
+            if line is not None:
+                line.send(Cancel(number, list(by_id)))
+                self._await_answer(number, line)
+        finally:
+            with self._answered:
+                cancelled = self._answers.pop(number)
+        if cancelled is None:
+            # Of a worker that is lost. Whoever reads is the one who would have them sent again.
+            mine = threading.current_thread() is self._reader and line is not None and line.duplex.closed
+            return [future for future in by_id.values() if mine and not future.taken]
         for id_ in cancelled:
             self._call_of(id_)
         return [by_id[id_] for id_ in cancelled]
 
-    def _answer(self, number: int, line: Line) -> list[str]:
+    def _await_answer(self, number: int, line: Line) -> None:
         """Wait for an answer; whoever reads for all others reads on."""
         if threading.current_thread() is self._reader:
             while self._answers[number] is None and not line.duplex.closed:
                 self._receive(line)
-        else:
+        else:  # not for ever: who reads may be at a callback that waits for what this thread holds
             with self._answered:
-                self._answered.wait_for(lambda: self._answers[number] is not None or line.duplex.closed)
-        return self._answers.pop(number) or []
+                known = lambda: self._answers[number] is not None or line.ended  # noqa: E731
+                if not self._answered.wait_for(known, ANSWER_S) and line.duplex.closed:
+                    self._answered.wait_for(known, STOP_S)
 
     def _receive(self, line: Line) -> None:
         """Read what has come: answers for those who wait for them, and the rest for this thread, later."""
@@ -175,12 +186,13 @@ class Owner:
             line.worker.process.kill()
             return
         for message in messages:
-            if not isinstance(message, Cancelled):
-                self._inbox.append(message)
-            elif message.number in self._answers:
+            if isinstance(message, Cancelled):
                 with self._answered:
-                    self._answers[message.number] = message.ids
-                    self._answered.notify_all()
+                    if message.number in self._answers:
+                        self._answers[message.number] = message.ids
+                        self._answered.notify_all()
+                        continue
+            self._inbox.append(message)
 
     def left(self) -> list[CallFuture]:
         """Return the futures of what was sent and has not ended."""
@@ -224,8 +236,9 @@ class Owner:
                 ours.close()
                 raise
             if self._reader is None:  # one for all workers: none can be started once the program ends
-                self._reader = threading.Thread(target=self._read, name="nbqueue owner", daemon=True)
-                self._reader.start()
+                reader = threading.Thread(target=self._read, name="nbqueue owner", daemon=True)
+                reader.start()
+                self._reader = reader
             self._changed.notify_all()
         return self._line
 
@@ -244,12 +257,14 @@ class Owner:
                         self._handle(self._inbox.popleft())
                     except Exception:  # the calls that come after it are still to be told
                         logger.exception("what the worker of this executor says could not be used")
-            with self._answered:
-                self._answered.notify_all()
+            line.worker.wait(STOP_S)  # a signal that comes while it ends would make its end look like a loss
             line.worker.stop()
             line.duplex.close()
             if not self._closed:
                 self._replace(line)
+            with self._answered:
+                self._lost, line.ended = None, True
+                self._answered.notify_all()
 
     def _replace(self, line: Line) -> None:
         """Have what a worker took along sent again, to another one."""
@@ -257,7 +272,7 @@ class Owner:
         lived = time.monotonic() - line.worker.started_at >= LIVED_S
         self._short_lives = 1 if lived else self._short_lives + 1
         with self._lock:
-            self._line = None
+            self._line, self._lost = None, line
             sent, self._sent = list(self._sent.values()), {}
         left = [call for sending in sent for call in sending.calls if call is not None and not call.future.taken]
         how = f"the worker of this executor has ended, exit code {code}"
@@ -284,6 +299,8 @@ class Owner:
             case Said(facts=facts):
                 for text in facts:
                     self._take_in(open_fact(text, self.app.signer))
+            case Cancelled(ids=ids):  # whoever asked for it waits no more
+                self.calls.end_cancelled([call.future for id_ in ids if (call := self._call_of(id_))])
             case Refused(id=id_, why=why):
                 if call := self._call_of(id_):
                     self.calls.fail(call.future, BadMessage("place", f"its worker has refused it: {why}"))
@@ -311,10 +328,10 @@ class Owner:
     def _taken(self, sending: OwnSending, indexes: Iterable[int]) -> list[Call | None]:
         """Return calls that have ended, None for those of which it was known."""
         taken = []
-        for index in indexes:
-            call, sending.calls[index] = sending.calls[index], None
-            taken.append(call)
         with self._lock:
+            for index in indexes:
+                call, sending.calls[index] = sending.calls[index], None
+                taken.append(call)
             sending.number -= sum(call is not None for call in taken)
             if not sending.number:
                 self._sent.pop(sending.id, None)

@@ -71,6 +71,7 @@ from nbqueue.wire import BlockingRead, connect
 
 if TYPE_CHECKING:
     from nbqueue.app import App
+    from nbqueue.direct import DirectConsumer
     from nbqueue.emitter import Emitter
     from nbqueue.herald import Herald
     from nbqueue.panel import Panel
@@ -163,6 +164,7 @@ class Worker:
         consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
         self.backend = app.open_backend(self._client_name)
         self.owned = owner is not None  # what it does needs no server
+        self._direct: DirectConsumer | None = None
         self.consumer: Consumer
         hears: Hears = self.backend
         if owner is None:
@@ -171,7 +173,7 @@ class Worker:
         else:
             from nbqueue.direct import DirectConsumer, DirectReporter  # noqa: PLC0415 - few workers have one
 
-            self.consumer = hears = DirectConsumer(owner, broker.streams, self.backend, self._take_back)
+            self.consumer = hears = self._direct = DirectConsumer(owner, broker.streams, self.backend, self._take_back)
             self.reports = DirectReporter(self.name, self.signer)
         self.leases = Leases(self.consumer, consumer, self.conf.worker_lease, self.conf.worker_renewal)
         self.orders = Orders(self.signer)
@@ -464,11 +466,17 @@ class Worker:
         busy = sum(bool(child.jobs) for number, child in self.pool.children.items() if number <= size)
         waiting = len(self.work.ready)
         if busy >= size:  # else they take what comes
-            waiting += sum(self.broker.size(queue).queued for queue in self.queues)
+            waiting += self._queued()
         wanted = self.autoscaler.size(time.monotonic(), size, busy, waiting)
         if wanted != size:
             self._have(wanted)
             self._drained = False
+
+    def _queued(self) -> int:
+        """Return how many messages wait for a worker."""
+        if self._direct is not None:
+            return self._direct.number
+        return sum(self.broker.size(queue).queued for queue in self.queues)
 
     def _have(self, size: int) -> None:
         logger.info("%d children instead of %d", size, self.pool.size)

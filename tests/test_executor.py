@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import uuid
@@ -20,9 +22,10 @@ import pytest
 
 from nbqueue import Executor
 from nbqueue.bindings import is_own
+from nbqueue.blobs import BlobStore
 from nbqueue.brokered import BrokeredSending
-from nbqueue.calls import MOST
-from nbqueue.exceptions import NBQueueError, NotPicklable, Retry, TaskRevokedError, WorkerLostError
+from nbqueue.calls import MOST, Call, Calls
+from nbqueue.exceptions import BlobNotStored, NBQueueError, NotPicklable, Retry, TaskRevokedError, WorkerLostError
 from nbqueue.executor import LostCall
 from nbqueue.owner import Owner
 from tests.helpers import RedisServer, wait_until
@@ -62,10 +65,10 @@ def wait_for(path: str, folder: str = "") -> int:
     return os.getpid()
 
 
-def count(folder: str, n: int) -> int:
-    """Leave a mark of this run."""
+def count(folder: str, n: int, size: int = 0) -> int | bytes:
+    """Leave a mark of this run; return so many bytes, or the number."""
     Path(folder, f"{n}.{uuid.uuid4().hex}").touch()
-    return n
+    return bytes(size) if size else n
 
 
 def insist(folder: str) -> int:
@@ -262,13 +265,63 @@ def test_call_that_ends_its_worker_is_given_up_and_the_others_run(
         assert executor.submit(add, 1).result(WAIT_S) == 1
 
 
-def test_worker_that_is_told_to_stop_is_replaced_and_charges_nothing(server: RedisServer) -> None:
+def test_worker_that_is_told_to_stop_is_replaced_and_charges_nothing(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[int] = []
+    put_back = Calls.put_back
+
+    def watched(calls: Calls, back: list[Call]) -> None:
+        losses.extend(call.losses for call in back)
+        put_back(calls, back)
+
+    monkeypatch.setattr(Calls, "put_back", watched)
     with executor_of(server, 1) as executor:
         sent = [executor.submit(time.sleep, 0.02) for _ in range(50)]
         sent[0].result(WAIT_S)
-        worker_of(executor).send_signal(signal.SIGTERM)
+        first = worker_of(executor)
+        first.send_signal(signal.SIGTERM)
         assert [future.exception(WAIT_S) for future in sent] == [None] * 50
-        assert {call.losses for sending in way_of(executor)._sent.values() for call in sending.calls if call} <= {0}
+        assert worker_of(executor).pid != first.pid
+    assert losses
+    assert set(losses) == {0}
+
+
+def test_worker_that_stops_begins_nothing_that_comes_later(server: RedisServer, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with executor_of(server, 2) as executor:
+        assert list(executor.map(add, range(60))) == list(range(60))  # known to be quick
+        held = executor.submit(wait_for, str(go))
+        wait_until(held.running, WAIT_S, "it to run")
+        stopping = worker_of(executor)
+        stopping.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        later = [executor.submit(os.getppid) for _ in range(3)]
+        time.sleep(0.3)
+        assert not any(future.done() for future in later)
+        go.touch()
+        assert held.result(WAIT_S)
+        assert all(future.result(WAIT_S) for future in later)
+        assert worker_of(executor).pid != stopping.pid
+
+
+def test_worker_that_stops_tells_first_what_its_owner_had_no_time_for(server: RedisServer, tmp_path: Path) -> None:
+    go, inside = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        inside.set()
+        go.wait(WAIT_S)
+
+    with executor_of(server, 1) as executor:
+        executor.submit(add, 1).add_done_callback(wait)
+        assert inside.wait(WAIT_S)
+        sent = [executor.submit(count, str(tmp_path), n, 60_000) for n in range(200)]
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 200, WAIT_S, "all to have run")
+        worker_of(executor).send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        go.set()
+        futures.wait(sent, WAIT_S)
+    assert len(list(tmp_path.iterdir())) == 200, "none ran twice"
 
 
 def test_worker_that_says_what_can_not_be_read_is_replaced(server: RedisServer) -> None:
@@ -411,6 +464,24 @@ def test_fork_of_a_program_ends_without_waiting_for_its_parents_calls(server: Re
     assert program.returncode == 0
 
 
+def test_executor_of_a_fork_is_its_parents(server: RedisServer) -> None:
+    program = run(
+        server,
+        "ex = executor(); values = ex.map(time.sleep, [0.05] * 30); next(values)\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "  values.close()\n"
+        "  try: ex.submit(abs, 1)\n"
+        "  except RuntimeError as exc: print(exc, flush=True)\n"
+        "  ex.shutdown()\n"
+        "  os._exit(0)\n"
+        "print(os.waitpid(pid, 0)[1], len(list(values)), flush=True)",
+    )
+    said, errors = program.communicate(timeout=WAIT_S)
+    expected = "this executor is of the process that this one is a fork of; make another one here"
+    assert said.splitlines() == [expected, "0 29"], errors
+
+
 def test_call_may_have_an_executor_of_its_own(server: RedisServer) -> None:
     with executor_of(server, 1) as executor:
         assert executor.submit(nested, 5).result(WAIT_S) == 20
@@ -437,6 +508,118 @@ def test_callback_may_shut_the_executor_down(server: RedisServer) -> None:
     executor.submit(add, 1).add_done_callback(end)
     assert ended.wait(WAIT_S)
     executor.shutdown()
+
+
+def test_callback_of_a_cancelled_call_may_shut_the_executor_down(server: RedisServer) -> None:
+    executor = executor_of(server, 1)
+    running, waiting = executor.submit(time.sleep, 0.5), executor.submit(time.sleep, 0.1)
+    wait_until(running.running, WAIT_S, "it to run")
+    waiting.add_done_callback(lambda _: executor.shutdown())
+    thread = threading.Thread(target=waiting.cancel)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    executor.shutdown()
+    assert running.result(0) is None
+
+
+def test_callback_may_shut_an_executor_down_that_breaks(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbqueue.owner.RESTARTS", 1)
+    executor = executor_of(server, 1)
+    ended = threading.Event()
+
+    def end(_: object) -> None:
+        executor.shutdown()
+        ended.set()
+
+    future = executor.submit(wait_for, "nowhere")
+    future.add_done_callback(end)
+    wait_until(future.running, WAIT_S, "it to run")
+    worker_of(executor).kill()
+    assert ended.wait(WAIT_S)
+    assert isinstance(future.exception(0), futures.BrokenExecutor)
+
+
+def test_callback_may_want_what_a_thread_holds_that_cancels(server: RedisServer) -> None:
+    lock, inside = threading.Lock(), threading.Event()
+
+    def locked(_: object) -> None:
+        inside.set()
+        with lock:
+            pass
+
+    with executor_of(server, 1) as executor:
+        with lock:
+            executor.submit(add, 1).add_done_callback(locked)
+            other = executor.submit(time.sleep, 0.1)
+            assert inside.wait(WAIT_S)
+            other.cancel()  # nobody reads the answer now
+        with contextlib.suppress(futures.CancelledError):
+            other.result(WAIT_S)
+        assert executor.submit(add, 1).result(WAIT_S) == 1
+
+
+def test_cancel_says_what_has_become_of_the_call(server: RedisServer) -> None:
+    with executor_of(server, 1) as executor:
+        for _ in range(40):
+            sent = [executor.submit(time.sleep, 0.001) for _ in range(20)]
+            sent[0].result(WAIT_S)
+            said = [future.cancel() for future in reversed(sent)]
+            futures.wait(sent, WAIT_S)
+            assert said == [future.cancelled() for future in reversed(sent)]
+
+
+def test_interrupted_cancel_leaves_no_future_behind(server: RedisServer) -> None:
+    program = run(
+        server,
+        "import signal\n"
+        "ex = executor(); sent = [ex.submit(time.sleep, s) for s in [0.5] + [0.01] * 9]\n"
+        "while not sent[0].running(): time.sleep(0.01)\n"
+        "os.kill(ex._calls.way.worker.pid, signal.SIGSTOP)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try: sent[-1].cancel()\n"
+        "except KeyboardInterrupt: print('interrupted', flush=True)\n"
+        "os.kill(ex._calls.way.worker.pid, signal.SIGCONT)\n"
+        "ex.shutdown(); print(sent[-1].cancelled(), ex._calls._unended, ex._calls.way._answers)",
+    )
+    said, errors = program.communicate(timeout=WAIT_S)
+    assert said.splitlines() == ["interrupted", "True 0 {}"], errors
+
+
+def test_shutdown_cancels_what_a_lost_worker_took_along(server: RedisServer) -> None:
+    executor = executor_of(server, 1)
+    sent = [executor.submit(time.sleep, 0.3) for _ in range(50)]
+    wait_until(sent[0].running, WAIT_S, "it to run")
+    worker_of(executor).kill()
+    executor.shutdown(cancel_futures=True)
+    assert sum(future.cancelled() for future in sent) >= 49
+
+
+def test_callback_of_what_can_not_be_sent_may_cancel_what_gathered_with_it(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise BlobNotStored("the disk is full")
+
+    with executor_of(server, 1) as executor:
+        assert executor.submit(len, "x").result(WAIT_S) == 1
+        monkeypatch.setattr(BlobStore, "save", full)
+        monkeypatch.setattr("nbqueue.calls.GATHER_S", 0.5)
+        executor._calls._in_loop = True
+        large, other = executor.submit(len, os.urandom(3_000_000)), executor.submit(divmod, 7, 2)
+        large.add_done_callback(lambda _: other.cancel())
+        assert isinstance(large.exception(WAIT_S), BlobNotStored)
+        futures.wait([other], WAIT_S)
+        monkeypatch.undo()
+        assert executor.submit(len, "xy").result(WAIT_S) == 2
+
+
+def test_large_data_of_an_initializer_is_there_when_the_first_call_is_cancelled(server: RedisServer) -> None:
+    for _ in range(3):
+        with executor_of(server, 1, initializer=len, initargs=(os.urandom(3_000_000),)) as executor:
+            executor._calls.open()
+            executor.submit(textwrap.dedent, "a").cancel()
+            assert executor.submit(textwrap.dedent, "b").result(WAIT_S) == "b"
 
 
 def say(n: int) -> None:

@@ -75,6 +75,11 @@ class OwnedWorker:
         with self._lock:  # two threads that wait at once could each take the end for the other's
             return self.process.poll()
 
+    def wait(self, longest_s: float) -> None:
+        """Wait for its end, if that is near."""
+        with self._lock, contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(longest_s)
+
     def stop(self, grace_s: float = 10.0) -> None:
         """Stop it: what runs may end within `grace_s` seconds, the rest goes back to its queue."""
         with self._lock:
