@@ -698,9 +698,10 @@ class App:
         """Return the handle on a task sent before, by anyone."""
         return results.AsyncResult(id, self)
 
-    def GroupResult(self, id: str) -> results.MapResult:  # noqa: N802 - Celery's name
-        """Return the handle on a map sent before, by anyone."""
-        return results.MapResult(id, app=self)
+    @property
+    def GroupResult(self) -> results.Groups:  # noqa: N802 - Celery's name
+        """Return what finds groups again: `app.GroupResult(id)` a map, `app.GroupResult.restore(id)` a saved group."""
+        return results.Groups(self)
 
     def ResultSet(self, handles: Iterable[Any] = (), /) -> results.ResultSet:  # noqa: N802 - Celery's name
         """Return handles as one that is waited for together."""

@@ -612,6 +612,29 @@ class _Ended:
         return await self._queue.get()
 
 
+class Groups:
+    """The groups of an app, by their ids.
+
+    Args:
+        app: where they are looked for.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def __call__(self, id: str) -> MapResult:
+        """Return the handle on a map sent before, by anyone."""
+        return MapResult(id, app=self.app)
+
+    def restore(self, id: str, backend: Any = None) -> GroupResult | None:
+        """Return a group that was saved, by any process; None if none is kept.
+
+        Raises:
+            BadMessage: what is kept was not written with our key.
+        """
+        return GroupResult.restore(id, backend, self.app)
+
+
 def result_from_tuple(found: Any, app: App | None = None) -> AsyncResult | GroupResult:
     """Return the handle that `as_tuple` made a tuple of."""
     if isinstance(found, AsyncResult | GroupResult):

@@ -34,10 +34,11 @@ def test_saved_group_is_restored_by_another_session(shared_site: Site) -> None:
     assert again is not None
     assert again.get(timeout=15) == [2, 6, 6]
     assert again.completed_count() == 3
+    assert later.GroupResult.restore(sent.id) == again
     again.delete()
-    assert GroupResult.restore(sent.id, app=later) is None
+    assert later.GroupResult.restore(sent.id) is None
     mapped = shared_site.app.task(add).starmap([(1, 1), (2, 2)])
-    found = GroupResult.restore(mapped.id, app=later)
+    found = later.GroupResult.restore(mapped.id)
     assert found is not None
     assert found.get(timeout=15) == [2, 4]
     later.close()
