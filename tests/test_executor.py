@@ -130,6 +130,9 @@ def way_of(executor: Executor) -> Owner:
     return way
 
 
+programs: list[subprocess.Popen[str]] = []  # that this test has started
+
+
 def run(server: RedisServer, text: str) -> subprocess.Popen[str]:
     """Start a program whose code is in `__main__`, where `executor` makes one on the server."""
     lines = (
@@ -139,7 +142,7 @@ def run(server: RedisServer, text: str) -> subprocess.Popen[str]:
         f"def executor(n=1): return Executor(n, broker={server.url!r}, key_file={str(server.directory / 'key')!r})",
         text,
     )
-    return subprocess.Popen(
+    program = subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -147,6 +150,17 @@ def run(server: RedisServer, text: str) -> subprocess.Popen[str]:
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+    programs.append(program)
+    return program
+
+
+@pytest.fixture(autouse=True)
+def _no_program_outlives_its_test() -> Iterator[None]:
+    yield
+    while programs:
+        with programs.pop() as program:
+            if program.poll() is None:
+                program.kill()
 
 
 @pytest.mark.brokers
