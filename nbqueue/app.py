@@ -120,6 +120,7 @@ class App:
         self._configuration = Configuration({**(changes or {}), **settings, **given}, config_source, namespace or "")
         self.by_value = by_value
         self.work_follows = True  # False: this one doesn't send, so a server that it has to start gets no worker yet
+        self.blobs_stay = False  # True: its workers see the same files, wherever the server is
         self.show: Callable[[results.MapResult], object] | None = None  # a notebook's view of maps
         self.session = new_nonce()
         self.tasks: dict[str, Task] = {}
@@ -467,7 +468,8 @@ class App:
         """Return where large data is kept: files of this machine, and the backend if others may need it."""
         with self._lock:
             if self._blobs is None:
-                self._blobs = Blobs(BlobStore(self.link.blobs), self.backend if self.link.blobs_travel else None)
+                travel = self.link.blobs_travel and not self.blobs_stay
+                self._blobs = Blobs(BlobStore(self.link.blobs), self.backend if travel else None)
             return self._blobs
 
     def spill(self, data: memoryview) -> Spilled | None:

@@ -80,6 +80,14 @@ class CallFuture(Future[Any]):
 
 
 @dataclass(slots=True)
+class Parts:
+    """The large data of code that many calls name; `stored`: it is where workers find it."""
+
+    packer: Packer
+    stored: bool = False
+
+
+@dataclass(slots=True)
 class Call:
     """One call that waits to be sent. `packer` has its large data, if there is any; `losses` are of workers."""
 
@@ -89,6 +97,7 @@ class Call:
     code: bytes
     args: bytes
     packer: Packer | None
+    parts: Parts | None = None
     losses: int = 0
 
 
@@ -246,10 +255,9 @@ class Calls:
         self._end_cancelled(here)
         told = self.way.cancel(list(sent), insist=insist) if sent else []
         self.end_cancelled(told)
-        cancelled = len(told)
         # Those whose worker was lost meanwhile wait here again, or have been sent again.
         again = [future for future, sending in sent.items() if future.sending is not sending and not future.taken]
-        return len(here) + cancelled + (self.cancel(again, insist=insist) if again else 0)
+        return len(here) + len(told) + (self.cancel(again, insist=insist) if again else 0)
 
     def close(self) -> None:
         """Take no more; everything is closed once the last call has ended."""
@@ -421,12 +429,12 @@ class Calls:
         return [(part, self.way.begin(part)) for part in kinds.values()]
 
     def _send(self, calls: Sequence[Call], sending: Sending) -> BaseException | None:
-        packer = Packer()
-        for call in calls:
-            if call.packer is not None:
-                packer.blobs |= call.packer.blobs
-                packer.spilled |= call.packer.spilled
-        first = calls[0]
+        first, packer = calls[0], Packer()
+        packers = [call.packer for call in calls if call.packer is not None]
+        parts = first.parts if first.parts is not None and not first.parts.stored else None
+        for one in packers if parts is None else (*packers, parts.packer):
+            packer.blobs |= one.blobs
+            packer.spilled |= one.spilled
         try:
             if self.broken is not None:
                 raise _like(self.broken)
@@ -443,6 +451,8 @@ class Calls:
         except BaseException as exc:  # noqa: BLE001 - whatever it is, those who wait are told
             return exc
         else:
+            if parts is not None:
+                parts.stored = True
             sending.futures = []  # one that somebody keeps would keep all of them, and their values
             return None
         finally:

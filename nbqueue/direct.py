@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import socket
 import time
 from collections import OrderedDict
@@ -38,8 +37,6 @@ PATIENCE_S: Final = 0.25  # for an owner that doesn't read what it is told
 LEAVE_S: Final = 10.0  # likewise, when nothing else is to be done
 ALONE_S: Final = 0.01  # between two looks, as the socket of an owner that is gone can always be read
 LANE: Final = "direct"
-
-logger = logging.getLogger(__name__)
 
 
 class DirectReporter(Reporter):

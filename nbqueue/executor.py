@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ from nbqueue import prepared, serialization
 from nbqueue.app import App
 from nbqueue.bindings import own_queue
 from nbqueue.brokered import Brokered
-from nbqueue.calls import SERIALIZER, Call, CallFuture, Calls, LostCall, Way
+from nbqueue.calls import SERIALIZER, Call, CallFuture, Calls, LostCall, Parts, Way
 from nbqueue.current import current_app
 from nbqueue.exceptions import PayloadTooLarge
 from nbqueue.execute import current_request
@@ -116,7 +116,7 @@ class Executor(futures.Executor):
         What can't be sent, or was not confirmed by the broker, is told by the future: `NotPicklable`, `SendFailed`.
 
         Raises:
-            RuntimeError: the executor is shut down.
+            RuntimeError: the executor is shut down, or of the process that this one is a fork of.
             BrokenExecutor: its initializer has failed.
         """
         return self._submit(fn, args, kwargs)
@@ -196,14 +196,10 @@ class Executor(futures.Executor):
         code = self._codes.get((fn, in_rows)) or self._code(fn, in_rows)
         packer = Packer(spill=self._app.spill)
         whole, digest = code.packed(packer)
-        try:
-            packed = serialization.dumps_args(args, kwargs, SERIALIZER, packer, by_value=True)
-            if len(whole) + len(packed) > MAX_MESSAGE_BYTES:
-                raise PayloadTooLarge(f"Not sent: a call of {fn.__name__} has {len(packed) / 1e6:,.0f} MB of arguments")
-        except BaseException:
-            code.until = 0.0  # parts of it went into this packer, and are not sent
-            raise
-        return Call(future, code.task, digest, whole, packed, packer if packer.blobs else None)
+        packed = serialization.dumps_args(args, kwargs, SERIALIZER, packer, by_value=True)
+        if len(whole) + len(packed) > MAX_MESSAGE_BYTES:
+            raise PayloadTooLarge(f"Not sent: a call of {fn.__name__} has {len(packed) / 1e6:,.0f} MB of arguments")
+        return Call(future, code.task, digest, whole, packed, packer if packer.blobs else None, code.parts)
 
     def _code(self, fn: Callable[..., Any], in_rows: bool) -> _Code:
         """Return what sends a function, kept for the next call."""
@@ -247,19 +243,19 @@ class _Code:
     of_module: bool
     until: float = 0.0
     kept: tuple[bytes, str] = (b"", "")
-    blobs: dict[Any, memoryview] = field(default_factory=dict)
+    parts: Parts | None = None  # of what is kept
 
     def packed(self, packer: Packer) -> tuple[bytes, str]:
-        """Return the code as it is now, and its digest."""
+        """Return the code as it is now, and its digest; its large data is in `parts`, or in this call's packer."""
         if not self.of_module:
             return self.task.packed(packer)
         now = time.monotonic()
         if now >= self.until:
             # To look at the files of a module, and of those it imports, takes a hundred times as long as the rest.
-            self.kept = self.task.packed(packer)
-            self.blobs = dict(packer.blobs)
+            own = Packer(spill=self.task.app.spill)
+            self.kept = self.task.packed(own)
+            self.parts = Parts(own) if own.blobs else None
             self.until = now + FRESH_S
-        packer.blobs |= self.blobs
         return self.kept
 
 
@@ -282,6 +278,7 @@ def _own_app(broker: str | None, backend: str | None, settings: dict[str, Any]) 
     """Return an app for an executor with workers of its own; inside a task it connects where its worker does."""
     app = App(None, broker, backend, set_as_current=False, by_value=True, **settings)
     app.work_follows = False
+    app.blobs_stay = True
     if broker is None and current_request() is not None:
         app.adopt(current_app().link)
     return app

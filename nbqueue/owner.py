@@ -22,14 +22,13 @@ from nbqueue import states
 from nbqueue.app import App
 from nbqueue.calls import Call, CallFuture, Calls, Sending, print_here
 from nbqueue.duplex import Cancel, Cancelled, Duplex, Ended, Refused, Said, SentCalls, keep_code
-from nbqueue.exceptions import BadMessage, BlobNotStored
+from nbqueue.exceptions import BadMessage
 from nbqueue.launchers.owned import OwnedWorker, Terms, start_owned
 from nbqueue.messages import Fact, Facts, Ids, Steering, encode_steering, member_id, open_fact
 from nbqueue.payloads import Packer
 
 RESTARTS: Final = 3  # of a worker that ends again and again before it has lived for so long:
 LIVED_S: Final = 10.0
-KEPT_S: Final = 86_400.0  # large data, once its call can't start any more
 STOP_S: Final = 10.0  # for calls that run, when the executor is closed
 ANSWER_S: Final = 2.0  # for a worker to say what it has cancelled
 _SUCCEEDED: Final = Facts(kind="record", id="", state=states.SUCCESS)
@@ -127,11 +126,7 @@ class Owner:
         """Send calls."""
         assert isinstance(sending, OwnSending), "as it began"
         steering = msgspec.structs.replace(steering, id=sending.id, size=len(calls))
-        if packer.blobs:  # files that both sides see
-            try:
-                self.app.blobs.store.save(packer.blobs, steering.expires + KEPT_S, packer.spilled)
-            except BlobNotStored as exc:
-                raise BlobNotStored(f"Not sent: {steering.shown_name}: {exc}") from exc
+        self.app.sender.save(packer, steering)
         with self._lock:
             line = self._start()
             self._sent[sending.id] = sending

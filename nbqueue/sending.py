@@ -121,7 +121,7 @@ class Sender:
         if (request := current_request()) is not None:
             steering = request.on(steering)
         _check_size(steering.shown_name, len(code) + len(args))
-        self._save(packer, steering, retry, retry_policy)
+        self.save(packer, steering, retry, retry_policy)
         named = bool(code) and app.joined and self._is_kept(steering, code)
         body = pack_body(b"" if named else code, args)
         message = Message.sign(steering, body, app.signer)
@@ -223,7 +223,7 @@ class Sender:
             request.add_child(group.id, len(calls))
         _check_steering(group, len(encode_steering(group)))
         watched = watched_by(group, app.session)
-        self._save(packer, group)
+        self.save(packer, group)
         keep_s = max(app.conf.result_expires, LIVE_S) + max(0.0, group.eta - group.sent_at)
         app.backend.store_group(group.id, sign_group(group, code, app.signer), keep_s)
         app.watcher.watch_map(watched)
@@ -283,7 +283,7 @@ class Sender:
             return sent
         _note_children(graph.id_of(head) for head in plan.heads)
         first = drawn.steering(Step(graph.id, 0, 0, graph.sent_at, 0.0))
-        self._save(packer, first)
+        self.save(packer, first)
         text = sign_graph(graph, app.signer)
         _check_size("this canvas", len(text))
         app.backend.store_graph(graph.id, text, max(app.conf.result_expires, LIVE_S))
@@ -347,7 +347,7 @@ class Sender:
         except BackendUnavailable:
             return False
 
-    def _save(
+    def save(
         self,
         packer: Packer | None,
         steering: Steering,

@@ -163,8 +163,7 @@ class Worker:
         self.listening = Listening(self.name, self.conf, broker, queues, every=all_queues, exclude=exclude)
         consumer = f"{self.name}:{uuid.uuid4().hex[:8]}"
         self.backend = app.open_backend(self._client_name)
-        self.owned = owner is not None  # what it does needs no server
-        self._direct: DirectConsumer | None = None
+        self._direct: DirectConsumer | None = None  # to the owner, if it has one: then what it does needs no server
         self.consumer: Consumer
         hears: Hears = self.backend
         if owner is None:
@@ -206,7 +205,7 @@ class Worker:
         self.work = Dispatcher(self.pool)
         self.new_code = Reload(self.pool, self._selector)
         store = BlobStore(app.link.blobs)
-        travel = app.link.blobs_travel and not self.owned  # an owner sees the same files
+        travel = app.link.blobs_travel and owner is None  # an owner sees the same files
         self.transfers = Transfers(store, self.backend if travel else None, self.conf.result_expires)
         self.guard = Guard(self.work)
         own_limits = limits_of_call(time_limit, soft_time_limit, memory_limit)
@@ -245,7 +244,7 @@ class Worker:
         self._tries = 0  # to reach the server, since it was there
         self._was_online = False
         self._renewed_at = 0.0
-        self._warned = self.owned  # a server that has none of its calls can lose none
+        self._warned = owner is not None  # a server that has none of its calls can lose none
         sent.celeryd_after_setup.send(self.name, instance=self, conf=self.conf)
         if sent.celeryd_after_setup.receivers:
             for queue in app.amqp.queues.added:
@@ -266,7 +265,7 @@ class Worker:
             sent.worker_init.send(self)
             sent.worker_before_create_process.send(self)
             self.pool.start()
-            if self.owned:
+            if self._direct is not None:
                 self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
             self._offline_since = time.monotonic()
             if self.conf.broker_connection_retry_on_startup:
@@ -514,7 +513,7 @@ class Worker:
         if self.new_code.asked and not self._stops:
             self.new_code.begin()
         self._look()
-        if self.owned or self._offline_since is None:
+        if self._works:
             self._online(self._work)
         if self._offline_since is not None and self._due("reconnect", self._pause_s):
             self._try_again()
@@ -583,7 +582,7 @@ class Worker:
 
     def _timeout(self) -> float:
         """Return how long the loop may sleep."""
-        if self._offline_since is not None and not self.owned:
+        if not self._works:
             return min(0.1, self._pause_s)
         if self.transfers.busy or self._may_claim():
             return 0.0
@@ -601,7 +600,7 @@ class Worker:
     def _finished(self) -> bool:
         if self._stopping_since is None:
             return False
-        if self._offline_since is not None and not self.owned and (self._cold() or self.ledger.only_returns):
+        if not self._works and (self._cold() or self.ledger.only_returns):
             # What could not be stored is lost here; it runs again elsewhere once its lease has lapsed.
             return True
         return not self.work.held and not self.ledger.pending
@@ -669,7 +668,7 @@ class Worker:
             if self.herald is not None:
                 self.herald.started(held, time.time() - ran_s)
             self.ledger.settle(self.reports.started(held, ran_s, self.pool.children[held.child].pid), held)
-        if self.owned or now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
+        if self._direct is not None or now - self._renewed_at < PAUSE_AFTER * self.conf.worker_lease:
             self.work.go_on()
         else:
             self.work.pause()
@@ -757,14 +756,19 @@ class Worker:
     @property
     def _takes(self) -> bool:
         """Tell whether messages can be taken."""
-        return self.owned or self._listening
+        return self._direct is not None or self._listening
+
+    @property
+    def _works(self) -> bool:
+        """Tell whether tasks can be taken and ended: always with an owner, else while the server is there."""
+        return self._direct is not None or self._offline_since is None
 
     def _open_reads(self) -> None:
         self._close_reads()
         self.consumer.listen()
         url = self.app.link.backend_url or self.app.link.broker_url
         orders = BlockingRead(connect(url, name=self._client_name))
-        if not self.owned:
+        if self._direct is None:
             self._selector.register(self.consumer, selectors.EVENT_READ, "claim")
         self._selector.register(orders, selectors.EVENT_READ, "orders")
         if (settling := self.consumer.settling) is not None:
@@ -775,7 +779,7 @@ class Worker:
     def _close_reads(self) -> None:
         orders, self._orders_read = self._orders_read, None
         if orders is not None:
-            if not self.owned:
+            if self._direct is None:
                 self._selector.unregister(self.consumer)
             self._selector.unregister(orders)
             if (settling := self.consumer.settling) is not None:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,12 @@ import pytest
 from nbqueue import Executor
 from nbqueue.bindings import is_own
 from nbqueue.blobs import BlobStore
-from nbqueue.brokered import BrokeredSending
+from nbqueue.brokered import Brokered, BrokeredSending
 from nbqueue.calls import MOST, Call, Calls
 from nbqueue.exceptions import BlobNotStored, NBQueueError, NotPicklable, Retry, TaskRevokedError, WorkerLostError
 from nbqueue.executor import LostCall
 from nbqueue.owner import Owner
+from nbqueue.payloads import Ref
 from tests.helpers import RedisServer, wait_until
 from tests.workers import LEASE_S, RENEWAL_S, ROOT, Site
 
@@ -724,6 +725,22 @@ def test_other_workers_take_none_of_its_calls(idle_site: Site, tmp_path: Path) -
     assert not pids & theirs
 
 
+def test_large_data_of_code_is_stored_once_for_many_calls(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[Ref] = []
+    save = BlobStore.save
+
+    def watched(store: BlobStore, blobs: Mapping[Ref, memoryview], *more: Any) -> None:
+        stored.extend(blobs)
+        save(store, blobs, *more)
+
+    monkeypatch.setattr(BlobStore, "save", watched)
+    monkeypatch.setattr("nbqueue.executor.FRESH_S", 1_000.0)
+    with executor_of(server, 1, initializer=len, initargs=(os.urandom(3_000_000),)) as executor:
+        for n in range(10):
+            assert executor.submit(textwrap.indent, "a", " " * n).result(WAIT_S) == " " * n + "a"
+    assert len(stored) == len(set(stored)) > 0
+
+
 class TestWithAnApp:
     """Calls go to the workers of an app."""
 
@@ -733,6 +750,51 @@ class TestWithAnApp:
             assert shared_site.workers[0].pid in {parent.pid for parent in ran_in.parents()}
         assert shared_site.workers[0].process.poll() is None
         assert shared_site.app.backend.now() > 0
+
+    def test_server_keeps_nothing_of_calls_that_have_ended(self, idle_site: Site) -> None:
+        idle_site.worker()
+        with Executor(app=idle_site.app) as executor:
+            for _ in range(3):
+                list(executor.map(add, range(700)))
+                list(executor.map(say, range(20)))
+                futures.wait([executor.submit(divmod, 1, 0) for _ in range(20)], WAIT_S)
+                executor.submit(say, 1).result(WAIT_S)
+            way, calls = executor._calls.way, executor._calls
+            assert isinstance(way, Brokered)
+            wait_until(lambda: idle_site.server_says("DBSIZE") < 40, WAIT_S, "it to forget")  # type: ignore[operator]
+            assert not way.sent
+            assert not way._ended
+            assert not calls._waiting
+            assert calls._unended == 0
+
+    def test_whoever_submits_waits_while_the_server_stands_still(self, private_redis: RedisServer) -> None:
+        with Site(private_redis) as site, Executor(app=site.app) as executor:
+            site.worker()
+            assert executor.submit(add, 1).result(WAIT_S) == 1
+            os.kill(private_redis.pid, signal.SIGSTOP)
+            sent: list[futures.Future[int]] = []
+            thread = threading.Thread(target=lambda: sent.extend(executor.submit(add, n) for n in range(MOST + 1500)))
+            thread.start()
+            try:
+                wait_until(lambda: len(executor._calls._waiting) == MOST, WAIT_S, "it to be full")
+                assert thread.is_alive()
+            finally:
+                os.kill(private_redis.pid, signal.SIGCONT)
+            thread.join()
+            assert [future.result(WAIT_S) for future in sent] == list(range(MOST + 1500))
+
+    def test_queued_call_is_cancelled_and_what_runs_is_not(self, idle_site: Site, tmp_path: Path) -> None:
+        go = tmp_path / "go"
+        idle_site.worker()
+        with Executor(app=idle_site.app) as executor:
+            held = [executor.submit(wait_for, str(go)) for _ in range(8)]
+            wait_until(lambda: any(future.running() for future in held), WAIT_S, "one to run")
+            queued = [executor.submit(count, str(tmp_path), n) for n in range(100)]
+            assert queued[-1].cancel()
+            assert not next(future for future in held if future.running()).cancel()
+            go.touch()
+            futures.wait([*held, *queued], WAIT_S)
+        assert not list(tmp_path.glob("99.*"))
 
     def test_arguments_travel_whatever_serializer_the_app_has(self, shared_site: Site) -> None:
         app = shared_site.new_app()
